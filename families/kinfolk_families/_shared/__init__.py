@@ -1,0 +1,1 @@
+"""Networks and helpers that several families use."""

@@ -1,0 +1,79 @@
+"""Patch transformer: images as tokens of patches, blocks that a condition may modulate.
+
+Source: Peebles & Xie, 2023 (DiT), https://arxiv.org/abs/2212.09748; Dosovitskiy et al., 2021 (ViT),
+https://arxiv.org/abs/2010.11929. Shapes: B batch, T tokens, D width, P patch size.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def patchify(x: Tensor, patch: int) -> Tensor:
+    """(B, C, H, W) -> (B, (H/P)*(W/P), C*P*P)"""
+    return F.unfold(x, patch, stride=patch).transpose(1, 2)
+
+
+def unpatchify(tokens: Tensor, shape: tuple[int, int, int], patch: int) -> Tensor:
+    """(B, (H/P)*(W/P), C*P*P) -> (B, C, H, W), the inverse of ``patchify``; ``shape`` is (C, H, W)."""
+    return F.fold(tokens.transpose(1, 2), shape[1:], patch, stride=patch)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over tokens. (B, T, D) -> (B, T, D)"""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)"""
+        B, T, D = tokens.shape
+        q, k, v = self.qkv(tokens).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v)  # (B, heads, T, D/heads)
+        return self.out(mixed.transpose(1, 2).reshape(B, T, D))
+
+
+class Block(nn.Module):
+    """Attention and a two-layer perceptron, each on a normalised and, given a condition, modulated residual branch.
+
+    With a condition of width E, each branch is shifted, scaled and gated by it; gates start at zero, so the block
+    starts as the identity (adaLN-Zero of DiT). Without one it is the pre-norm block of ViT.
+    """
+
+    def __init__(self, width: int, heads: int, condition: int | None = None) -> None:
+        super().__init__()
+        plain = condition is None
+        self.norm_attention = nn.LayerNorm(width, elementwise_affine=plain)
+        self.norm_mlp = nn.LayerNorm(width, elementwise_affine=plain)
+        self.attention = Attention(width, heads)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        self.modulation = None if condition is None else nn.Linear(condition, 6 * width)
+        if self.modulation is not None:
+            nn.init.zeros_(self.modulation.weight)
+            nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, tokens: Tensor, condition: Tensor | None = None) -> Tensor:
+        """(B, T, D), condition (B, E) or None -> (B, T, D)"""
+        if self.modulation is None or condition is None:
+            tokens = tokens + self.attention(self.norm_attention(tokens))
+            return tokens + self.mlp(self.norm_mlp(tokens))
+        modulation = self.modulation(F.silu(condition))[:, None]  # (B, 1, 6D)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
+        tokens = tokens + gate_a * self.attention(self.norm_attention(tokens) * (1 + scale_a) + shift_a)
+        return tokens + gate_m * self.mlp(self.norm_mlp(tokens) * (1 + scale_m) + shift_m)
+
+
+class Positions(nn.Module):
+    """A learned vector for each token position, added. (B, T, D) -> (B, T, D)"""
+
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(1, tokens, width))
+        nn.init.normal_(self.table, std=0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)"""
+        return tokens + self.table

@@ -1,0 +1,1 @@
+"""Verbs that wire families to the platform, and the command line."""

@@ -1,0 +1,1 @@
+"""Kinfolk: choose, train, compare, register and serve families of generative models."""

@@ -1,0 +1,78 @@
+"""Connection to Ray: a cluster by address, or one on this machine that only this user can command."""
+
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from kinfolk.errors import ConfigError
+
+
+def write_token(path: Path) -> None:
+    """Make the token file of a local cluster, readable by its owner alone, unless it is there."""
+    if path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(secrets.token_hex(32))
+
+
+def local_environment(token: Path) -> dict[str, str]:
+    """Variables a local cluster is started with: token authentication, quiet logs, prompt health checks."""
+    return {
+        "RAY_AUTH_TOKEN_PATH": str(token.resolve()),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_DEDUP_LOGS": "1",
+    }
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that was free just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def connect(
+    address: str | None, state: Path, *, cpus: int | None = None, environment: Mapping[str, str] | None = None
+) -> str | None:
+    """Connect this process to Ray and return the dashboard's address, if there is one.
+
+    Without an address a cluster is started on the loopback interface, ends with this process, and keeps its token in
+    ``state``. ``environment`` holds further variables that must be set before Ray starts.
+
+    Raises:
+        ConfigError: no cluster answers at ``address``.
+    """
+    if address is None:
+        write_token(state / "ray_token")
+        os.environ.update(local_environment(state / "ray_token"))
+        if "ray" not in sys.modules:  # read once, at import; a Ray imported earlier turns tokens on in init
+            os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.update(environment or {})
+    import ray
+
+    if ray.is_initialized():
+        return None
+    try:
+        if address is not None:
+            context = ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        else:
+            context = ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+    except ConnectionError as error:
+        raise ConfigError(f"No Ray cluster answers at {address}: {error}. Check ray_address in the settings.") from None
+    url = context.dashboard_url
+    return f"http://{url}" if url else None

@@ -1,0 +1,159 @@
+"""Recipes: one YAML per named system, with ``--set key=value`` on top. The only way to configure training."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from kinfolk.contract import Config
+from kinfolk.errors import ConfigError, nearest
+
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
+
+
+class Training(Config):
+    """How long and how a recipe trains. Everything counts samples, so the worker count changes nothing."""
+
+    samples: int = Field(gt=0)  # training samples to see, repeats counted
+    batch_size: int = Field(128, gt=0)  # over all workers
+    accumulate: int = Field(1, gt=0)  # microbatches a worker splits its share of the batch into
+    ema_halflife_samples: int = Field(0, ge=0)  # 0: the live weights are what is evaluated and served
+    ema_ramp: float = Field(0.05, gt=0)  # half-life is at most this share of the samples seen (EDM, training loop)
+    precision: Literal["float32", "bfloat16"] = "float32"  # autocast
+    checkpoint_every_samples: int | None = Field(None, gt=0)  # None: 10 checkpoints in a run
+    log_every_samples: int | None = Field(None, gt=0)  # None: 100 points in a run
+    preview_every_samples: int | None = Field(None, gt=0)  # None: 5 sample grids in a run
+    preview_rows: int = Field(36, gt=0, le=256)
+    keep_checkpoints: int = Field(2, ge=2)  # the one before a damaged one must exist
+    divergence_retries: int = Field(2, ge=0)  # roll-backs to the last good checkpoint
+    divergence_lr_factor: float = Field(0.5, gt=0, le=1)  # learning rate after each roll-back, compounded
+
+    @model_validator(mode="after")
+    def _divides(self) -> "Training":
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}")
+        return self
+
+    def every(self, given: int | None, parts: int) -> int:
+        """An interval in samples: the one given, or a ``parts``-th of the run, at least one batch."""
+        return given or max(self.samples // parts, self.batch_size)
+
+
+class Evaluation(Config):
+    """How many samples the figures of a recipe rest on."""
+
+    samples: int = Field(default=2000, gt=1)
+    options: dict[str, Any] = Field(default_factory=dict)  # sampling options that differ from the model's own
+
+
+class Recipe(Config):
+    """A named system: a family with its network, loss and sampler, on a data set, for so many samples."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    family: str
+    data: str
+    seed: int = Field(0, ge=0)
+    model: dict[str, Any] = Field(default_factory=dict)  # the family's own config
+    training: Training
+    evaluation: Evaluation = Evaluation()
+    init_from: str | None = None  # a registered model whose weights training starts from
+
+    def digest(self, *context: str) -> str:
+        """Twelve hexadecimal digits that change with any setting, or with ``context`` (data version, ...)."""
+        text = json.dumps([self.model_dump(mode="json"), *context], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def parse(kind: type[AnyModel], values: Mapping[str, Any], where: str) -> AnyModel:
+    """``values`` as a ``kind``; each mistake named with its key, the value got and the nearest known key.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value is not allowed.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(kind, item) for item in error.errors(include_url=False)]
+        raise ConfigError(f"{where}: " + " ".join(lines)) from None
+
+
+def _explain(kind: type[BaseModel], item: Any) -> str:
+    path = ".".join(str(part) for part in item["loc"]) or "the whole"
+    if item["type"] == "extra_forbidden":
+        known = sorted(set(_keys_at(kind, item["loc"][:-1])))
+        return f"{path} is not a key.{nearest(str(item['loc'][-1]), known)} Allowed: {', '.join(known)}."
+    if item["type"] == "missing":
+        return f"{path} is required."
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{path}: {message} (got {item['input']!r})."
+
+
+def _keys_at(kind: Any, path: tuple[Any, ...]) -> Iterable[str]:
+    """Field names of every record that may stand at ``path`` below ``kind``; union tags in the path are passed over."""
+    records = list(_records(kind))
+    for part in path:
+        inner = [record.model_fields[part].annotation for record in records if part in record.model_fields]
+        records = [r for annotation in inner for r in _records(annotation)] or records
+    return [name for record in records for name in record.model_fields]
+
+
+def _records(annotation: Any) -> Iterable[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _records(part)
+
+
+def override(values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:
+    """``values`` with ``a.b=value`` settings laid over it; values are YAML.
+
+    Raises:
+        ConfigError: a setting has no ``=`` or reaches below a plain value.
+    """
+    merged: dict[str, Any] = json.loads(json.dumps(values))
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"--set takes key=value, got {setting!r}. Example: --set training.batch_size=64.")
+        *parents, last = path.strip().split(".")
+        place = merged
+        for part in parents:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"--set {setting}: {part!r} is a plain value and has no keys below it.")
+        place[last] = yaml.safe_load(text)
+    return merged
+
+
+def find_recipe(name: str, folder: Path) -> Path:
+    """The file of a recipe given by path or by its name below ``folder``, for example ``digits/vae``.
+
+    Raises:
+        ConfigError: there is none; the nearest names are given.
+    """
+    for candidate in (Path(name), folder / f"{name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    known = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.glob("*/*.yaml"))
+    raise ConfigError(
+        f"No recipe file or recipe is called {name!r}.{nearest(name, known)} Recipes: {', '.join(known) or 'none'}."
+    )
+
+
+def load_recipe(path: Path, settings: Iterable[str] = ()) -> Recipe:
+    """Read a recipe file and lay ``settings`` over it; its name is the file's.
+
+    Raises:
+        ConfigError: the file is no YAML mapping, or a key or value is not allowed.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping of keys to values, got {type(values).__name__}.")
+    return parse(Recipe, {"name": path.stem.lower(), **override(values, settings)}, str(path))

@@ -1,0 +1,82 @@
+"""Folders that are either whole or recognisably not: written aside, sealed by a manifest, renamed into place."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+from kinfolk.errors import IntegrityError
+
+MANIFEST = "manifest.json"
+_CHUNK_BYTES = 1 << 20
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal sha256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_sealed(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write ``files`` (relative name to content) as ``folder``, atomically, with a manifest of their sha256.
+
+    A folder of that name is replaced. A death at any moment leaves the old folder, the new one, or none: never half.
+    """
+    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        for name, content in files.items():
+            _write_synced(aside / name, content)
+        sums = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
+        _write_synced(aside / MANIFEST, json.dumps({"sha256": sums}, indent=1).encode())
+        _sync_folder(aside)
+        if folder.exists():
+            shutil.rmtree(folder)
+        aside.rename(folder)
+        _sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def verify_sealed(folder: Path) -> dict[str, str]:
+    """Check every file of a sealed folder and return name to sha256.
+
+    Raises:
+        IntegrityError: the manifest or a file is missing, or a file is not what was written; the file is named.
+    """
+    try:
+        sums: dict[str, str] = json.loads((folder / MANIFEST).read_bytes())["sha256"]
+    except FileNotFoundError:
+        raise IntegrityError(f"{folder} has no {MANIFEST}: it was never completed.") from None
+    except (ValueError, KeyError, TypeError):
+        raise IntegrityError(f"{folder / MANIFEST} is not a manifest: it was cut short or altered.") from None
+    for name, expected in sums.items():
+        path = folder / name
+        if not path.is_file():
+            raise IntegrityError(f"{path} is missing although {MANIFEST} lists it.")
+        if (got := sha256_of(path)) != expected:
+            raise IntegrityError(
+                f"{path} was altered or cut short: sha256 is {got[:12]}, {MANIFEST} says {expected[:12]}."
+            )
+    return sums

@@ -1,0 +1,127 @@
+"""The one sampler driver: start rows, advance them until they are done, render them.
+
+Scripts and evaluation use it; the server's batcher drives the same three functions with rows of many requests.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kinfolk.config import parse
+from kinfolk.contract import Family, Model, RequestError, SampleRequest, SamplerState, Tasks
+from kinfolk.errors import ConfigError, nearest
+
+
+def row_seeds(seed: int, n: int, first: int = 0) -> Tensor:
+    """Seeds of ``n`` rows: picture i of seed s is picture 0 of seed s + i. -> (n,) int64"""
+    return torch.arange(seed + first, seed + first + n, dtype=torch.int64)
+
+
+def resolve_options(family: Family, tasks: Tasks, given: Mapping[str, Any]) -> Any:
+    """The model's default options with ``given`` laid over them, checked.
+
+    Raises:
+        RequestError: an option the family lacks, or a value beyond its limits.
+    """
+    known = family.options.model_fields
+    for key in given:
+        if key not in known:
+            allowed = ", ".join(sorted(known)) or "none"
+            raise RequestError(
+                key, f"{family.name} has no option {key!r}.{nearest(key, known)} Its options: {allowed}."
+            )
+    try:
+        return parse(family.options, {**tasks.options.model_dump(), **given}, "options")
+    except ConfigError as error:
+        raise RequestError(next(iter(given), "options"), str(error)) from None
+
+
+def _labels(model: Model, tasks: Tasks, label: int | Sequence[int] | None, n: int) -> Tensor | None:
+    if label is None:
+        return None
+    if "label" not in tasks.conditions:
+        raise RequestError("label", f"This {model.family.name} is not class-conditional: leave label out.")
+    classes = model.spec.classes or 0
+    labels = [label] * n if isinstance(label, int) else list(label)
+    if len(labels) != n:
+        raise RequestError(
+            "label", f"label has {len(labels)} entries for n={n}: give one class, or one for each sample."
+        )
+    if bad := [value for value in labels if not 0 <= value < classes]:
+        raise RequestError("label", f"label {bad[0]} is not a class of this model: use 0 to {classes - 1}.")
+    return torch.tensor(labels, dtype=torch.int64)
+
+
+def make_request(
+    model: Model,
+    n: int,
+    seed: int = 0,
+    label: int | Sequence[int] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> SampleRequest:
+    """A checked request for ``n`` samples of ``model``; the same checks serve scripts, the command line and HTTP.
+
+    Raises:
+        RequestError: ``field`` names what the model cannot do.
+    """
+    if n < 1:
+        raise RequestError("n", f"n={n}: ask for at least 1 sample.")
+    if not 0 <= seed < 2**62:
+        raise RequestError("seed", f"seed={seed}: use an integer from 0 to 2^62 - 1.")
+    tasks = model.tasks
+    resolved = resolve_options(model.family, tasks, options or {})
+    return SampleRequest(row_seeds(seed, n), resolved, _labels(model, tasks, label, n))
+
+
+def start(tasks: Tasks, request: SampleRequest, task: str = "sample") -> SamplerState:
+    """Rows of a fresh request.
+
+    Raises:
+        RequestError: the model has no such sampling task.
+    """
+    if task not in tasks.starts:
+        known = ", ".join(sorted(tasks.starts)) or "none"
+        raise RequestError("task", f"This model cannot {task!r}.{nearest(task, tasks.starts)} Its tasks: {known}.")
+    return tasks.starts[task](request)
+
+
+@torch.no_grad()
+def trajectory(tasks: Tasks, request: SampleRequest, task: str = "sample") -> Iterator[SamplerState]:
+    """The state after the start and after each call, until every row is done; rows of one request end together."""
+    assert tasks.advance is not None
+    state = start(tasks, request, task)
+    yield state
+    while not bool(state.done.all()):
+        state = tasks.advance(state)
+        yield state
+
+
+@torch.no_grad()
+def run(tasks: Tasks, request: SampleRequest, task: str = "sample") -> Tensor:
+    """Samples of a request, all rows at once. -> (N, *) on the CPU"""
+    assert tasks.render is not None
+    for state in trajectory(tasks, request, task):
+        last = state
+    return tasks.render(last).cpu()
+
+
+def sample(
+    model: Model,
+    n: int,
+    seed: int = 0,
+    label: int | Sequence[int] | None = None,
+    options: Mapping[str, Any] | None = None,
+    max_rows: int = 256,
+    on_rows: Callable[[int], None] = lambda _: None,
+) -> Tensor:
+    """``n`` samples in chunks of ``max_rows``; chunking does not change a picture. -> (n, *) on the CPU"""
+    tasks, whole = model.tasks, make_request(model, n, seed, label, options)
+    parts = []
+    for first in range(0, n, max_rows):
+        rows = slice(first, first + max_rows)
+        labels = None if whole.label is None else whole.label[rows]
+        parts.append(run(tasks, SampleRequest(whole.seeds[rows], whole.options, labels)))
+        on_rows(len(parts[-1]))
+    return torch.cat(parts)

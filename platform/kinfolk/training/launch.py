@@ -1,0 +1,163 @@
+"""Training of one job on Ray: 1 to N workers, retries after a worker's death, a clean stop, the trained model."""
+
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchTrainer
+
+from kinfolk.contract import Model
+from kinfolk.errors import ConfigError, DivergenceError, KinfolkError
+from kinfolk.training.loop import check_batch
+from kinfolk.training.worker import Job, Mailbox, run_worker, trained_model
+
+_POLL_S = 0.2
+_STARTS_WITHOUT_WORKERS = 2  # attempts at starting the worker group before giving up
+Listener = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a launch ended."""
+
+    model: Model | None  # None when it was interrupted
+    samples_seen: int
+    interrupted: bool
+
+
+def check_workers(workers: int, cpus_per_worker: float, use_gpu: bool) -> None:
+    """Refuse more workers than the cluster can ever hold, where Ray would wait for ever.
+
+    Raises:
+        ConfigError: with what the cluster has.
+    """
+    have = ray.cluster_resources()
+    if workers * cpus_per_worker > have.get("CPU", 0):
+        raise ConfigError(
+            f"{workers} workers of {cpus_per_worker:g} CPUs want {workers * cpus_per_worker:g} CPUs; the cluster has "
+            f"{have.get('CPU', 0):g}. Use --workers {max(int(have.get('CPU', 0) // cpus_per_worker), 1)} or fewer."
+        )
+    if use_gpu and workers > have.get("GPU", 0):
+        raise ConfigError(f"{workers} workers want a GPU each; the cluster has {have.get('GPU', 0):g}.")
+
+
+def launch(
+    job: Job,
+    *,
+    name: str,
+    storage: str,
+    workers: int = 1,
+    cpus_per_worker: float = 1,
+    use_gpu: bool = False,
+    max_failures: int = 3,
+    listener: Listener = lambda _: None,
+) -> Outcome:
+    """Train ``job`` to its end, going on from whatever was stored under (storage, name) before.
+
+    ``listener`` is called in this process, in order, for every report. SIGINT and SIGTERM stop at the next report,
+    after a checkpoint; calling again goes on from there.
+
+    Raises:
+        ConfigError: the batch does not divide, or the cluster is too small.
+        DivergenceError: the loss stayed not finite.
+        KinfolkError: workers died more than ``max_failures`` times, or found bad data.
+    """
+    check_batch(job.recipe.training, workers)
+    check_workers(workers, cpus_per_worker, use_gpu)
+    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    trainer = TorchTrainer(
+        run_worker,
+        train_loop_config={"job": job, "mailbox": mailbox},
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus_per_worker}
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=storage,
+            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=_STARTS_WITHOUT_WORKERS),
+            checkpoint_config=CheckpointConfig(num_to_keep=job.recipe.training.keep_checkpoints),
+        ),
+    )
+    result = _fit(trainer, mailbox, listener)
+    return _outcome(job, result)
+
+
+def _fit(trainer: TorchTrainer, mailbox: Any, listener: Listener) -> Result:
+    """Run the trainer in a thread, so that signals and reports are this thread's."""
+    box: dict[str, Any] = {}
+
+    def work() -> None:
+        try:
+            box["result"] = trainer.fit()
+        except Exception as error:
+            box["error"] = error
+
+    thread = threading.Thread(target=work, name="kinfolk-fit", daemon=True)
+    with _signals_stop(mailbox):
+        thread.start()
+        while thread.is_alive():
+            thread.join(_POLL_S)
+            for report in ray.get(mailbox.drain.remote()):
+                listener(report)
+    for report in ray.get(mailbox.drain.remote()):
+        listener(report)
+    ray.kill(mailbox)
+    if error := box.get("error"):
+        raise _readable(error) from error
+    return box["result"]
+
+
+@contextmanager
+def _signals_stop(mailbox: Any) -> Iterator[None]:
+    """The first SIGINT or SIGTERM asks for a clean stop, the second is the ordinary one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        restore()
+        mailbox.stop.remote()
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        restore()
+
+
+def _readable(error: Exception) -> KinfolkError:
+    if isinstance(error, TrainingFailedError):
+        causes = getattr(error, "worker_failures", None) or {0: error}
+        rank, cause = next(iter(causes.items()))
+        lines = [line for line in str(cause).splitlines() if line.strip()]
+        return KinfolkError(f"Training failed on worker {rank}: {lines[-1] if lines else cause!r}")
+    return KinfolkError(f"Training failed: {error}")
+
+
+def _outcome(job: Job, result: Result) -> Outcome:
+    if result.error is not None:
+        raise _readable(result.error) from result.error
+    ended = result.return_value or {}
+    if "error" in ended:
+        kinds = {"DivergenceError": DivergenceError, "ConfigError": ConfigError}
+        raise kinds.get(ended["error"], KinfolkError)(ended["message"])
+    if ended["interrupted"]:
+        return Outcome(None, ended["samples_seen"], True)
+    assert result.checkpoint is not None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(result.checkpoint.to_directory(str(Path(folder) / "checkpoint")))
+        return Outcome(trained_model(job, path), ended["samples_seen"], False)

@@ -1,0 +1,246 @@
+"""The training loop: a generator that knows neither Ray nor a file, for one worker of any number.
+
+Resuming is exact: data order and noise are functions of (seed, samples seen), and ``TrainState.snapshot`` holds
+the rest.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn, optim
+
+from kinfolk.checkpoint import Snapshot
+from kinfolk.config import Training
+from kinfolk.contract import Batch, Config, DataSpec, Family, Model, Phase, Progress
+from kinfolk.ema import Ema
+from kinfolk.errors import ConfigError, DivergenceError
+from kinfolk.rng import generator, seeded_initialisation
+from kinfolk.step import NonFiniteError, World, make_optimizer, turn
+
+
+class Stream(Protocol):
+    """Endless shuffled training data; positions count samples over all epochs and workers."""
+
+    def batch(self, seed: int, start: int, stop: int) -> Batch:
+        """The samples at positions [start, stop)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the loop yields. ``logs`` are means since the last report of the same kind."""
+
+    kind: Literal["log", "checkpoint", "preview", "rollback"]
+    samples_seen: int
+    logs: Mapping[str, float] = field(default_factory=dict)
+    snapshot: Snapshot | None = None  # of a checkpoint
+
+
+@dataclass(slots=True)
+class TrainState:
+    """A model in training: everything that changes from step to step."""
+
+    model: Model
+    phases: Sequence[Phase]
+    optimizers: Mapping[str, optim.Optimizer]
+    ema: Ema | None
+    samples_seen: int = 0
+    step: int = 0
+    rollbacks: int = 0  # part of the noise's key, so that a second try draws other noise
+
+    def served(self) -> Model:
+        """The model as it would be evaluated and served now: averaged weights, frozen, in eval mode."""
+        ema = self.ema or Ema(self.model.module, 0, 1)
+        return Model(
+            self.model.family, self.model.config, self.model.spec, ema.averaged(self.model.module), self.model.parents
+        )
+
+    def snapshot(self) -> Snapshot:
+        """A copy of the state on the CPU."""
+        tensors = {f"model.{name}": value for name, value in self.model.module.state_dict().items()}
+        if self.ema is not None:
+            tensors |= {f"ema.{name}": value for name, value in self.ema.average.items()}
+        for phase, optimizer in self.optimizers.items():
+            for index, slots in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{phase}.{index}.{name}": value for name, value in slots.items()}
+        copies = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
+        values = {"samples_seen": self.samples_seen, "step": self.step, "rollbacks": self.rollbacks}
+        return Snapshot(copies, values)
+
+    def load(self, snapshot: Snapshot) -> None:
+        """Go back, or on, to ``snapshot``."""
+        self.model.module.load_state_dict(snapshot.part("model"))
+        if self.ema is not None:
+            self.ema.load(snapshot.part("ema"))
+        for phase, optimizer in self.optimizers.items():
+            _load_optimizer(optimizer, snapshot.part(f"optimizer.{phase}"))
+        self.samples_seen, self.step = snapshot.values["samples_seen"], snapshot.values["step"]
+        self.rollbacks = snapshot.values["rollbacks"]
+
+
+def _load_optimizer(optimizer: optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, _, slot = name.partition(".")
+        slots.setdefault(int(index), {})[slot] = value.clone()
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+
+
+def build(
+    family: Family,
+    config: Config,
+    spec: DataSpec,
+    seed: int,
+    device: torch.device | str = "cpu",
+    parents: Mapping[str, Model] | None = None,
+) -> Model:
+    """A freshly initialised model, a function of ``seed``.
+
+    Raises:
+        ConfigError: the family cannot learn data of this kind.
+    """
+    if spec.kind not in family.kinds:
+        kinds = ", ".join(sorted(family.kinds))
+        raise ConfigError(f"{family.name} learns {kinds} data; this data set holds {spec.kind} samples.")
+    with seeded_initialisation(seed):
+        module = family.build(config, spec, parents or {})
+    return Model(family, config, spec, module.to(device), parents or {})
+
+
+def prepare(model: Model, training: Training) -> TrainState:
+    """A model with fresh optimisers and average, before its first step."""
+    phases = model.family.phases(model.module)
+    optimizers = {phase.name: make_optimizer(phase.module, phase.optimizer) for phase in phases}
+    halflife = training.ema_halflife_samples
+    ema = Ema(model.module, halflife, training.ema_ramp) if halflife else None
+    return TrainState(model, phases, optimizers, ema)
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+def take_step(state: TrainState, stream: Stream, training: Training, seed: int, world: World) -> dict[str, Tensor]:
+    """One step over the next global batch: a turn of every phase that is due. Logs are named ``phase/what``.
+
+    Raises:
+        NonFiniteError: nothing was counted, and the phase that failed changed no parameter.
+    """
+    share = training.batch_size // world.size
+    start = state.samples_seen + world.rank * share
+    device = _device(state.model.module)
+    microbatches = stream.batch(seed, start, start + share).to(device).split(training.accumulate)
+    logs: dict[str, Tensor] = {}
+    for phase in state.phases:
+        if state.step % phase.every_steps:
+            continue
+        key = (seed, world.rank, state.step, state.rollbacks, phase.name)
+        progress = [
+            Progress(state.samples_seen, state.step, generator(*key, part, device=device), world.all_reduce)
+            for part in range(training.accumulate)
+        ]
+        lr_scale = training.divergence_lr_factor**state.rollbacks
+        turned = turn(
+            phase,
+            state.optimizers[phase.name],
+            microbatches,
+            progress,
+            world,
+            precision=training.precision,
+            lr_scale=lr_scale,
+        )
+        logs |= {f"{phase.name}/{name}": value for name, value in turned.items()}
+    state.step += 1
+    state.samples_seen += training.batch_size
+    if state.ema is not None:
+        state.ema.update(training.batch_size, state.samples_seen)
+    return logs
+
+
+class _Means:
+    """Running means of logs between two reports, and samples per second."""
+
+    def __init__(self, samples_seen: int) -> None:
+        self.sums: dict[str, tuple[Tensor, int]] = {}
+        self.since, self.started = samples_seen, time.perf_counter()
+
+    def add(self, logs: Mapping[str, Tensor]) -> None:
+        for name, value in logs.items():
+            total, count = self.sums.get(name, (torch.zeros_like(value), 0))
+            self.sums[name] = (total + value, count + 1)
+
+    def read(self, samples_seen: int) -> dict[str, float]:
+        seconds = time.perf_counter() - self.started
+        means = {name: float(total) / count for name, (total, count) in self.sums.items()}
+        return {**means, "samples_per_second": (samples_seen - self.since) / max(seconds, 1e-9)}
+
+
+def check_batch(training: Training, workers: int) -> None:
+    """Refuse a batch that the workers and microbatches cannot share equally.
+
+    Raises:
+        ConfigError: with the nearest batch sizes that can be.
+    """
+    unit = workers * training.accumulate
+    if training.batch_size % unit:
+        lower = training.batch_size // unit * unit
+        allowed = f"{lower} or {lower + unit}" if lower else str(unit)
+        raise ConfigError(
+            f"batch_size={training.batch_size} does not divide over {workers} workers with accumulate="
+            f"{training.accumulate}. Use a multiple of {unit}, e.g. {allowed}."
+        )
+
+
+def train(
+    state: TrainState, stream: Stream, training: Training, seed: int, world: World | None = None
+) -> Iterator[Report]:
+    """Train until ``training.samples`` are seen, yielding reports; close the generator to stop early.
+
+    Checkpoint reports hold a snapshot to store; the last report is always a checkpoint. After a loss that is not
+    finite the state goes back to the last one, with a lower learning rate, at most ``divergence_retries`` times.
+
+    Raises:
+        DivergenceError: the loss was not finite once more.
+    """
+    world = world or World()
+    check_batch(training, world.size)
+    log_every = training.every(training.log_every_samples, 100)
+    checkpoint_every = training.every(training.checkpoint_every_samples, 10)
+    preview_every = training.every(training.preview_every_samples, 5)
+    good = state.snapshot()
+    means = _Means(state.samples_seen)
+    while state.samples_seen < training.samples:
+        before = state.samples_seen
+        try:
+            means.add(take_step(state, stream, training, seed, world))
+        except NonFiniteError as error:
+            _roll_back(state, good, training, error)
+            means = _Means(state.samples_seen)
+            yield Report("rollback", state.samples_seen, {"rollbacks": state.rollbacks})
+            continue
+        finished = state.samples_seen >= training.samples
+
+        def due(every: int, before: int = before, finished: bool = finished) -> bool:
+            return finished or before // every != state.samples_seen // every
+
+        if due(log_every):
+            yield Report("log", state.samples_seen, means.read(state.samples_seen))
+            means = _Means(state.samples_seen)
+        if due(preview_every):
+            yield Report("preview", state.samples_seen)
+        if due(checkpoint_every):
+            good = state.snapshot()
+            yield Report("checkpoint", state.samples_seen, snapshot=good)
+
+
+def _roll_back(state: TrainState, good: Snapshot, training: Training, error: NonFiniteError) -> None:
+    failed_at, tries = state.samples_seen, state.rollbacks
+    if tries >= training.divergence_retries:
+        raise DivergenceError(
+            f"Training diverged after {failed_at} samples, {tries} roll-backs with lower rates included ({error}). "
+            f"Lower the learning rate, set optimizer.clip_norm, or allow more with training.divergence_retries."
+        ) from None
+    state.load(good)
+    state.rollbacks = tries + 1

@@ -1,0 +1,177 @@
+"""What one Ray Train worker does: run the loop, store its checkpoints, tell the driver how it goes."""
+
+import base64
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+import torch.distributed
+from ray.actor import ActorHandle
+from ray.train.torch import get_device
+from torch import Tensor
+
+from kinfolk import sampling
+from kinfolk.checkpoint import Snapshot, newest_good, save_checkpoint
+from kinfolk.config import Recipe, parse
+from kinfolk.contract import DataSpec, Model
+from kinfolk.data.prepared import Prepared
+from kinfolk.errors import KinfolkError
+from kinfolk.families import find_family
+from kinfolk.pictures import draw, picturable
+from kinfolk.step import World
+from kinfolk.training.loop import Report, TrainState, build, prepare, train
+
+_PREVIEW_SEED = 0  # the same rows in every preview, so that they can be compared
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Everything a worker needs to know; pickled by Ray, within the cluster only."""
+
+    recipe: Recipe
+    data: Path  # prepared data set, readable on every node
+    threads: int = 1  # of one worker
+    initial: Mapping[str, Tensor] = field(default_factory=dict)  # weights to start from, by name
+    step_hook: Callable[[int], None] | None = None  # told samples_seen after each report; for fault tests
+
+
+class Mailbox:
+    """Reports on their way from worker 0 to the driver, and the driver's wish to stop on its way back."""
+
+    def __init__(self) -> None:
+        self._reports: list[dict[str, Any]] = []
+        self._stop = False
+
+    def put(self, report: dict[str, Any]) -> bool:
+        """Leave a report; answers whether the driver wants training to stop."""
+        self._reports.append(report)
+        return self._stop
+
+    def drain(self) -> list[dict[str, Any]]:
+        """Reports since the last call."""
+        reports, self._reports = self._reports, []
+        return reports
+
+    def stop(self) -> None:
+        """Ask training to stop at its next report."""
+        self._stop = True
+
+
+def _all_reduce(value: Tensor) -> Tensor:
+    torch.distributed.all_reduce(value)
+    return value
+
+
+def _world() -> World:
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    return World(rank, size, _all_reduce) if size > 1 else World()
+
+
+def fresh_state(job: Job, spec: DataSpec, device: torch.device | str = "cpu") -> TrainState:
+    """The state of ``job`` before its first step."""
+    recipe = job.recipe
+    family = find_family(recipe.family)
+    config = parse(family.config, recipe.model, f"recipe {recipe.name}, model")
+    model = build(family, config, spec, recipe.seed, device)
+    if job.initial:
+        model.module.load_state_dict(dict(job.initial))
+    return prepare(model, recipe.training)
+
+
+def _stored_folders() -> list[Path]:
+    newest = ray.train.get_checkpoint()
+    if newest is None:
+        return []
+    older = [entry.checkpoint for entry in ray.train.get_all_reported_checkpoints()]
+    by_path = {checkpoint.path: checkpoint for checkpoint in [newest, *reversed(older)]}
+    return [Path(checkpoint.to_directory()) for checkpoint in by_path.values()]
+
+
+class _Reporter:
+    """Passes the loop's reports on: checkpoints to storage by all workers, the rest to the mailbox by worker 0."""
+
+    def __init__(self, job: Job, state: TrainState, world: World, mailbox: ActorHandle) -> None:
+        self.job, self.state, self.world, self.mailbox = job, state, world, mailbox
+        self._answer: Any = None
+
+    def handle(self, report: Report) -> None:
+        if report.snapshot is not None:
+            self.store(report.snapshot)
+        elif report.kind == "preview":
+            self._preview()
+        else:
+            self.tell(report.kind, logs=dict(report.logs))
+        if self.job.step_hook is not None:
+            self.job.step_hook(report.samples_seen)
+
+    def tell(self, kind: str, **content: Any) -> None:
+        if self.world.rank == 0:
+            self._answer = self.mailbox.put.remote({"kind": kind, "samples_seen": self.state.samples_seen, **content})
+
+    def store(self, snapshot: Snapshot) -> None:
+        metrics = {"samples_seen": snapshot.values["samples_seen"]}
+        if self.world.rank:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            save_checkpoint(Path(folder) / "state", snapshot)
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(str(Path(folder) / "state")))
+        self.tell("checkpoint")
+
+    def _preview(self) -> None:
+        model = self.state.served()
+        if self.world.rank or "sample" not in model.tasks.starts or not picturable(model.spec):
+            return
+        rows = self.job.recipe.training.preview_rows
+        picture = draw(sampling.sample(model, rows, _PREVIEW_SEED), model.spec, scale=4)
+        self.tell("preview", picture=base64.b64encode(picture).decode())
+
+    def stop_wanted(self) -> bool:
+        """Whether the driver asked to stop; all workers get the same answer."""
+        wanted = torch.zeros(1)
+        if self._answer is not None:
+            wanted += float(ray.get(self._answer))
+        return bool(self.world.all_reduce(wanted).item())
+
+
+def run_worker(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Ray Train's train loop. A user's mistake or a divergence is returned, not raised: retrying would not help."""
+    job: Job = config["job"]
+    torch.set_num_threads(job.threads)
+    try:
+        return _train(job, config["mailbox"])
+    except KinfolkError as error:
+        return {"error": type(error).__name__, "message": str(error)}
+
+
+def _train(job: Job, mailbox: ActorHandle) -> dict[str, Any]:
+    world = _world()
+    data = Prepared.open(job.data)
+    state = fresh_state(job, data.spec, get_device())
+    snapshot, problems = newest_good(_stored_folders())
+    if snapshot is not None:
+        state.load(snapshot)
+    reporter = _Reporter(job, state, world, mailbox)
+    reporter.tell("start", problems=problems)
+    for report in train(state, data.source("train"), job.recipe.training, job.recipe.seed, world):
+        reporter.handle(report)
+        if report.kind == "log" and state.samples_seen < job.recipe.training.samples and reporter.stop_wanted():
+            reporter.store(state.snapshot())
+            return {"samples_seen": state.samples_seen, "interrupted": True}
+    return {"samples_seen": state.samples_seen, "interrupted": False}
+
+
+def trained_model(job: Job, checkpoint: Path) -> Model:
+    """The model a stored checkpoint serves: averaged weights, on the CPU, in eval mode."""
+    snapshot, problems = newest_good([checkpoint])
+    if snapshot is None:
+        raise KinfolkError(problems[0])
+    state = fresh_state(job, Prepared.open(job.data).spec)
+    state.load(snapshot)
+    return state.served()

@@ -1,0 +1,46 @@
+import sys
+
+import kinfolk_toy
+import pytest
+import torch
+
+from kinfolk.data.catalogue import prepare
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """The prepared digits data set."""
+    return prepare("digits", tmp_path_factory.mktemp("data") / "digits")
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory):
+    """A folder that offers the toy family through an entry point, as an installed package does."""
+    return kinfolk_toy.offer(tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture
+def toy(toy_folder, monkeypatch):
+    """The toy family, installed at run time for one test."""
+    monkeypatch.setattr(sys, "path", [str(toy_folder), *sys.path])
+    return kinfolk_toy.FAMILY
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory, toy_folder):
+    """One Ray cluster for all tests of a run; it ends with the run."""
+    import ray
+
+    from kinfolk.cluster import connect
+    from kinfolk.serving.launch import haproxy_environment
+
+    search = ":".join([str(toy_folder), str(next(p for p in sys.path if p.endswith("tests/support")))])
+    environment = {**haproxy_environment(), "PYTHONPATH": search}
+    connect(None, tmp_path_factory.mktemp("state"), cpus=4, environment=environment)
+    yield
+    ray.shutdown()

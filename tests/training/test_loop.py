@@ -1,0 +1,129 @@
+import math
+
+import pytest
+import torch
+from kinfolk_toy import FAMILY as TOY
+from kinfolk_toy import GaussianConfig
+
+from kinfolk.checkpoint import Snapshot
+from kinfolk.config import Training
+from kinfolk.errors import ConfigError, DivergenceError
+from kinfolk.step import World
+from kinfolk.training.loop import build, prepare, take_step, train
+
+
+def training(**changes):
+    return Training(**{"samples": 640, "batch_size": 32, "ema_halflife_samples": 200, **changes})
+
+
+def state_of(digits, plan, **config):
+    return prepare(build(TOY, GaussianConfig(**config), digits.spec, seed=3), plan)
+
+
+def same(a: Snapshot, b: Snapshot) -> bool:
+    return a.values == b.values and all(torch.equal(a.tensors[k], b.tensors[k]) for k in a.tensors | b.tensors)
+
+
+def run(state, digits, plan, **more):
+    return list(train(state, digits.source("train"), plan, seed=3, **more))
+
+
+def test_training_is_a_function_of_the_seed(digits):
+    plan = training()
+    first, second = state_of(digits, plan), state_of(digits, plan)
+    run(first, digits, plan)
+    run(second, digits, plan)
+    assert same(first.snapshot(), second.snapshot())
+
+
+def test_resuming_from_any_checkpoint_gives_the_same_bits(digits):
+    plan = training(checkpoint_every_samples=160)
+    whole = state_of(digits, plan)
+    stored = [report.snapshot for report in run(whole, digits, plan) if report.snapshot]
+    assert len(stored) == 4
+    for snapshot in stored[:-1]:
+        again = state_of(digits, plan)
+        again.load(snapshot)
+        run(again, digits, plan)
+        assert same(again.snapshot(), whole.snapshot())
+
+
+def test_gradient_descent_reaches_the_closed_form_maximum(digits):
+    plan = training(samples=120_000, batch_size=256, ema_halflife_samples=4000)
+    state = state_of(digits, plan, dequantise=0.3)
+    run(state, digits, plan)
+    x = digits.source("train").take(0, len(digits.source("train"))).x
+    served = state.served().module
+    variance = x.var(0, unbiased=False) + 0.3**2
+    assert torch.allclose(served.mean, x.mean(0), atol=0.03)
+    assert torch.allclose(served.log_std.exp().square(), variance, rtol=0.12)
+
+
+def test_a_nan_rolls_back_to_the_last_checkpoint_with_a_lower_rate_and_other_noise(digits):
+    plan = training(checkpoint_every_samples=160, divergence_retries=8)
+    state = state_of(digits, plan, poison_step=14)
+    reports = run(state, digits, plan)
+    rollbacks = [report for report in reports if report.kind == "rollback"]
+    assert rollbacks
+    assert all(report.samples_seen == 320 for report in rollbacks)
+    assert state.samples_seen == 640
+    final = state.optimizers["gaussian"].param_groups[0]["lr"]
+    assert final == pytest.approx(0.02 * 0.5 ** len(rollbacks))
+    assert all(value.isfinite().all() for value in state.snapshot().tensors.values())
+
+
+def test_divergence_that_stays_is_an_error_and_leaves_finite_weights(digits):
+    plan = training(divergence_retries=2)
+    state = state_of(digits, plan, optimizer={"lr": 1e6, "kind": "sgd", "betas": (0, 0)})
+    with pytest.raises(DivergenceError, match="2 roll-backs"):
+        run(state, digits, plan)
+    assert all(value.isfinite().all() for value in state.snapshot().tensors.values())
+
+
+def test_microbatches_average_to_the_whole_batch(digits):
+    grads = []
+    for accumulate in (1, 4):
+        plan = training(accumulate=accumulate)
+        state = state_of(digits, plan, dequantise=0.0)
+        take_step(state, digits.source("train"), plan, 3, World())
+        grads.append(torch.cat([p.grad.flatten() for p in state.model.module.parameters()]))
+    assert torch.allclose(grads[0], grads[1], atol=1e-6)
+    assert not torch.equal(grads[0], torch.zeros_like(grads[0]))
+
+
+def test_two_ranks_together_see_the_batch_of_one(digits):
+    source = digits.source("train")
+    whole = source.batch(3, 1490, 1522)  # crosses into the second epoch
+    halves = [source.batch(3, 1490, 1506), source.batch(3, 1506, 1522)]
+    assert torch.equal(whole.x, torch.cat([half.x for half in halves]))
+    assert torch.equal(whole.label, torch.cat([half.label for half in halves]))
+
+
+def test_a_step_leaves_the_global_generator_alone(digits):
+    plan = training()
+    state = state_of(digits, plan)
+    before = torch.random.get_rng_state()
+    take_step(state, digits.source("train"), plan, 3, World())
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_the_last_report_is_a_checkpoint_even_when_intervals_do_not_divide(digits):
+    plan = training(samples=650, checkpoint_every_samples=300, log_every_samples=70)
+    reports = run(state_of(digits, plan), digits, plan)
+    assert reports[-1].kind == "checkpoint"
+    assert reports[-1].samples_seen == math.ceil(650 / 32) * 32
+    logs = [report for report in reports if report.kind == "log"]
+    assert {"gaussian/loss", "gaussian/log_prob", "gaussian/gradient_norm", "samples_per_second"} == set(logs[0].logs)
+
+
+@pytest.mark.parametrize(("batch", "workers", "accumulate", "hint"), [(33, 2, 1, "32 or 34"), (1, 4, 1, "e.g. 4")])
+def test_a_batch_that_cannot_be_shared_is_refused_with_one_that_can(digits, batch, workers, accumulate, hint):
+    plan = training(batch_size=batch, accumulate=accumulate)
+    with pytest.raises(ConfigError, match=hint):
+        run(state_of(digits, plan), digits, plan, world=World(0, workers))
+
+
+def test_a_family_is_refused_for_data_it_cannot_learn(digits):
+    tokens = digits.spec.model_copy(update={"kind": "tokens"})
+    with pytest.raises(ConfigError, match="gaussian learns image, vector data"):
+        build(TOY, GaussianConfig(), tokens, seed=0)
