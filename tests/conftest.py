@@ -37,7 +37,7 @@ def ray_cluster(tmp_path_factory, toy_folder):
     import ray
 
     from kinfolk.cluster import connect
-    from kinfolk.serving.launch import haproxy_environment
+    from kinfolk.serving.haproxy import haproxy_environment
 
     search = ":".join([str(toy_folder), str(next(p for p in sys.path if p.endswith("tests/support")))])
     environment = {**haproxy_environment(), "PYTHONPATH": search}

@@ -1,0 +1,322 @@
+"""The command line. Each verb is a thin call of the module of its name; errors are one paragraph each."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from kinfolk.errors import ConfigError, DataError, KinfolkError, RegistryError, RequestError
+from kinfolk_pipelines.settings import Settings, apply_environment, load_settings
+
+app = typer.Typer(
+    name="kinfolk",
+    help="Choose, train, compare, register and serve families of generative models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+data_app = typer.Typer(help="Prepared data sets. Example: `kinfolk data prepare digits`", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+_USER_MISTAKES = (ConfigError, DataError, RequestError, RegistryError)
+_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program, and nothing else, on stdout.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a key, e.g. training.batch_size=64; repeatable.")
+]
+Workers = Annotated[int, typer.Option(min=1, help="Ray Train workers.")]
+Gpu = Annotated[bool, typer.Option("--gpu", help="Give each worker a GPU.")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="NAME, NAME@alias or NAME/version.")]
+
+
+def _console() -> Console:
+    """For people: on stderr, so that stdout holds results only."""
+    return Console(stderr=True, highlight=False)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=1, default=str))
+
+
+def _table(title: list[str], lines: list[list[str]]) -> None:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in title:
+        table.add_column(name, overflow="fold")
+    for line in lines:
+        table.add_row(*line)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _connect(settings: Settings) -> None:
+    from kinfolk.cluster import connect
+
+    connect(settings.ray_address, settings.state, cpus=settings.cpus)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Look whether this machine and everything in the settings is fit. Example: `kinfolk doctor`"""
+    from kinfolk_pipelines.doctor import diagnose
+
+    checks = diagnose(load_settings())
+    if as_json:
+        _print_json([{"what": each.what, "good": each.good, "found": each.found} for each in checks])
+    else:
+        _table(["", "", ""], [["ok" if each.good else "BAD", each.what, each.found] for each in checks])
+    if not all(each.good for each in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def families(as_json: Json = False) -> None:
+    """The installed families with their recipes. Example: `kinfolk families`"""
+    from kinfolk_pipelines.families import rows
+
+    found = rows(load_settings())
+    if as_json:
+        _print_json(found)
+    else:
+        lines = [[row["name"], ", ".join(row["kinds"]), ", ".join(row["recipes"]), row["summary"]] for row in found]
+        _table(["family", "data", "recipes", "what it is"], lines)
+
+
+@data_app.command("list")
+def data_list(as_json: Json = False) -> None:
+    """Data sets that are or can be prepared. Example: `kinfolk data list`"""
+    from kinfolk_pipelines.datasets import rows
+
+    found = rows(load_settings())
+    if as_json:
+        _print_json(found)
+    else:
+        lines = [[row["name"], "yes" if row["prepared"] else "no", row["summary"]] for row in found]
+        _table(["data set", "prepared", "what it is"], lines)
+
+
+@data_app.command("prepare")
+def data_prepare(
+    kind: Annotated[str, typer.Argument(help="A catalogue name: digits, mnist, ring, grid or folder.")],
+    source: Annotated[Path | None, typer.Argument(help="Where your own files are.")] = None,
+    name: Annotated[str | None, typer.Option(help="What to call the data set; the catalogue name if left out.")] = None,
+    sets: Sets = None,
+    skip_bad: Annotated[bool, typer.Option(help="Leave unreadable files out instead of stopping.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a data set ready. Example: `kinfolk data prepare folder ~/cats --name cats --set size=32`"""
+    from kinfolk_pipelines.datasets import facts, prepare_dataset
+    from kinfolk_pipelines.progress import counting
+
+    with counting(_console()) as progress:
+        dataset = prepare_dataset(
+            load_settings(), kind, name=name, source=source, sets=sets or (), skip_bad=skip_bad, progress=progress
+        )
+    _show_facts(facts(dataset), as_json)
+
+
+@data_app.command("show")
+def data_show(name: str, as_json: Json = False) -> None:
+    """What a prepared data set holds, after checking every byte. Example: `kinfolk data show digits`"""
+    from kinfolk_pipelines.datasets import facts, open_dataset
+
+    _show_facts(facts(open_dataset(load_settings(), name)), as_json)
+
+
+def _show_facts(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(found)
+    else:
+        _table(
+            ["", ""], [[key, value if isinstance(value, str) else json.dumps(value)] for key, value in found.items()]
+        )
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe's path or name, e.g. digits/vae.")],
+    sets: Sets = None,
+    workers: Workers = 1,
+    name: Annotated[str | None, typer.Option(help="Name to register the model under; DATA-RECIPE if left out.")] = None,
+    gpu: Gpu = False,
+    fresh: Annotated[bool, typer.Option(help="Train again what is trained already.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a recipe and register the model; again, it goes on where it stopped. Example: `kinfolk train digits/vae`"""
+    from kinfolk_pipelines.train import plan
+    from kinfolk_pipelines.train import train as run
+
+    settings = load_settings()
+    planned = plan(settings, recipe, sets or (), name)
+    _connect(settings)
+    trained = run(settings, planned, _console(), workers=workers, use_gpu=gpu, fresh=fresh)
+    version = trained.version
+    result = {"run": version.run_id, "model": version.name, "version": version.number, "metrics": dict(trained.metrics)}
+    if as_json:
+        _print_json(result)
+        return
+    how = "had been trained before" if trained.reused else f"trained in {trained.seconds:.0f} s"
+    typer.echo(f"{version.reference} {how}. Next: kinfolk evaluate {version.reference}")
+
+
+@app.command()
+def evaluate(
+    model: ModelName,
+    samples: Annotated[int | None, typer.Option(min=2, help="Samples that figures on samples rest on.")] = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a registered model; figures go to its version. Example: `kinfolk evaluate digits-edm --samples 1000`"""
+    from kinfolk.config import override
+    from kinfolk_pipelines.evaluate import evaluate as run
+    from kinfolk_pipelines.figures import MEANING
+    from kinfolk_pipelines.report import number
+
+    done = run(load_settings(), model, samples, override({}, sets or ()))
+    metrics = done.figures.metrics
+    if as_json:
+        _print_json({"model": done.version.reference, "metrics": dict(metrics), "basis": dict(done.figures.basis)})
+    else:
+        typer.echo(f"{done.version.reference} on {done.figures.basis['data']}")
+        _table(["figure", "value", "what it is"], [[k, number(v), MEANING.get(k, "")] for k, v in metrics.items()])
+
+
+@app.command()
+def compare(
+    recipes: Annotated[list[str], typer.Argument(help="Recipes for one data set.")],
+    sets: Sets = None,
+    workers: Workers = 1,
+    samples: Annotated[int | None, typer.Option(min=2, help="Samples drawn of each model.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the report goes.")] = Path("report.html"),
+    gpu: Gpu = False,
+    as_json: Json = False,
+) -> None:
+    """Train and measure recipes alike, in one report. Example: `kinfolk compare digits/vae digits/edm`"""
+    from kinfolk_pipelines.compare import compare as run
+    from kinfolk_pipelines.compare import plans, write_report
+
+    settings = load_settings()
+    planned = plans(settings, recipes, sets or ())
+    _connect(settings)
+    compared = run(settings, planned, _console(), workers=workers, samples=samples, use_gpu=gpu)
+    write_report(out, compared, workers)
+    if as_json:
+        _print_json({each.trained.version.reference: dict(each.evaluated.figures.metrics) for each in compared})
+    else:
+        typer.echo(f"The report is {out}.")
+
+
+@app.command()
+def sample(
+    model: ModelName,
+    n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Picture i of seed s is picture 0 of seed s + i.")] = 0,
+    label: Annotated[int | None, typer.Option(help="The class to draw, for a class-conditional model.")] = None,
+    sets: Sets = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="A .png picture or a .npy array.")] = Path("samples.png"),
+) -> None:
+    """Draw samples to a file. Example: `kinfolk sample digits-edm -n 64 --label 3 --set steps=20 -o grid.png`"""
+    from kinfolk_pipelines.sample import write_samples
+
+    reference = write_samples(load_settings(), model, out, n, seed, label, sets or ())
+    typer.echo(f"{n} samples of {reference} in {out}")
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """The registered models. Example: `kinfolk models`"""
+    from kinfolk_pipelines.models import rows, shown_metrics
+
+    found = rows(load_settings())
+    if as_json:
+        _print_json(found)
+    else:
+        lines = [
+            [r["model"], ", ".join(r["aliases"]), r["family"], r["data"], shown_metrics(r["metrics"])] for r in found
+        ]
+        _table(["model", "alias", "family", "data", "figures"], lines)
+
+
+@app.command()
+def promote(
+    name: str,
+    version: Annotated[str, typer.Argument(help="A number, or latest.")],
+    force: Annotated[
+        str | None, typer.Option(metavar="WHY", help="Promote against the rule; the reason is kept.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a version champion if its figures are better. Example: `kinfolk promote digits-edm latest`"""
+    from kinfolk_pipelines.promotion import promote_version
+
+    done = promote_version(load_settings(), name, version, force)
+    decision = done.decision
+    if as_json:
+        _print_json({"model": done.candidate.reference, "promoted": decision.promote, "reason": decision.reason})
+    else:
+        word = "is champion" if decision.promote else "was not promoted"
+        typer.echo(f"{done.candidate.reference} {word}: {decision.reason}")
+
+
+@app.command()
+def serve(
+    config: Annotated[Path, typer.Option(help="The serve file.")] = Path("serve.yaml"),
+    host: Annotated[str | None, typer.Option(help="The interface to listen on; the serve file's if left out.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="TCP port; the serve file's if left out.")] = None,
+) -> None:
+    """Serve registered models until Ctrl-C. Example: `kinfolk serve --config infra/serve.yaml --port 8000`"""
+    from kinfolk_pipelines.serve import serve_file, serve_until_interrupted
+
+    serve_until_interrupted(load_settings(), serve_file(config, host, port), typer.echo)
+
+
+@app.command()
+def deliver() -> None:
+    """Send what MLflow could not take while it was away. Example: `kinfolk deliver`"""
+    from kinfolk.tracking.runs import deliver_spool
+
+    settings = load_settings()
+    deliveries = deliver_spool(settings.state.absolute() / "spool", settings.tracking)
+    for each in deliveries:
+        typer.echo(f"run {each.run_id}: " + ("delivered" if each.complete else f"{each.unsent} left, {each.trouble}"))
+    if not deliveries:
+        typer.echo("Nothing was waiting.")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the report and the picture.")] = Path("demo"),
+    stay: Annotated[bool, typer.Option("--wait/--no-wait", help="Stay up until Ctrl-C.")] = True,
+) -> None:
+    """Data to endpoint with one model of each family. Example: `kinfolk demo --no-wait`"""
+    from kinfolk_pipelines.demo import run_demo, wait
+
+    console = _console()
+    done = run_demo(load_settings(), console, out)
+    typer.echo(f"report     {done.report}\nsamples    {done.samples}")
+    for endpoint in done.endpoints:
+        typer.echo(f"endpoint   {endpoint}")
+    typer.echo(f"MLflow     {done.mlflow.address}\nRay        {done.dashboard}")
+    try:
+        if stay and sys.stdout.isatty():
+            wait(done, console)
+    finally:
+        done.mlflow.stop()
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends with 2, a fault with 1, both as one paragraph on stderr."""
+    from kinfolk.tracking.connection import mlflow_environment
+    from kinfolk_pipelines.train import InterruptedTrainingError
+
+    apply_environment(mlflow_environment())
+    try:
+        app()
+    except KinfolkError as error:
+        typer.echo(f"kinfolk: {error}", err=True)
+        if isinstance(error, InterruptedTrainingError):
+            sys.exit(_INTERRUPTED)
+        sys.exit(2 if isinstance(error, _USER_MISTAKES) else 1)

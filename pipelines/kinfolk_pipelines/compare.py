@@ -1,0 +1,112 @@
+"""Train, measure and lay side by side: one report for several recipes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from kinfolk.errors import ConfigError
+from kinfolk.pictures import draw, picturable
+from kinfolk_pipelines.evaluate import Evaluated, evaluate
+from kinfolk_pipelines.models import feature_name
+from kinfolk_pipelines.report import Entry, render
+from kinfolk_pipelines.sample import picture_scale
+from kinfolk_pipelines.settings import Settings
+from kinfolk_pipelines.train import Plan, Trained, plan, train
+
+_GRID_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One recipe, trained and measured."""
+
+    plan: Plan
+    trained: Trained
+    evaluated: Evaluated
+
+
+def plans(settings: Settings, recipes: Sequence[str], sets: Sequence[str] = ()) -> list[Plan]:
+    """All recipes checked, and found to be for one data set, before any is trained.
+
+    Raises:
+        ConfigError: a recipe is wrong, or two of them are for different data.
+    """
+    checked = [plan(settings, recipe, sets) for recipe in recipes]
+    data = {each.data.name for each in checked}
+    if len(data) != 1:
+        raise ConfigError(
+            f"The recipes are for different data ({', '.join(sorted(data))}): their figures do not compare."
+        )
+    return checked
+
+
+def compare(
+    settings: Settings,
+    planned: Sequence[Plan],
+    console: Console,
+    *,
+    workers: int = 1,
+    samples: int | None = None,
+    use_gpu: bool = False,
+) -> list[Compared]:
+    """Train what is not trained yet, its data's feature classifier first, and measure everything alike."""
+    _train_features(settings, planned[0], console, workers)
+    compared = []
+    for each in planned:
+        trained = train(settings, each, console, workers=workers, use_gpu=use_gpu)
+        console.print(f"{trained.version.reference}: {_how(trained)}, measuring")
+        count = samples or each.recipe.evaluation.samples
+        evaluated = evaluate(settings, trained.version.reference, count, each.recipe.evaluation.options)
+        compared.append(Compared(each, trained, evaluated))
+    return compared
+
+
+def _how(trained: Trained) -> str:
+    return "trained before" if trained.seconds is None else f"trained in {trained.seconds:.0f} s"
+
+
+def _train_features(settings: Settings, first: Plan, console: Console, workers: int) -> None:
+    if first.data.prepared.spec.classes is None:
+        return
+    features = plan(settings, f"{first.data.name}/features", name=feature_name(first.data.name))
+    trained = train(settings, features, console, workers=workers)
+    console.print(f"{trained.version.reference}: {_how(trained)}; figures rest on its features")
+
+
+def report(compared: Sequence[Compared], workers: int) -> str:
+    """The comparison as an HTML page."""
+    first = compared[0]
+    data = first.plan.data
+    features = first.evaluated.figures.basis.get("features", "none")
+    counts = sorted({each.evaluated.figures.basis["samples"] for each in compared})
+    basis = [
+        f"Data set {data.name} ({data.digest}), trained with {workers} workers, averaged weights measured.",
+        f"{' or '.join(counts)} samples of each model; features of {features}; class-conditional models were asked for "
+        "every class equally often. Figures of one column are measured alike; hover over its head for what it is.",
+    ]
+    return render(f"Comparison on {data.name}", basis, [_entry(each) for each in compared])
+
+
+def _entry(each: Compared) -> Entry:
+    model, figures = each.evaluated.model, each.evaluated.figures
+    picture = None
+    if figures.samples is not None and picturable(model.spec):
+        scale = picture_scale(model.spec.shape[-2], 8) if model.spec.kind == "image" else 1
+        picture = draw(figures.samples[:_GRID_ROWS], model.spec, scale)
+    return Entry(
+        recipe=f"{each.plan.recipe.data}/{each.plan.recipe.name}",
+        family=each.plan.family.name,
+        reference=each.trained.version.reference,
+        metrics=figures.metrics,
+        train_seconds=each.trained.seconds,
+        train_samples=each.plan.recipe.training.samples,
+        grid_png=picture,
+    )
+
+
+def write_report(path: Path, compared: Sequence[Compared], workers: int) -> None:
+    """Write the page, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(report(compared, workers), encoding="utf-8")

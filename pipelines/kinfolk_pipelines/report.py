@@ -1,0 +1,148 @@
+"""The comparison report: one HTML page that needs no other file."""
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from kinfolk_pipelines.figures import MEANING
+
+_LOWER = {"fd_local", "kd_local", "reconstruction_mse", "elbo_bits_per_dim", "log_prob_bits_per_dim", "nfe"}
+_NEUTRAL = {"fd_local_test", "parameters", "elbo_density_nats", "log_prob_density_nats", "nfe", "pairwise_distance"}
+_STYLE = """
+:root { color-scheme: light; --ink: #1c2430; --soft: #667085; --line: #e4e7ec; --best: #e8f5ee; --accent: #2f6f5e; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 78rem; margin: 2.5rem auto;
+  padding: 0 1.5rem; }
+h1 { font-size: 1.7rem; margin: 0 0 .2rem; } h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; }
+p, dd { color: var(--soft); margin: .2rem 0; } a { color: var(--accent); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
+th, td { padding: .4rem .75rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
+thead th { font-weight: 600; border-bottom: 2px solid var(--line); }
+td.best { background: var(--best); font-weight: 600; }
+.grids { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1.4rem; }
+figure { margin: 0; } figcaption { font-size: .9rem; margin-top: .35rem; }
+img { image-rendering: pixelated; width: 100%; border: 1px solid var(--line); border-radius: 4px; }
+img.plot { image-rendering: auto; max-width: 46rem; border: 0; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; }
+dt { font-family: ui-monospace, monospace; font-size: .88rem; }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One model in a comparison."""
+
+    recipe: str
+    family: str
+    reference: str  # NAME/VERSION
+    metrics: Mapping[str, float]
+    train_seconds: float | None
+    train_samples: int
+    grid_png: bytes | None = None
+    notes: Sequence[str] = field(default_factory=tuple)
+
+
+def columns(entries: Sequence[Entry]) -> list[str]:
+    """Metrics that at least one entry has, in the order of the glossary."""
+    present = {name for entry in entries for name in entry.metrics}
+    return [name for name in MEANING if name in present]
+
+
+def best(entries: Sequence[Entry], metric: str) -> float | None:
+    """The best value of a column, or None where there is no better or only one value."""
+    values = [entry.metrics[metric] for entry in entries if metric in entry.metrics]
+    if metric in _NEUTRAL or len(values) < 2:
+        return None
+    return min(values) if metric in _LOWER else max(values)
+
+
+def number(value: float) -> str:
+    """A figure with about four digits."""
+    if value != value:
+        return "NaN"
+    if abs(value) >= 1000 or value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def quality_against_speed(entries: Sequence[Entry]) -> bytes | None:
+    """``fd_local`` over samples per second, both logarithmic, as PNG; None without such figures."""
+    points = [entry for entry in entries if {"fd_local", "samples_per_second"} <= entry.metrics.keys()]
+    if not points:
+        return None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    families = sorted({entry.family for entry in points})
+    for entry in points:
+        x, y = entry.metrics["samples_per_second"], entry.metrics["fd_local"]
+        axes.scatter(x, y, s=70, color=f"C{families.index(entry.family)}", zorder=3)
+        axes.annotate(entry.recipe, (x, y), xytext=(7, 5), textcoords="offset points", fontsize=9)
+    floor = points[0].metrics.get("fd_local_test")
+    if floor:
+        axes.axhline(floor, color="0.6", linewidth=1, linestyle="--")
+        axes.annotate("real test split", (0.01, floor), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
+    axes.set(xscale="log", yscale="log", xlabel="samples per second (faster to the right)")
+    axes.set_ylabel("FD, local features (better downwards)")
+    axes.margins(x=0.25, y=0.15)
+    axes.grid(which="both", color="0.93", zorder=0)
+    out = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(out)
+    return out.getvalue()
+
+
+def _image(content: bytes, alt: str, kind: str = "") -> str:
+    data = base64.b64encode(content).decode()
+    return f'<img class="{kind}" alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+
+
+def _table(entries: Sequence[Entry]) -> str:
+    names = columns(entries)
+    head = "".join(f'<th title="{html.escape(MEANING[name])}">{name}</th>' for name in names)
+    lines = [f"<thead><tr><th>model</th><th>training samples</th><th>training s</th>{head}</tr></thead><tbody>"]
+    marks = {name: best(entries, name) for name in names}
+    for entry in entries:
+        seconds = "" if entry.train_seconds is None else f"{entry.train_seconds:,.0f}"
+        cells = [
+            f"<td>{html.escape(entry.recipe)}</td>",
+            f"<td>{entry.train_samples:,}</td><td>{seconds}</td>",
+        ]
+        for name in names:
+            value = entry.metrics.get(name)
+            kind = ' class="best"' if value is not None and value == marks[name] else ""
+            cells.append(f"<td{kind}>{'' if value is None else number(value)}</td>")
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    return f'<div class="scroll"><table>{"".join(lines)}</tbody></table></div>'
+
+
+def _grids(entries: Sequence[Entry]) -> str:
+    figures = [
+        f"<figure>{_image(entry.grid_png, entry.recipe)}<figcaption>{html.escape(entry.recipe)} "
+        f"<p>{html.escape(entry.family)}, {html.escape(entry.reference)}</p></figcaption></figure>"
+        for entry in entries
+        if entry.grid_png
+    ]
+    return f'<div class="grids">{"".join(figures)}</div>' if figures else "<p>No model here draws pictures.</p>"
+
+
+def render(title: str, basis: Sequence[str], entries: Sequence[Entry]) -> str:
+    """The page; ``basis`` are the sentences that say how the figures were measured."""
+    plot = quality_against_speed(entries)
+    meanings = "".join(f"<dt>{name}</dt><dd>{html.escape(MEANING[name])}</dd>" for name in columns(entries))
+    notes = "".join(f"<li>{html.escape(entry.recipe)}: {html.escape(n)}</li>" for entry in entries for n in entry.notes)
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style><h1>{html.escape(title)}</h1>",
+        *(f"<p>{html.escape(line)}</p>" for line in basis),
+        f"<h2>Figures</h2>{_table(entries)}",
+        f"<ul>{notes}</ul>" if notes else "",
+        f"<h2>Quality against speed</h2>{_image(plot, 'quality against speed', 'plot')}" if plot else "",
+        f"<h2>Samples</h2>{_grids(entries)}",
+        f"<h2>What each number is</h2><dl>{meanings}</dl></html>",
+    ]
+    return "\n".join(part for part in parts if part)

@@ -1,0 +1,98 @@
+"""Addresses and folders, from ``kinfolk.yaml`` and ``KINFOLK_*`` variables: the only reader of the environment."""
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+
+from kinfolk.errors import ConfigError
+
+FILE = "kinfolk.yaml"
+
+
+class Settings(BaseSettings):
+    """Where things are. Growing from one machine to a cluster changes these values and no code."""
+
+    model_config = SettingsConfigDict(env_prefix="KINFOLK_", yaml_file=FILE, extra="forbid", frozen=True)
+
+    state: Path = Path(".kinfolk")  # local MLflow store, checkpoints, caches, the Ray token
+    data: Path = Path("data")  # prepared data sets, one folder each
+    recipes: Path | None = None  # folder of recipes; None: those that come with Kinfolk
+    tracking_uri: str | None = None  # MLflow; None: a SQLite file in ``state``
+    experiment: str = "kinfolk"
+    storage: str | None = None  # checkpoints, a path or s3://...; None: a folder in ``state``
+    ray_address: str | None = None  # None: a cluster on this machine that ends with the command
+    api_token: SecretStr | None = None  # bearer token that endpoints ask for
+    cpus: int | None = Field(default=None, ge=1)  # of the local cluster; None: all
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What is given in code wins, then the environment, then the file."""
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+
+    @property
+    def tracking(self) -> str:
+        """MLflow's address."""
+        return self.tracking_uri or f"sqlite:///{(self.state / 'mlflow.db').absolute()}"
+
+    @property
+    def checkpoints(self) -> str:
+        """Where Ray Train keeps checkpoints."""
+        return self.storage or str((self.state / "runs").absolute())
+
+    @property
+    def recipe_folder(self) -> Path:
+        """The folder that recipe names are looked up in."""
+        packaged = Path(__file__).parent / "recipes"
+        return self.recipes or (packaged if packaged.is_dir() else Path(__file__).parents[1] / "recipes")
+
+    @property
+    def cache(self) -> Path:
+        """Registered models fetched to this machine."""
+        return self.state.absolute() / "cache"
+
+    def dataset(self, name: str) -> Path:
+        """The folder of a prepared data set."""
+        return self.data.absolute() / name
+
+
+def load_settings(**given: Any) -> Settings:
+    """Settings of this process, ``given`` values on top.
+
+    Raises:
+        ConfigError: a value in the file or the environment is not allowed.
+    """
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"Settings ({FILE} or KINFOLK_{key.upper()}): {key}: {first['msg']}, got {first['input']!r}. "
+            f"Known settings: {', '.join(Settings.model_fields)}."
+        ) from None
+
+
+def apply_environment(variables: dict[str, str]) -> None:
+    """Set variables that libraries read at import; a value the user has set stays."""
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+
+
+def git_commit() -> str | None:
+    """The commit of the working directory, or None outside a repository."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

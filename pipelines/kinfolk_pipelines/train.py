@@ -1,0 +1,238 @@
+"""Train a recipe on Ray, track it in MLflow, register what comes out."""
+
+import base64
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import Tensor
+
+from kinfolk import sampling
+from kinfolk.bundle import save_bundle
+from kinfolk.config import Recipe, find_recipe, load_recipe, parse
+from kinfolk.contract import DataSpec, Family, Model
+from kinfolk.errors import ConfigError, KinfolkError
+from kinfolk.families import find_family
+from kinfolk.metrics.speed import sampling_speed
+from kinfolk.tracking import registry
+from kinfolk.tracking.history import RUN_TAG, Earlier, earlier_run
+from kinfolk.tracking.lineage import Lineage, Version
+from kinfolk.tracking.reference import parse_name
+from kinfolk.tracking.runs import DataVersion, Run, Tracker
+from kinfolk_pipelines.datasets import Dataset, open_dataset
+from kinfolk_pipelines.models import load_model
+from kinfolk_pipelines.progress import display
+from kinfolk_pipelines.settings import Settings, git_commit
+
+_SPEED_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A training that was checked as a whole, before anything is touched."""
+
+    recipe: Recipe
+    family: Family
+    data: Dataset
+    model_name: str
+    run_name: str
+    initial: Mapping[str, Tensor] = field(default_factory=dict)
+    parents: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a training left in the registry."""
+
+    version: Version
+    metrics: Mapping[str, float]
+    seconds: float | None  # None for a training that had been done before
+    reused: bool
+
+
+class InterruptedTrainingError(KinfolkError):
+    """The user stopped the training; the message says how to go on."""
+
+
+def plan(settings: Settings, recipe_name: str, sets: Sequence[str] = (), name: str | None = None) -> Plan:
+    """Check everything that can be wrong with a training.
+
+    Raises:
+        ConfigError: the recipe, a setting or the name is not allowed, or the recipe is for another kind of data.
+        DataError: the data set is not there.
+    """
+    recipe = load_recipe(find_recipe(recipe_name, settings.recipe_folder), sets)
+    family = find_family(recipe.family)
+    config = parse(family.config, recipe.model, f"recipe {recipe.name}, model")
+    recipe = recipe.model_copy(update={"model": config.model_dump(mode="json")})
+    data = open_dataset(settings, recipe.data)
+    _check_kind(recipe, family, data.prepared.spec)
+    model_name = parse_name(name or f"{recipe.data}-{recipe.name}")
+    initial, parents = _initial(settings, recipe, data.prepared.spec)
+    digest = recipe.digest(data.digest, *parents.values())
+    return Plan(recipe, family, data, model_name, f"{model_name}-{digest}", initial, parents)
+
+
+def _check_kind(recipe: Recipe, family: Family, spec: DataSpec) -> None:
+    if spec.kind not in family.kinds:
+        raise ConfigError(
+            f"recipe {recipe.name} is of family {family.name}, which learns {', '.join(sorted(family.kinds))} data; "
+            f"{recipe.data} holds {spec.kind} samples. Use another recipe or --set data=NAME."
+        )
+
+
+def _initial(settings: Settings, recipe: Recipe, spec: DataSpec) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Weights to start from and where they come from, for a recipe with ``init_from``."""
+    if recipe.init_from is None:
+        return {}, {}
+    loaded = load_model(settings, recipe.init_from)
+    same = loaded.model.family.name == recipe.family and loaded.model.spec.shape == spec.shape
+    if not same or loaded.model.config.model_dump(mode="json").get("network") != recipe.model.get("network"):
+        raise ConfigError(
+            f"init_from={recipe.init_from} is a {loaded.model.family.name} for samples of shape "
+            f"{loaded.model.spec.shape} whose network differs from the recipe's: fine-tuning needs the same network."
+        )
+    return dict(loaded.model.module.state_dict()), {"init_from": loaded.version.reference}
+
+
+def train(
+    settings: Settings,
+    planned: Plan,
+    console: Console,
+    *,
+    workers: int = 1,
+    use_gpu: bool = False,
+    fresh: bool = False,
+) -> Trained:
+    """Train ``planned`` to its end and register it; a training done before is not repeated unless ``fresh``.
+
+    Raises:
+        RegistryError: MLflow does not answer: nothing was started.
+        InterruptedTrainingError: stopped by a signal, after a checkpoint.
+        DivergenceError: the loss stayed not finite; nothing was registered.
+    """
+    tracker = Tracker(settings.tracking, settings.experiment, settings.state.absolute() / "spool")
+    tracker.check()
+    run_name = f"{planned.run_name}-{int(time.time())}" if fresh else planned.run_name
+    earlier = earlier_run(settings.tracking, settings.experiment, run_name)
+    if earlier is not None and (done := _finished(settings, earlier)):
+        return Trained(done, done.metrics, None, True)
+    run = tracker.start_run(
+        run_name,
+        planned.recipe.model_dump(mode="json"),
+        _tags(planned, run_name),
+        DataVersion(planned.data.name, planned.data.digest, planned.data.prepared.record.source),
+        earlier.run_id if earlier else None,
+    )
+    return _tracked(settings, planned, run, run_name, console, workers, use_gpu)
+
+
+def _finished(settings: Settings, earlier: Earlier) -> Version | None:
+    if earlier.status != "FINISHED":
+        return None
+    versions = registry.models(settings.tracking)
+    return next((version for version in versions if version.run_id == earlier.run_id), None)
+
+
+def _tags(planned: Plan, run_name: str) -> dict[str, str]:
+    tags = {
+        RUN_TAG: run_name,
+        "family": planned.family.name,
+        "recipe": planned.recipe.name,
+        "data": planned.data.name,
+        "data_digest": planned.data.digest,
+    }
+    commit = git_commit()
+    return {**tags, "git_commit": commit} if commit else tags
+
+
+def _tracked(
+    settings: Settings, planned: Plan, run: Run, run_name: str, console: Console, workers: int, use_gpu: bool
+) -> Trained:
+    """Train under an MLflow run that ends as the training does."""
+    from kinfolk.training.launch import launch
+    from kinfolk.training.worker import Job
+
+    started = time.perf_counter()
+    threads = max(_cpus() // workers, 1)
+    job = Job(planned.recipe, planned.data.prepared.path, threads, planned.initial)
+    last: dict[str, float] = {}
+    try:
+        with display(console, planned.model_name, planned.recipe.training.samples) as shown:
+            listener = _listener(run, shown.show, last)
+            outcome = launch(
+                job, name=run_name, storage=settings.checkpoints, workers=workers, use_gpu=use_gpu, listener=listener
+            )
+        if outcome.model is None:
+            raise InterruptedTrainingError(
+                f"{planned.model_name} stopped after {outcome.samples_seen} of {planned.recipe.training.samples} "
+                "samples; a checkpoint was written. The same command goes on from there."
+            )
+        version = _register(settings, planned, run, run_name, outcome.model, last)
+    except InterruptedTrainingError:
+        run.finish("KILLED")
+        raise
+    except BaseException:
+        run.finish("FAILED")
+        raise
+    delivery = run.finish("FINISHED")
+    if not delivery.complete:
+        console.print(
+            f"{delivery.unsent} entries could not be sent to MLflow yet ({delivery.trouble}). `kinfolk deliver` sends "
+            "them once it answers."
+        )
+    return Trained(version, version.metrics, time.perf_counter() - started, False)
+
+
+def _cpus() -> int:
+    import ray
+
+    return int(ray.cluster_resources().get("CPU", 1))
+
+
+def _listener(
+    run: Run, show: Callable[[Mapping[str, Any]], None], last: dict[str, float]
+) -> Callable[[Mapping[str, Any]], None]:
+    """Show each report and pass it on to the run; ``last`` keeps the newest figures."""
+
+    def listen(report: Mapping[str, Any]) -> None:
+        show(report)
+        seen = report["samples_seen"]
+        if report.get("logs"):
+            run.log(report["logs"], seen)
+            last.update(report["logs"])
+        if "picture" in report:
+            run.log_picture(base64.b64decode(report["picture"]), f"samples/{seen:012d}.png")
+
+    return listen
+
+
+def _speed(model: Model) -> dict[str, float]:
+    if "sample" not in model.tasks.starts:
+        return {}
+    speed = sampling_speed(lambda n: sampling.sample(model, n), _SPEED_ROWS, time.perf_counter, warmup=0, repeats=1)
+    return {"samples_per_second": speed.samples_per_s}
+
+
+def _register(
+    settings: Settings, planned: Plan, run: Run, run_name: str, model: Model, last: Mapping[str, float]
+) -> Version:
+    speed = _speed(model)
+    lineage = Lineage(
+        family=planned.family.name,
+        recipe=f"{planned.recipe.data}/{planned.recipe.name}",
+        recipe_digest=planned.recipe.digest(),
+        data=planned.data.name,
+        data_digest=planned.data.digest,
+        git_commit=git_commit(),
+        parents=dict(planned.parents),
+        samples_per_second=speed.get("samples_per_second"),
+    )
+    folder: Path = settings.state.absolute() / "bundles" / run_name
+    card = {"lineage": lineage.tags(), "recipe": planned.recipe.model_dump(mode="json")}
+    save_bundle(model, folder, card)
+    losses = {f"train/{name}": value for name, value in last.items() if name != "samples_per_second"}
+    return registry.register(settings.tracking, folder, planned.model_name, run.run_id, lineage, losses | speed)

@@ -1,0 +1,217 @@
+"""Laws that every family keeps, on every digits recipe there is and on a third party's family."""
+
+import copy
+from pathlib import Path
+
+import kinfolk_toy
+import pytest
+import torch
+
+from kinfolk import sampling
+from kinfolk.bundle import load_bundle, save_bundle
+from kinfolk.config import load_recipe, parse
+from kinfolk.contract import Batch, SamplerState
+from kinfolk.errors import ConfigError, RequestError
+from kinfolk.families import family_names, find_family
+from kinfolk.step import World, trainable
+from kinfolk.training.loop import build, prepare, take_step
+
+RECIPES = sorted((Path(__file__).parents[2] / "pipelines" / "recipes" / "digits").glob("*.yaml"))
+CASES = [*RECIPES, "toy"]
+ROWS = 5
+
+
+@pytest.fixture(params=CASES, ids=lambda case: getattr(case, "stem", case))
+def case(request, digits):
+    """A freshly built model with its small training plan."""
+    if request.param == "toy":
+        family, values = kinfolk_toy.FAMILY, {}
+    else:
+        recipe = load_recipe(request.param)
+        family, values = find_family(recipe.family), recipe.model
+    config = parse(family.config, values, "model")
+    return family, config, build(family, config, digits.spec, seed=5)
+
+
+def plan_of(**changes):
+    from kinfolk.config import Training
+
+    return Training(**{"samples": 64, "batch_size": 16, "ema_halflife_samples": 50, **changes})
+
+
+def trained(case, digits, steps=2, seed=5, **changes):
+    family, config, _ = case
+    plan = plan_of(**changes)
+    state = prepare(build(family, config, digits.spec, seed=5), plan)
+    for _ in range(steps):
+        take_step(state, digits.source("train"), plan, seed, World())
+    return state
+
+
+def weights(state):
+    return {name: value.clone() for name, value in state.model.module.state_dict().items()}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def samplers(case):
+    tasks = case[2].tasks
+    if "sample" not in tasks.starts:
+        pytest.skip("this model draws no samples")
+    return tasks
+
+
+def labels_for(tasks, n):
+    return [i % 10 for i in range(n)] if "label" in tasks.conditions else None
+
+
+def fewer_calls(case):
+    """Other sampling options than the default, with fewer calls where the family has steps."""
+    return {"steps": 7} if "steps" in case[0].options.model_fields else {}
+
+
+def test_every_parameter_belongs_to_exactly_one_phase(case):
+    family, _, model = case
+    owners = [parameter for phase in family.phases(model.module) for parameter in trainable(phase.module)]
+    assert len({id(p) for p in owners}) == len(owners)
+    assert {id(p) for p in owners} == {id(p) for p in trainable(model.module)}
+
+
+def test_a_step_moves_every_phase_and_gives_no_gradient_elsewhere(case, digits):
+    family, config, _ = case
+    plan = plan_of()
+    state = prepare(build(family, config, digits.spec, seed=5), plan)
+    before = {phase.name: [p.detach().clone() for p in trainable(phase.module)] for phase in state.phases}
+    for _ in range(max(phase.every_steps for phase in state.phases) + 1):
+        take_step(state, digits.source("train"), plan, 5, World())
+    for phase in state.phases:
+        moved = [not torch.equal(a, b) for a, b in zip(before[phase.name], trainable(phase.module), strict=True)]
+        assert any(moved), f"phase {phase.name} stands still"
+
+
+def test_training_is_a_function_of_the_seed(case, digits):
+    first, second, other = (trained(case, digits, seed=seed) for seed in (5, 5, 6))
+    assert equal(weights(first), weights(second))
+    assert not equal(weights(first), weights(other))
+
+
+def test_building_and_training_leave_the_global_generator_alone(case, digits):
+    before = torch.random.get_rng_state()
+    trained(case, digits)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_resuming_gives_the_same_bits(case, digits):
+    whole = trained(case, digits, steps=4)
+    half = trained(case, digits, steps=2)
+    plan, again = plan_of(), prepare(build(*case[:2], digits.spec, seed=99), plan_of())
+    again.load(copy.deepcopy(half.snapshot()))
+    for _ in range(2):
+        take_step(again, digits.source("train"), plan, 5, World())
+    assert equal(dict(whole.snapshot().tensors), dict(again.snapshot().tensors))
+
+
+def test_a_sample_depends_on_its_own_seed_and_class_alone(case):
+    model, tasks = case[2], samplers(case)
+    labels = labels_for(tasks, ROWS)
+    options = fewer_calls(case)
+    together = sampling.sample(model, ROWS, 11, labels, options)
+    for row in range(ROWS):
+        alone = sampling.sample(model, 1, 11 + row, None if labels is None else labels[row], options)
+        assert torch.allclose(alone[0], together[row], atol=1e-5)
+    assert not torch.allclose(together[0], together[1], atol=1e-3)
+
+
+def test_rows_of_different_requests_stand_in_one_state(case):
+    """A request that joins in the middle, with other options, changes nobody's picture."""
+    model, tasks = case[2], samplers(case)
+    early = sampling.make_request(model, 3, 20, None, {})
+    late = sampling.make_request(model, 2, 40, None, fewer_calls(case))
+    with torch.no_grad():
+        state, pictures, joined = sampling.start(tasks, early), {}, False
+        calls = 0
+        while len(pictures) < 5:
+            state = tasks.advance(state)
+            calls += 1
+            if calls == 2 or (bool(state.done.all()) and not joined):
+                state, joined = SamplerState.cat([state, sampling.start(tasks, late)]), True
+            finished = state.select(state.done)
+            if len(finished):
+                rendered = tasks.render(finished)
+                pictures |= {int(seed): rendered[i] for i, seed in enumerate(finished.seed)}
+                if len(pictures) < 5:
+                    state = state.select(~state.done)
+    for request in (early, late):
+        alone = sampling.run(tasks, request)
+        for row, seed in enumerate(request.seeds.tolist()):
+            assert torch.allclose(pictures[seed], alone[row], atol=1e-5)
+
+
+def test_sampling_leaves_the_global_generator_alone_and_is_finite(case, digits):
+    samplers(case)
+    before = torch.random.get_rng_state()
+    x = sampling.sample(case[2], 2, 0, None, fewer_calls(case))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert x.shape == (2, *digits.spec.shape)
+    assert x.isfinite().all()
+
+
+def test_a_bundle_draws_the_same_pictures(case, tmp_path, monkeypatch, toy):
+    samplers(case)
+    save_bundle(case[2], tmp_path / "bundle")
+    again = load_bundle(tmp_path / "bundle")
+    options = fewer_calls(case)
+    assert torch.equal(sampling.sample(case[2], 3, 1, None, options), sampling.sample(again, 3, 1, None, options))
+
+
+def test_a_misspelt_key_is_refused_with_the_nearest_one(case):
+    family = case[0]
+    name = next(iter(family.config.model_fields))
+    with pytest.raises(ConfigError, match=f"Did you mean '{name}'"):
+        parse(family.config, {f"{name}x": 1}, "model")
+
+
+def test_an_option_or_class_the_model_lacks_is_refused(case):
+    tasks = samplers(case)
+    with pytest.raises(RequestError) as caught:
+        sampling.make_request(case[2], 1, options={"flavour": 3})
+    assert caught.value.field == "flavour"
+    with pytest.raises(RequestError) as caught:
+        sampling.make_request(case[2], 1, label=10)
+    assert caught.value.field == "label"
+    assert ("label" in tasks.conditions) == ("class-conditional" not in str(caught.value))
+
+
+def test_row_tasks_depend_on_their_row_alone(case, digits):
+    tasks = case[2].tasks
+    batch = digits.source("test").take(0, 4)
+    seeds = torch.arange(4)
+    found = [tasks.encode, tasks.reconstruct, tasks.anomaly_score, tasks.classify]
+    found += [tasks.log_prob.nats] if tasks.log_prob else []
+    for task in filter(None, found):
+        with torch.no_grad():
+            whole = task(batch, seeds)
+            part = task(batch.map(lambda value: value[2:3]), seeds[2:3])
+        assert whole.shape[0] == 4
+        assert torch.allclose(whole[2:3], part, atol=1e-4, rtol=1e-4)
+
+
+def test_latents_are_what_the_model_says_and_decode_to_data(case, digits):
+    tasks = case[2].tasks
+    if tasks.encode is None or tasks.decode is None:
+        pytest.skip("this model has no latents to decode")
+    batch = digits.source("test").take(0, 3)
+    with torch.no_grad():
+        z = tasks.encode(batch, torch.arange(3))
+        x = tasks.decode(Batch(z, batch.label), torch.arange(3))
+    assert tasks.latent_spec is not None
+    assert z.shape[1:] == tasks.latent_spec.shape
+    assert x.shape == batch.x.shape
+
+
+def test_installed_families_are_found_by_name():
+    assert {"autoencoder", "classifier", "diffusion", "gan"} <= set(family_names())
+    with pytest.raises(ConfigError, match="Did you mean 'diffusion'"):
+        find_family("difusion")
