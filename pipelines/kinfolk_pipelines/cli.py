@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kinfolk.errors import ConfigError, DataError, KinfolkError, RegistryError, RequestError
-from kinfolk_pipelines.settings import Settings, apply_environment, load_settings
+from kinfolk_pipelines.settings import apply_environment, load_settings
 
 app = typer.Typer(
     name="kinfolk",
@@ -31,7 +31,7 @@ Sets = Annotated[
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Ray Train workers.")]
 Gpu = Annotated[bool, typer.Option("--gpu", help="Give each worker a GPU.")]
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="NAME, NAME@alias or NAME/version.")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="NAME, NAME@alias, NAME/version or NAME/latest.")]
 
 
 def _console() -> Console:
@@ -50,12 +50,6 @@ def _table(title: list[str], lines: list[list[str]]) -> None:
     for line in lines:
         table.add_row(*line)
     Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
-
-
-def _connect(settings: Settings) -> None:
-    from kinfolk.cluster import connect
-
-    connect(settings.ray_address, settings.state, cpus=settings.cpus)
 
 
 @app.command()
@@ -151,7 +145,6 @@ def train(
 
     settings = load_settings()
     planned = plan(settings, recipe, sets or (), name)
-    _connect(settings)
     trained = run(settings, planned, _console(), workers=workers, use_gpu=gpu, fresh=fresh)
     version = trained.version
     result = {"run": version.run_id, "model": version.name, "version": version.number, "metrics": dict(trained.metrics)}
@@ -200,7 +193,6 @@ def compare(
 
     settings = load_settings()
     planned = plans(settings, recipes, sets or ())
-    _connect(settings)
     compared = run(settings, planned, _console(), workers=workers, samples=samples, use_gpu=gpu)
     write_report(out, compared, workers)
     if as_json:

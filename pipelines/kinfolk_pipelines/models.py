@@ -12,6 +12,8 @@ from kinfolk.tracking.fetch import fetch
 from kinfolk.tracking.lineage import Version
 from kinfolk_pipelines.settings import Settings
 
+LATEST = "latest"  # in place of a version: the newest
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -22,12 +24,15 @@ class Loaded:
 
 
 def load_model(settings: Settings, reference: str) -> Loaded:
-    """The model behind ``NAME``, ``NAME@alias`` or ``NAME/version``, every byte checked.
+    """The model behind ``NAME``, ``NAME@alias``, ``NAME/version`` or ``NAME/latest``, every byte checked.
 
     Raises:
         RegistryError: there is no such model, version or alias.
         IntegrityError: the stored bytes are not the registered ones.
     """
+    name, slash, version = reference.partition("/")
+    if slash and version == LATEST:
+        reference = f"{name}/{version_number(settings, name, version)}"
     fetched = fetch(settings.tracking, reference, settings.cache)
     return Loaded(load_bundle(fetched.folder), fetched.version)
 
@@ -67,7 +72,7 @@ def version_number(settings: Settings, name: str, version: str) -> int:
     Raises:
         ConfigError: it is neither.
     """
-    if version == "latest":
+    if version == LATEST:
         numbers = [each.number for each in registry.models(settings.tracking) if each.name == name]
         if numbers:
             return max(numbers)

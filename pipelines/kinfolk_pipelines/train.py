@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kinfolk import sampling
 from kinfolk.bundle import save_bundle
+from kinfolk.cluster import connect
 from kinfolk.config import Recipe, find_recipe, load_recipe, parse
 from kinfolk.contract import DataSpec, Family, Model
 from kinfolk.errors import ConfigError, KinfolkError
@@ -153,6 +154,7 @@ def _tracked(
     settings: Settings, planned: Plan, run: Run, run_name: str, console: Console, workers: int, use_gpu: bool
 ) -> Trained:
     """Train under an MLflow run that ends as the training does."""
+    connect(settings.ray_address, settings.state, cpus=settings.cpus)
     from kinfolk.training.launch import launch
     from kinfolk.training.worker import Job
 

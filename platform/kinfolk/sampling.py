@@ -90,8 +90,8 @@ def start(tasks: Tasks, request: SampleRequest, task: str = "sample") -> Sampler
 @torch.no_grad()
 def trajectory(tasks: Tasks, request: SampleRequest, task: str = "sample") -> Iterator[SamplerState]:
     """The state after the start and after each call, until every row is done; rows of one request end together."""
-    assert tasks.advance is not None
     state = start(tasks, request, task)
+    assert tasks.advance is not None
     yield state
     while not bool(state.done.all()):
         state = tasks.advance(state)
@@ -101,9 +101,9 @@ def trajectory(tasks: Tasks, request: SampleRequest, task: str = "sample") -> It
 @torch.no_grad()
 def run(tasks: Tasks, request: SampleRequest, task: str = "sample") -> Tensor:
     """Samples of a request, all rows at once. -> (N, *) on the CPU"""
-    assert tasks.render is not None
     for state in trajectory(tasks, request, task):
         last = state
+    assert tasks.render is not None
     return tasks.render(last).cpu()
 
 

@@ -1,5 +1,6 @@
 """What importing does (nothing), and what stands between the layers."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -67,10 +68,9 @@ from kinfolk.contract import DataSpec
 from kinfolk.data.source import TensorSource
 from kinfolk.training.loop import build, prepare, train
 from kinfolk_families.gan import FAMILY
-spec = DataSpec(kind="vector", shape=(2,), classes=None)
-source = TensorSource(spec, torch.zeros(64, 2))
-config = FAMILY.config.model_validate({"network": {"kind": "mlp"}})
-state = prepare(build(FAMILY, config, spec, 0), Training(samples=32, batch_size=16))
+spec = DataSpec(kind="image", shape=(1, 8, 8), levels=17)
+source = TensorSource(spec, torch.zeros(64, 1, 8, 8, dtype=torch.uint8))
+state = prepare(build(FAMILY, FAMILY.config(), spec, 0), Training(samples=32, batch_size=16))
 print(json.dumps([report.kind for report in train(state, source, Training(samples=32, batch_size=16), 0)]))
 """
     assert python(code)[-1] == "checkpoint"
@@ -108,3 +108,33 @@ def test_the_layers_keep_their_direction():
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+OWNERS = {
+    "ray.train": "kinfolk.training",
+    "ray.tune": "kinfolk.tuning",
+    "ray.serve": "kinfolk.serving",
+    "fastapi": "kinfolk.serving",
+    "mlflow": "kinfolk.tracking",
+}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_each_library_has_one_owner():
+    for name in MODULES:
+        path = next(
+            p for p in (ROOT / "platform", ROOT / "families", ROOT / "pipelines") if (p / name.split(".")[0]).exists()
+        )
+        file = path.joinpath(*name.split("."))
+        file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
+        for imported in imports(file):
+            for library, owner in OWNERS.items():
+                if imported == library or imported.startswith(f"{library}."):
+                    assert name.startswith(owner), f"{name} imports {imported}, which belongs to {owner}"

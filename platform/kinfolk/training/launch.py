@@ -31,6 +31,7 @@ class Outcome:
     model: Model | None  # None when it was interrupted
     samples_seen: int
     interrupted: bool
+    checkpoint: str  # the last one stored
 
 
 def check_workers(workers: int, cpus_per_worker: float, use_gpu: bool) -> None:
@@ -155,9 +156,10 @@ def _outcome(job: Job, result: Result) -> Outcome:
     if "error" in ended:
         kinds = {"DivergenceError": DivergenceError, "ConfigError": ConfigError}
         raise kinds.get(ended["error"], KinfolkError)(ended["message"])
-    if ended["interrupted"]:
-        return Outcome(None, ended["samples_seen"], True)
     assert result.checkpoint is not None
+    stored = result.checkpoint.path
+    if ended["interrupted"]:
+        return Outcome(None, ended["samples_seen"], True, stored)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(result.checkpoint.to_directory(str(Path(folder) / "checkpoint")))
-        return Outcome(trained_model(job, path), ended["samples_seen"], False)
+        return Outcome(trained_model(job, path), ended["samples_seen"], False, stored)

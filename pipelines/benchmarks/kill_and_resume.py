@@ -1,0 +1,85 @@
+"""SIGKILL of a train worker at random moments: is the end the same bits as without?
+
+For each recipe one undisturbed run and five in which a random worker is killed at a random step. All tensors of the
+last checkpoint (weights, buffers, average, optimiser) and its counters are compared.
+Run: python pipelines/benchmarks/kill_and_resume.py [kills] [recipe ...]
+"""
+
+import os
+import random
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+import torch
+
+from kinfolk.checkpoint import Snapshot, load_checkpoint
+from kinfolk.cluster import connect
+from kinfolk.config import Recipe, load_recipe
+from kinfolk.data.catalogue import prepare
+
+RECIPES = Path(__file__).parents[1] / "recipes" / "digits"
+STEPS, WORKERS = 60, 2
+
+
+def short(name: str) -> Recipe:
+    recipe = load_recipe(RECIPES / f"{name}.yaml")
+    batch = recipe.training.batch_size
+    changes = {"samples": STEPS * batch, "log_every_samples": batch, "checkpoint_every_samples": 10 * batch}
+    plan = recipe.training.model_copy(update={**changes, "preview_every_samples": STEPS * batch})
+    return recipe.model_copy(update={"training": plan})
+
+
+def workers() -> list[psutil.Process]:
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if "RayTrainWorker" in "".join(child.cmdline())]
+
+
+class Killer:
+    """Kills one worker once, at ``moment`` samples; remembers where training went on."""
+
+    def __init__(self, moment: int) -> None:
+        self.moment, self.killed_at, self.resumed_at = moment, 0, 0
+
+    def __call__(self, report) -> None:
+        if report["kind"] == "start" and self.killed_at:
+            self.resumed_at = report["samples_seen"]
+        if not self.killed_at and report["samples_seen"] >= self.moment:
+            self.killed_at = report["samples_seen"]
+            os.kill(random.choice(workers()).pid, signal.SIGKILL)
+
+
+def run(recipe: Recipe, data: Path, storage: str, name: str, listener=lambda _: None) -> Snapshot:
+    from kinfolk.training.launch import launch
+    from kinfolk.training.worker import Job
+
+    outcome = launch(Job(recipe, data), name=name, storage=storage, workers=WORKERS, listener=listener)
+    return load_checkpoint(Path(outcome.checkpoint))
+
+
+def differing(a: Snapshot, b: Snapshot) -> list[str]:
+    names = [name for name in a.tensors | b.tensors if not torch.equal(a.tensors[name], b.tensors[name])]
+    return names + (["counters"] if a.values != b.values else [])
+
+
+def main(kills: int, names: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        data = prepare("digits", Path(folder) / "digits").path
+        connect(None, Path(folder) / "state", cpus=2)
+        print("| recipe | kill | killed at step | went on from step | differing tensors |\n|---|---|---|---|---|")
+        for name in names:
+            recipe, storage = short(name), f"{folder}/{name}"
+            batch = recipe.training.batch_size
+            undisturbed = run(recipe, data, storage, "undisturbed")
+            for kill in range(kills):
+                killer = Killer(random.randrange(1, STEPS - 3) * batch)
+                found = differing(run(recipe, data, storage, f"kill{kill}", killer), undisturbed)
+                steps = f"{killer.killed_at // batch} | {killer.resumed_at // batch}"
+                print(f"| {name} | {kill + 1} | {steps} | {len(found)} of {len(undisturbed.tensors)} |", flush=True)
+
+
+if __name__ == "__main__":
+    chosen = sys.argv[2:] or ["conditional-vae", "r3gan", "edm", "features"]
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5, chosen)
