@@ -10,10 +10,11 @@ import torch
 from sklearn.svm import SVC
 
 from kinfolk import sampling
+from kinfolk.tracking.connection import mlflow_environment
 from kinfolk_pipelines.datasets import open_dataset
 from kinfolk_pipelines.figures import as_shown
 from kinfolk_pipelines.models import load_model
-from kinfolk_pipelines.settings import load_settings
+from kinfolk_pipelines.settings import apply_environment, load_settings
 
 PER_CLASS = 100
 
@@ -23,6 +24,7 @@ def flat(x: torch.Tensor):
 
 
 def main(references: list[str]) -> None:
+    apply_environment(mlflow_environment())
     settings = load_settings()
     data = open_dataset(settings, "digits").prepared
     train, test = (data.source(split) for split in ("train", "test"))

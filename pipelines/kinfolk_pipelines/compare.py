@@ -84,7 +84,7 @@ def report(compared: Sequence[Compared], workers: int) -> str:
     basis = [
         f"Data set {data.name} ({data.digest}), trained with {workers} workers, averaged weights measured.",
         f"{' or '.join(counts)} samples of each model; features of {features}; class-conditional models were asked for "
-        "every class equally often. Figures of one column are measured alike; hover over its head for what it is.",
+        "every class equally often. Figures of one row are measured alike; the best is shaded.",
     ]
     return render(f"Comparison on {data.name}", basis, [_entry(each) for each in compared])
 
@@ -100,7 +100,7 @@ def _entry(each: Compared) -> Entry:
         family=each.plan.family.name,
         reference=each.trained.version.reference,
         metrics=figures.metrics,
-        train_seconds=each.trained.seconds,
+        train_seconds=each.trained.version.metrics.get("train_seconds"),
         train_samples=each.plan.recipe.training.samples,
         grid_png=picture,
     )

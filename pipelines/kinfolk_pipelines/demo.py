@@ -1,5 +1,6 @@
 """The whole line once: data, training, comparison, registry, promotion, an endpoint, a picture over HTTP."""
 
+import io
 import json
 import time
 import urllib.request
@@ -7,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
 from rich.console import Console
 
 from kinfolk.cluster import connect, free_port
@@ -23,6 +25,7 @@ RECIPES = ("digits/conditional-vae", "digits/r3gan", "digits/edm")
 _WORKERS = 2
 _PORT = 8000
 _PICTURES = 100
+_ZOOM = 6
 _REQUEST_TIMEOUT_S = 60
 
 
@@ -96,15 +99,16 @@ def _free(port: int) -> int:
 
 
 def _draw_over_http(settings: Settings, address: str, path: Path) -> None:
-    """Ten samples of each class, as a user would ask for them."""
+    """Ten samples of each class, as a user would ask for them; each pixel enlarged to be seen."""
     body = {"n": _PICTURES, "seed": 0, "label": [index % 10 for index in range(_PICTURES)]}
     headers = {"Content-Type": "application/json", "Accept": "image/png"}
     if settings.api_token is not None:
         headers["Authorization"] = f"Bearer {settings.api_token.get_secret_value()}"
     request = urllib.request.Request(address, json.dumps(body).encode(), headers, method="POST")
     with urllib.request.urlopen(request, timeout=_REQUEST_TIMEOUT_S) as answer:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(answer.read())
+        grid = Image.open(io.BytesIO(answer.read()))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grid.resize((_ZOOM * grid.width, _ZOOM * grid.height), Image.Resampling.NEAREST).save(path)
 
 
 def wait(demo: Demo, console: Console, sleep: Callable[[float], None] = time.sleep) -> None:

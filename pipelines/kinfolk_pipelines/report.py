@@ -19,15 +19,14 @@ p, dd { color: var(--soft); margin: .2rem 0; } a { color: var(--accent); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 th, td { padding: .4rem .75rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
+th:first-child, td:first-child { text-align: left; }
 thead th { font-weight: 600; border-bottom: 2px solid var(--line); }
 td.best { background: var(--best); font-weight: 600; }
 .grids { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1.4rem; }
 figure { margin: 0; } figcaption { font-size: .9rem; margin-top: .35rem; }
 img { image-rendering: pixelated; width: 100%; border: 1px solid var(--line); border-radius: 4px; }
 img.plot { image-rendering: auto; max-width: 46rem; border: 0; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; }
-dt { font-family: ui-monospace, monospace; font-size: .88rem; }
+td.meaning, th.meaning { text-align: left; white-space: normal; color: var(--soft); }
 """
 
 
@@ -89,7 +88,7 @@ def quality_against_speed(entries: Sequence[Entry]) -> bytes | None:
         axes.annotate("real test split", (0.01, floor), xycoords=("axes fraction", "data"), va="bottom", fontsize=8)
     axes.set(xscale="log", yscale="log", xlabel="samples per second (faster to the right)")
     axes.set_ylabel("FD, local features (better downwards)")
-    axes.margins(x=0.25, y=0.15)
+    axes.margins(x=0.35, y=0.15)
     axes.grid(which="both", color="0.93", zorder=0)
     out = io.BytesIO()
     FigureCanvasAgg(figure).print_png(out)
@@ -101,23 +100,29 @@ def _image(content: bytes, alt: str, kind: str = "") -> str:
     return f'<img class="{kind}" alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
 
 
+def _row(head: str, cells: Sequence[str], meaning: str, best_at: Sequence[bool] = ()) -> str:
+    marks = [*best_at, *[False] * (len(cells) - len(best_at))]
+    middle = "".join(f"<td{' class=best' if mark else ''}>{cell}</td>" for cell, mark in zip(cells, marks, strict=True))
+    return f"<tr><td>{head}</td>{middle}<td class=meaning>{html.escape(meaning)}</td></tr>"
+
+
 def _table(entries: Sequence[Entry]) -> str:
-    names = columns(entries)
-    head = "".join(f'<th title="{html.escape(MEANING[name])}">{name}</th>' for name in names)
-    lines = [f"<thead><tr><th>model</th><th>training samples</th><th>training s</th>{head}</tr></thead><tbody>"]
-    marks = {name: best(entries, name) for name in names}
-    for entry in entries:
-        seconds = "" if entry.train_seconds is None else f"{entry.train_seconds:,.0f}"
-        cells = [
-            f"<td>{html.escape(entry.recipe)}</td>",
-            f"<td>{entry.train_samples:,}</td><td>{seconds}</td>",
-        ]
-        for name in names:
-            value = entry.metrics.get(name)
-            kind = ' class="best"' if value is not None and value == marks[name] else ""
-            cells.append(f"<td{kind}>{'' if value is None else number(value)}</td>")
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    return f'<div class="scroll"><table>{"".join(lines)}</tbody></table></div>'
+    """A row for each figure with what it is, a column for each model."""
+    head = "".join(f"<th>{html.escape(entry.recipe)}</th>" for entry in entries)
+    seconds = ["" if entry.train_seconds is None else number(entry.train_seconds) for entry in entries]
+    lines = [
+        _row("training samples", [f"{entry.train_samples:,}" for entry in entries], "Samples seen, repeats counted."),
+        _row("training seconds", seconds, "On this machine, start of the workers included."),
+    ]
+    for name in columns(entries):
+        top = best(entries, name)
+        values = [entry.metrics.get(name) for entry in entries]
+        cells = ["" if value is None else number(value) for value in values]
+        lines.append(_row(name, cells, MEANING[name], [value is not None and value == top for value in values]))
+    return (
+        f'<div class="scroll"><table><thead><tr><th>figure</th>{head}<th class=meaning>what it is</th></tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
 
 
 def _grids(entries: Sequence[Entry]) -> str:
@@ -133,7 +138,6 @@ def _grids(entries: Sequence[Entry]) -> str:
 def render(title: str, basis: Sequence[str], entries: Sequence[Entry]) -> str:
     """The page; ``basis`` are the sentences that say how the figures were measured."""
     plot = quality_against_speed(entries)
-    meanings = "".join(f"<dt>{name}</dt><dd>{html.escape(MEANING[name])}</dd>" for name in columns(entries))
     notes = "".join(f"<li>{html.escape(entry.recipe)}: {html.escape(n)}</li>" for entry in entries for n in entry.notes)
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
@@ -142,7 +146,6 @@ def render(title: str, basis: Sequence[str], entries: Sequence[Entry]) -> str:
         f"<h2>Figures</h2>{_table(entries)}",
         f"<ul>{notes}</ul>" if notes else "",
         f"<h2>Quality against speed</h2>{_image(plot, 'quality against speed', 'plot')}" if plot else "",
-        f"<h2>Samples</h2>{_grids(entries)}",
-        f"<h2>What each number is</h2><dl>{meanings}</dl></html>",
+        f"<h2>Samples</h2>{_grids(entries)}</html>",
     ]
     return "\n".join(part for part in parts if part)

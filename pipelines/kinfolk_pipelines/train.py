@@ -23,12 +23,14 @@ from kinfolk.tracking.history import RUN_TAG, Earlier, earlier_run
 from kinfolk.tracking.lineage import Lineage, Version
 from kinfolk.tracking.reference import parse_name
 from kinfolk.tracking.runs import DataVersion, Run, Tracker
+from kinfolk.training.loop import build, check_batch
 from kinfolk_pipelines.datasets import Dataset, open_dataset
 from kinfolk_pipelines.models import load_model
 from kinfolk_pipelines.progress import display
 from kinfolk_pipelines.settings import Settings, git_commit
 
 _SPEED_ROWS = 64
+_CPUS_PER_WORKER = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +72,11 @@ def plan(settings: Settings, recipe_name: str, sets: Sequence[str] = (), name: s
     config = parse(family.config, recipe.model, f"recipe {recipe.name}, model")
     recipe = recipe.model_copy(update={"model": config.model_dump(mode="json")})
     data = open_dataset(settings, recipe.data)
-    _check_kind(recipe, family, data.prepared.spec)
+    build(family, config, data.prepared.spec, recipe.seed)  # a network that does not fit the data fails here
     model_name = parse_name(name or f"{recipe.data}-{recipe.name}")
     initial, parents = _initial(settings, recipe, data.prepared.spec)
     digest = recipe.digest(data.digest, *parents.values())
     return Plan(recipe, family, data, model_name, f"{model_name}-{digest}", initial, parents)
-
-
-def _check_kind(recipe: Recipe, family: Family, spec: DataSpec) -> None:
-    if spec.kind not in family.kinds:
-        raise ConfigError(
-            f"recipe {recipe.name} is of family {family.name}, which learns {', '.join(sorted(family.kinds))} data; "
-            f"{recipe.data} holds {spec.kind} samples. Use another recipe or --set data=NAME."
-        )
 
 
 def _initial(settings: Settings, recipe: Recipe, spec: DataSpec) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -115,12 +109,14 @@ def train(
         InterruptedTrainingError: stopped by a signal, after a checkpoint.
         DivergenceError: the loss stayed not finite; nothing was registered.
     """
+    check_batch(planned.recipe.training, workers)
     tracker = Tracker(settings.tracking, settings.experiment, settings.state.absolute() / "spool")
     tracker.check()
     run_name = f"{planned.run_name}-{int(time.time())}" if fresh else planned.run_name
     earlier = earlier_run(settings.tracking, settings.experiment, run_name)
     if earlier is not None and (done := _finished(settings, earlier)):
         return Trained(done, done.metrics, None, True)
+    _claim(settings, workers, use_gpu)
     run = tracker.start_run(
         run_name,
         planned.recipe.model_dump(mode="json"),
@@ -150,11 +146,18 @@ def _tags(planned: Plan, run_name: str) -> dict[str, str]:
     return {**tags, "git_commit": commit} if commit else tags
 
 
+def _claim(settings: Settings, workers: int, use_gpu: bool) -> None:
+    """Connect to Ray and see that it can hold the workers."""
+    connect(settings.ray_address, settings.state, cpus=settings.cpus)
+    from kinfolk.training.launch import check_workers
+
+    check_workers(workers, _CPUS_PER_WORKER, use_gpu)
+
+
 def _tracked(
     settings: Settings, planned: Plan, run: Run, run_name: str, console: Console, workers: int, use_gpu: bool
 ) -> Trained:
     """Train under an MLflow run that ends as the training does."""
-    connect(settings.ray_address, settings.state, cpus=settings.cpus)
     from kinfolk.training.launch import launch
     from kinfolk.training.worker import Job
 
@@ -173,6 +176,7 @@ def _tracked(
                 f"{planned.model_name} stopped after {outcome.samples_seen} of {planned.recipe.training.samples} "
                 "samples; a checkpoint was written. The same command goes on from there."
             )
+        last["train_seconds"] = time.perf_counter() - started
         version = _register(settings, planned, run, run_name, outcome.model, last)
     except InterruptedTrainingError:
         run.finish("KILLED")
@@ -236,5 +240,5 @@ def _register(
     folder: Path = settings.state.absolute() / "bundles" / run_name
     card = {"lineage": lineage.tags(), "recipe": planned.recipe.model_dump(mode="json")}
     save_bundle(model, folder, card)
-    losses = {f"train/{name}": value for name, value in last.items() if name != "samples_per_second"}
-    return registry.register(settings.tracking, folder, planned.model_name, run.run_id, lineage, losses | speed)
+    metrics = {name: value for name, value in last.items() if name != "samples_per_second"} | speed
+    return registry.register(settings.tracking, folder, planned.model_name, run.run_id, lineage, metrics)

@@ -67,9 +67,9 @@ def labels_for(tasks, n):
     return [i % 10 for i in range(n)] if "label" in tasks.conditions else None
 
 
-def fewer_calls(case):
+def fewer_calls(case, steps=7):
     """Other sampling options than the default, with fewer calls where the family has steps."""
-    return {"steps": 7} if "steps" in case[0].options.model_fields else {}
+    return {"steps": steps} if "steps" in case[0].options.model_fields else {}
 
 
 def test_every_parameter_belongs_to_exactly_one_phase(case):
@@ -127,7 +127,7 @@ def test_a_sample_depends_on_its_own_seed_and_class_alone(case):
 def test_rows_of_different_requests_stand_in_one_state(case):
     """A request that joins in the middle, with other options, changes nobody's picture."""
     model, tasks = case[2], samplers(case)
-    early = sampling.make_request(model, 3, 20, None, {})
+    early = sampling.make_request(model, 3, 20, None, fewer_calls(case, 9))
     late = sampling.make_request(model, 2, 40, None, fewer_calls(case))
     with torch.no_grad():
         state, pictures, joined = sampling.start(tasks, early), {}, False

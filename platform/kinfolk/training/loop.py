@@ -103,7 +103,9 @@ def build(
     """
     if spec.kind not in family.kinds:
         kinds = ", ".join(sorted(family.kinds))
-        raise ConfigError(f"{family.name} learns {kinds} data; this data set holds {spec.kind} samples.")
+        raise ConfigError(
+            f"{family.name} learns {kinds} data; this data set holds {spec.kind} samples. Use another recipe or data."
+        )
     with seeded_initialisation(seed):
         module = family.build(config, spec, parents or {})
     return Model(family, config, spec, module.to(device), parents or {})

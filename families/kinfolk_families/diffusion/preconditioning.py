@@ -1,0 +1,150 @@
+"""From a network to a denoiser, and the noise levels it is trained and sampled at.
+
+All of the room speaks EDM's language: ``x_t = x + sigma * noise`` and ``D(x_t, sigma)`` estimates ``x``. A DDPM state
+is ``sqrt(abar) * x_t`` with ``sigma = sqrt((1 - abar) / abar)``, so one set of solvers serves both.
+
+Sources: Karras et al., 2022 (EDM), https://arxiv.org/abs/2206.00364; Ho et al., 2020 (DDPM),
+https://arxiv.org/abs/2006.11239; Nichol & Dhariwal, 2021 (cosine), https://arxiv.org/abs/2102.09672.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from kinfolk_families.diffusion.config import DdpmConfig, EdmConfig
+
+
+class Scales(NamedTuple):
+    """``D(x_t, sigma) = skip * x_t + out * F(into * x_t, noise)`` (EDM eq. 7); (B,) each."""
+
+    skip: Tensor
+    out: Tensor
+    into: Tensor
+    noise: Tensor
+
+
+class Preconditioner(Protocol):
+    """What a network predicts, and at which noise levels."""
+
+    @property
+    def max_steps(self) -> int | None:
+        """The most levels ``level`` can tell apart; None for any number."""
+
+    def scales(self, sigma: Tensor) -> Scales:
+        """The four scalings at ``sigma`` (B,) > 0."""
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """What the squared error of D counts in the loss. (B,) -> (B,)"""
+
+    def draw(self, count: int, generator: Generator) -> Tensor:
+        """Noise levels to train at. -> (count,) on the generator's device"""
+
+    def level(self, step: Tensor, steps: Tensor) -> Tensor:
+        """Sigma where ``step`` of ``steps`` starts: largest at 0, zero at the end. (R,), (R,) int64 -> (R,) float64"""
+
+
+@dataclass(frozen=True, slots=True)
+class Edm:
+    """Unit variance of the network's input and target at every sigma (EDM Table 1, last column)."""
+
+    config: EdmConfig
+    sigma_data: float
+    max_steps: None = None
+
+    def scales(self, sigma: Tensor) -> Scales:
+        """EDM Table 1, "Network and preconditioning"."""
+        total = sigma.square() + self.sigma_data**2
+        return Scales(
+            skip=self.sigma_data**2 / total,
+            out=sigma * self.sigma_data / total.sqrt(),
+            into=1 / total.sqrt(),
+            noise=sigma.log() / 4,
+        )
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """EDM Table 1, "Loss weighting"."""
+        return (sigma.square() + self.sigma_data**2) / (sigma * self.sigma_data).square()
+
+    def draw(self, count: int, generator: Generator) -> Tensor:
+        """EDM Table 1, "Noise distribution"."""
+        normal = torch.randn(count, generator=generator, device=generator.device)
+        return (self.config.p_mean + self.config.p_std * normal).exp()
+
+    def level(self, step: Tensor, steps: Tensor) -> Tensor:
+        """EDM eq. 5."""
+        low, high = (sigma ** (1 / self.config.rho) for sigma in (self.config.sigma_min, self.config.sigma_max))
+        way = step.double() / (steps - 1).clamp(min=1)
+        sigma = (high + way.clamp(max=1) * (low - high)) ** self.config.rho
+        return torch.where(step < steps, sigma, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Ddpm:
+    """The network predicts the noise (EDM Table 1, column VP).
+
+    Time enters the network as ln(sigma), which is monotone in it, so sigmas between two times are inputs too.
+    """
+
+    config: DdpmConfig
+
+    @property
+    def max_steps(self) -> int:
+        """The number of times."""
+        return self.config.timesteps
+
+    def scales(self, sigma: Tensor) -> Scales:
+        """D = x_t - sigma * eps(sqrt(abar) x_t), as sqrt(abar) = 1 / sqrt(1 + sigma^2)."""
+        return Scales(
+            skip=torch.ones_like(sigma),
+            out=-sigma,
+            into=1 / (1 + sigma.square()).sqrt(),
+            noise=sigma.log() / 4,
+        )
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """The plain squared error of the noise (DDPM eq. 14), as D - x = sigma * (noise - eps)."""
+        return 1 / sigma.square()
+
+    def draw(self, count: int, generator: Generator) -> Tensor:
+        """Times uniform over 1 to T (DDPM algorithm 1)."""
+        time = torch.randint(1, self.config.timesteps + 1, (count,), generator=generator, device=generator.device)
+        return ddpm_sigmas(self.config).to(generator.device)[time].float()
+
+    def level(self, step: Tensor, steps: Tensor) -> Tensor:
+        """Times evenly spaced from T down to 1, rounded (Nichol & Dhariwal, section 4)."""
+        last = self.config.timesteps
+        way = step.double() / (steps - 1).clamp(min=1)
+        time = (last - way.clamp(max=1) * (last - 1)).round().long()
+        return torch.where(step < steps, ddpm_sigmas(self.config)[time], 0.0)
+
+
+@lru_cache(maxsize=16)  # a few models of one process; shared, so never write to it
+def ddpm_sigmas(config: DdpmConfig) -> Tensor:
+    """Sigma at times 0 to T, from abar_t = product of (1 - beta). -> (T + 1,) float64"""
+    kept = torch.cat([torch.ones(1, dtype=torch.float64), (1 - ddpm_betas(config)).cumprod(0)])  # abar
+    return ((1 - kept) / kept).sqrt()
+
+
+def ddpm_betas(config: DdpmConfig) -> Tensor:
+    """Variance added at times 1 to T: linear (DDPM section 4) or cosine (Nichol & Dhariwal eq. 17). -> (T,) float64"""
+    if config.schedule == "linear":
+        return torch.linspace(config.beta_first, config.beta_last, config.timesteps, dtype=torch.float64)
+    time = torch.arange(config.timesteps + 1, dtype=torch.float64) / config.timesteps
+    kept = ((time + config.cosine_offset) / (1 + config.cosine_offset) * math.pi / 2).cos().square()
+    return (1 - kept[1:] / kept[:-1]).clamp(max=config.beta_limit)
+
+
+def preconditioner(config: EdmConfig | DdpmConfig, data_std: float) -> Preconditioner:
+    """The preconditioner a recipe asks for; ``data_std`` is sigma_data unless the recipe says otherwise."""
+    if isinstance(config, DdpmConfig):
+        return Ddpm(config)
+    return Edm(config, config.sigma_data or data_std)
+
+
+def per_row(value: Tensor, x: Tensor) -> Tensor:
+    """``value`` with axes of length 1 behind it, to multiply ``x``. (B,), (B, *) -> (B, 1, ...)"""
+    return value.view(-1, *[1] * (x.ndim - 1))

@@ -1,0 +1,156 @@
+"""Solvers: how a row gets from one noise level to the next, given the denoised estimate.
+
+Each is linear in what it has seen, ``x_next = a * x_t + b * denoised + c * previous + d * noise`` with ``previous`` the
+denoised estimate one call earlier, so a solver is a function from noise levels to the four numbers of an ``Update``.
+Rows of different solvers then differ in numbers only, and one expression advances them all.
+
+R rows; every tensor here is (R,) float64 unless said otherwise.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kinfolk_families.diffusion.config import SolverName
+from kinfolk_families.diffusion.preconditioning import per_row
+
+
+class Settings(NamedTuple):
+    """What each row was asked for, for as long as it lives."""
+
+    solver: Tensor  # int64, one of ``CODES``
+    steps: Tensor  # int64
+    eta: Tensor
+    churn: Tensor
+    large: Tensor  # bool: the larger variance of ``ddpm``
+
+
+class Stage(NamedTuple):
+    """Where each row stands in its step."""
+
+    before: Tensor  # noise level where the step before started; infinite in the first step
+    sigma: Tensor  # where this step starts, churn included
+    after: Tensor  # where it ends; 0 in the last step
+    lift: Tensor  # standard deviation of the noise that churn adds once the step has ended
+    correcting: Tensor  # bool: x_t stands at ``after`` already, and its slope there is what the call measures
+    eta: Tensor
+    large: Tensor
+
+    @property
+    def evaluated(self) -> Tensor:
+        """The noise level of x_t, at which the network is called."""
+        return torch.where(self.correcting, self.after, self.sigma)
+
+
+class Update(NamedTuple):
+    """The four factors of one call."""
+
+    x: Tensor
+    denoised: Tensor
+    previous: Tensor
+    noise: Tensor
+
+    def apply(self, x: Tensor, denoised: Tensor, previous: Tensor, noise: Tensor) -> Tensor:
+        """x_next, from four tensors (R, *)."""
+        a, b, c, d = (per_row(factor.to(x.device), x) for factor in self)
+        return a * x + b * denoised + c * previous + d * noise
+
+
+def towards(keep: Tensor, noise: Tensor) -> Update:
+    """x_next = denoised + keep * (x_t - denoised) + noise."""
+    return Update(keep, 1 - keep, torch.zeros_like(keep), noise)
+
+
+def ddpm(at: Stage) -> Update:
+    """Ancestral sampling: a draw from q(x_next | x_t, x = denoised) (DDPM eq. 6 and 7, in terms of sigma).
+
+    Large variance is DDPM's beta, right for data of unit variance; small is the posterior's, right for a single point.
+    """
+    keep = (at.after / at.sigma).square()
+    small = at.after.square() * (1 - keep)
+    large = (at.sigma.square() - at.after.square()) * (1 + at.after.square()) / (1 + at.sigma.square())
+    variance = torch.where(at.large & (at.after > 0), large, small)
+    return towards(keep, variance.sqrt())
+
+
+def ddim(at: Stage) -> Update:
+    """DDIM (eq. 12 and 16, in terms of sigma). With eta = 0 it is Euler's method on the probability flow.
+
+    Source: Song et al., 2021, https://arxiv.org/abs/2010.02502.
+    """
+    noise = at.eta * at.after * (1 - (at.after / at.sigma).square()).sqrt()
+    return towards((at.after.square() - noise.square()).sqrt() / at.sigma, noise)
+
+
+def heun(at: Stage) -> Update:
+    """EDM algorithm 2: an Euler step, then in a second call its correction by half the change of slope.
+
+    The slope (x_t - denoised) / sigma is the same at both ends of an Euler step, so after it both slopes follow from
+    x_t, the denoised estimate there and the one before.
+    """
+    euler = towards(at.after / at.sigma, torch.zeros_like(at.sigma))
+    half = (at.after - at.sigma) / (2 * at.after)
+    correction = Update(torch.ones_like(half), -half, half, at.lift)
+    return Update(*(torch.where(at.correcting, second, first) for first, second in zip(euler, correction, strict=True)))
+
+
+def dpmpp_2m(at: Stage) -> Update:
+    """DPM-Solver++(2M): the denoised estimate extrapolated along lambda = -ln(sigma); first and last step first order.
+
+    Source: Lu et al., 2022, algorithm 2, https://arxiv.org/abs/2211.01095.
+    """
+    keep = at.after / at.sigma
+    ahead = (at.sigma / at.after).log() / (2 * (at.before / at.sigma).log())  # 1 / (2 r)
+    ahead = torch.where(at.after > 0, ahead, 0.0)
+    return Update(keep, (1 - keep) * (1 + ahead), -(1 - keep) * ahead, torch.zeros_like(keep))
+
+
+@dataclass(frozen=True, slots=True)
+class Solver:
+    """A rule and the network calls that ``steps`` steps of it take."""
+
+    update: Callable[[Stage], Update]
+    calls: Callable[[int], int] = lambda steps: steps
+
+
+SOLVERS: dict[SolverName, Solver] = {
+    "ddpm": Solver(ddpm),
+    "ddim": Solver(ddim),
+    "heun": Solver(heun, calls=lambda steps: 2 * steps - 1),
+    "dpmpp_2m": Solver(dpmpp_2m),
+}
+CODES: dict[SolverName, int] = {name: code for code, name in enumerate(SOLVERS)}  # how a row remembers its solver
+
+
+def update(solver: Tensor, at: Stage) -> Update:
+    """The factors of each row's own solver; ``solver`` (R,) holds ``CODES``."""
+    factors = torch.empty(len(Update._fields), len(solver), dtype=torch.float64)
+    for code, rule in enumerate(SOLVERS.values()):
+        rows = solver == code
+        if rows.any():
+            factors[:, rows] = torch.stack(rule.update(at))[:, rows]
+    return Update(*factors)
+
+
+def stage(row: Settings, call: Tensor, level: Callable[[Tensor, Tensor], Tensor]) -> Stage:
+    """Where rows stand at their ``call`` (R,) int64; ``level(step, steps)`` is the noise level at which a step starts.
+
+    Churn lifts sigma to (1 + gamma) sigma before each step (EDM algorithm 2); here that ends the step before.
+    """
+    two_calls = row.solver == CODES["heun"]
+    step = torch.where(two_calls, call // 2, call)
+    gamma = torch.where(two_calls, (row.churn / row.steps).clamp(max=math.sqrt(2) - 1), 0.0)
+    after = level(step + 1, row.steps)
+    return Stage(
+        before=torch.where(step > 0, level((step - 1).clamp(min=0), row.steps), math.inf),
+        sigma=level(step, row.steps) * (1 + gamma),
+        after=after,
+        lift=after * ((1 + gamma).square() - 1).sqrt(),
+        correcting=two_calls & (call % 2 == 1),
+        eta=row.eta,
+        large=row.large,
+    )

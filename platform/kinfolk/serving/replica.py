@@ -1,0 +1,112 @@
+"""The Ray Serve deployments: for each model the replica that samples and answers HTTP itself, and one at the root."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import torch
+from fastapi import FastAPI
+from ray import serve
+
+from kinfolk.serving.app import Endpoint, directory_app, endpoint_app
+from kinfolk.serving.config import ServedModel
+from kinfolk.serving.host import ModelHost
+from kinfolk.serving.versions import Registry, load, locate
+
+_LOG = logging.getLogger(__name__)
+_ANSWER_TIMEOUT_S = 2.0  # for a replica to say what it serves
+_LISTING_AGE_S = 1.0  # for so long a list is answered again, so that nobody can make replicas busy by asking for it
+_STATES = {"RUNNING": "ready", "DEPLOYING": "starting", "NOT_STARTED": "starting", "DELETING": "stopping"}
+
+
+class SamplingReplica:
+    """One replica of one model. Serve makes it an ASGI ingress and calls every method."""
+
+    def __init__(self, served: ServedModel, registry: Registry | None, token: str | None) -> None:
+        torch.set_num_threads(served.threads)
+        release = locate(served, registry)
+        self._host = ModelHost(served, load(served, release), release.version)
+        self._registry, self._token = registry, token
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return endpoint_app(self._host, self._token, self._life)
+
+    @asynccontextmanager
+    async def _life(self, _: FastAPI) -> AsyncIterator[None]:
+        follower = asyncio.create_task(self._follow())
+        yield
+        follower.cancel()
+        await self._host.close()
+
+    async def _follow(self) -> None:
+        """Look where the alias points, again and again; a version that cannot be served leaves the one before it."""
+        while True:
+            await asyncio.sleep(self._host.served.alias_poll_s)
+            try:
+                await self._move()
+                self._host.refused = None
+            except Exception as error:  # whatever is wrong with a new version, the old one goes on
+                if str(error) != self._host.refused:
+                    _LOG.error("%s stays at its version: %s", self._host.served.name, error)
+                self._host.refused = str(error)
+
+    async def _move(self) -> None:
+        served = self._host.served
+        release = await asyncio.to_thread(locate, served, self._registry)
+        if release.version != self._host.current.version:
+            await self._host.switch(await asyncio.to_thread(load, served, release), release.version)
+
+    async def check_health(self) -> None:
+        """Let Serve replace this replica when its sampling thread has died."""
+        if not self._host.ready:
+            raise RuntimeError(f"The batcher of {self._host.served.name} has stopped.")
+
+    async def describe(self) -> dict[str, Any]:
+        """What the list of models shows of this one."""
+        return Endpoint(self._host).describe()
+
+
+class DirectoryReplica:
+    """The root: lists what is served and where."""
+
+    def __init__(self, models: list[ServedModel], token: str | None) -> None:
+        self._models, self._token = models, token
+        self._listed: list[dict[str, Any]] = []
+        self._listed_at = -math.inf
+        self._listing_lock = asyncio.Lock()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return directory_app(self._listing, self._token)
+
+    async def _listing(self) -> list[dict[str, Any]]:
+        async with self._listing_lock:
+            if time.monotonic() - self._listed_at > _LISTING_AGE_S:
+                status = await asyncio.to_thread(serve.status)
+                self._listed = list(await asyncio.gather(*(self._describe(model, status) for model in self._models)))
+                self._listed_at = time.monotonic()
+        return self._listed
+
+    async def _describe(self, served: ServedModel, status: Any) -> dict[str, Any]:
+        """The model's own description where a replica gives one in time; otherwise its state as Serve sees it."""
+        app = status.applications.get(application_name(served))
+        running = sum(part.replica_states.get("RUNNING", 0) for part in app.deployments.values()) if app else 0
+        facts = {"name": served.name, "address": f"{served.path}/sample"}
+        if not running:
+            state = "failed" if app is None else _STATES.get(app.status, "failed")
+            return facts | {"state": "asleep" if state == "ready" else state}
+        try:
+            handle = serve.get_app_handle(application_name(served))
+            described: dict[str, Any] = await asyncio.wait_for(handle.describe.remote(), _ANSWER_TIMEOUT_S)
+        except Exception as error:  # a replica that dies meanwhile must not hide the others
+            _LOG.warning("%s did not say what it serves: %r", served.name, error)
+            return facts | {"state": "busy"}
+        return described
+
+
+def application_name(served: ServedModel) -> str:
+    """The name of a model's Serve application."""
+    return f"model-{served.route or served.name}"

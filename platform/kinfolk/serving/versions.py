@@ -1,0 +1,80 @@
+"""Which version of a served model is meant: a registered one, fetched by an injected function, or a bundle folder."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kinfolk.bundle import load_bundle
+from kinfolk.contract import Model
+from kinfolk.errors import ConfigError
+from kinfolk.manifest import MANIFEST, sha256_of
+from kinfolk.sampling import sample
+from kinfolk.serving.config import ServedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """Where registered versions come from, as every replica is told."""
+
+    tracking_uri: str
+    cache: str  # a folder for bundles on the machine of the replica
+    fetch: str = "kinfolk.tracking.fetch:fetch"  # (tracking_uri, reference, folder) -> record with folder and version
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """One version on this machine."""
+
+    version: str  # the number in the registry; of a bundle folder, the first digits of its manifest's sha256
+    folder: Path
+
+
+def load_function(dotted: str) -> Callable[..., Any]:
+    """The function that ``module:function`` names.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    module, _, name = dotted.partition(":")
+    try:
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{dotted!r} names no function: {error}. Write it as module:function.") from None
+    return function
+
+
+def locate(served: ServedModel, registry: Registry | None) -> Release:
+    """The version a serve file's entry means now, on this machine.
+
+    Raises:
+        ConfigError: the model is a registered one and no registry is given, or the bundle folder is missing.
+        KinfolkError: what the injected fetch function raises.
+    """
+    if served.bundle is not None:
+        if not (served.bundle / MANIFEST).is_file():
+            raise ConfigError(f"{served.bundle} is no bundle folder: it has no {MANIFEST}.")
+        return Release(sha256_of(served.bundle / MANIFEST)[:12], served.bundle)
+    if registry is None:
+        raise ConfigError(f"{served.name} is a registered model: give the address of the registry to serve it.")
+    reference = f"{served.name}@{served.alias}"
+    fetched = load_function(registry.fetch)(registry.tracking_uri, reference, Path(registry.cache))
+    return Release(str(fetched.version.number), fetched.folder)
+
+
+def load(served: ServedModel, release: Release) -> Model:
+    """The model of a release, on the GPU if the serve file reserves one, after it has drawn one sample.
+
+    Raises:
+        IntegrityError: the bundle is not what was written.
+        ConfigError: its family is not installed here, or it cannot sample, or the sample is not finite.
+    """
+    model = load_bundle(release.folder)
+    model.module.to("cuda" if served.num_gpus > 0 else "cpu")
+    what = f"{served.name}, version {release.version},"
+    if "sample" not in model.tasks.starts:
+        raise ConfigError(f"{what} is a {model.family.name} that cannot sample: it cannot be served.")
+    if not sample(model, 1).isfinite().all():
+        raise ConfigError(f"{what} draws samples that are not finite: it is not served.")
+    return model

@@ -1,0 +1,1 @@
+"""Runs, registry and promotion: the only importer of MLflow, and only on first use."""

@@ -1,0 +1,132 @@
+"""Tasks of built autoencoders: seeds, conditions and temperature do what they say."""
+
+import pytest
+import torch
+
+from kinfolk import sampling
+from kinfolk.contract import Batch, DataSpec, Model, RequestError
+from kinfolk.training.loop import build
+from kinfolk_families.autoencoder import FAMILY
+from kinfolk_families.autoencoder.config import (
+    AutoencoderConfig,
+    BernoulliConfig,
+    DiscretisedLogisticConfig,
+    ElboConfig,
+    GaussianConfig,
+    MlpConfig,
+    Options,
+    ReconstructionConfig,
+)
+
+IMAGE = DataSpec(kind="image", shape=(1, 4, 4), levels=17, classes=3)
+SEEDS = torch.arange(6)
+X = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+LABEL = torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def model_of(decoder=None, **config) -> Model:
+    objective = ElboConfig(decoder=decoder) if decoder else ReconstructionConfig()
+    small = {"network": MlpConfig(width=16, depth=1), "latent": 3, "objective": objective}
+    model = build(FAMILY, AutoencoderConfig(**{**small, **config}), IMAGE, seed=0)
+    model.module.requires_grad_(False)
+    return model
+
+
+@pytest.fixture
+def conditional():
+    return model_of(DiscretisedLogisticConfig(), conditional=True)
+
+
+def test_a_sample_depends_on_its_own_seed_label_and_options_only(conditional):
+    tasks = conditional.tasks
+    many = sampling.make_request(conditional, 4, seed=7, label=[2, 0, 1, 1])
+    warm = sampling.make_request(conditional, 2, seed=0, options={"temperature": 2.0})
+    alone = sampling.make_request(conditional, 1, seed=8, label=0)
+    mixed = type(tasks.starts["sample"](many)).cat([tasks.starts["sample"](many), tasks.starts["sample"](warm)])
+    beside = tasks.render(tasks.advance(mixed.select(torch.tensor([5, 1, 0]))))[1]
+    torch.testing.assert_close(sampling.run(tasks, alone)[0], beside)
+
+
+def test_temperature_scales_the_latent():
+    model = model_of(GaussianConfig(), network=MlpConfig(depth=0))
+    bias = model.module.decoder[0][0].bias.view(1, 4, 4)
+    one, half = (sampling.sample(model, 5, options={"temperature": t}) for t in (1.0, 0.5))
+    torch.testing.assert_close(half - bias, 0.5 * (one - bias))
+    with pytest.raises(RequestError, match="temperature"):
+        sampling.sample(model, 1, options={"temperature": 2.5})
+
+
+def test_the_default_temperature_is_the_recipe_s():
+    models = [model_of(GaussianConfig(), sampler=Options(temperature=t)) for t in (1.0, 0.5)]
+    asked = sampling.sample(models[0], 3, options={"temperature": 0.5})
+    assert torch.equal(sampling.sample(models[1], 3), asked)
+
+
+def test_samples_are_decoded_standard_normal_latents_of_the_asked_class(conditional):
+    request = sampling.make_request(conditional, 500, label=1)
+    state = conditional.tasks.starts["sample"](request)
+    z = state.carry["z"]
+    assert abs(float(z.mean())) < 0.1
+    assert float(z.std()) == pytest.approx(1, abs=0.05)
+    decoded = conditional.tasks.decode(Batch(z, torch.ones(500, dtype=torch.int64)), request.seeds)
+    assert torch.equal(sampling.run(conditional.tasks, request), decoded)
+
+
+def test_encoder_and_decoder_are_told_the_class(conditional):
+    tasks, other = conditional.tasks, (LABEL + 1) % 3
+    z = tasks.encode(Batch(X, LABEL), SEEDS)
+    assert not torch.allclose(z, tasks.encode(Batch(X, other), SEEDS))
+    assert not torch.allclose(tasks.decode(Batch(z, LABEL), SEEDS), tasks.decode(Batch(z, other), SEEDS))
+    assert tasks.conditions == {"label"}
+
+
+def test_a_conditional_model_asks_for_the_missing_label(conditional):
+    with pytest.raises(RequestError, match="give labels, 0 to 2") as error:
+        conditional.tasks.encode(Batch(X), SEEDS)
+    assert error.value.field == "label"
+
+
+def test_rows_without_a_label_draw_their_class_from_their_seed(conditional):
+    request = sampling.make_request(conditional, 300)
+    labels = conditional.tasks.starts["sample"](request).carry["label"]
+    assert labels.bincount(minlength=3).min() > 70
+
+
+def test_reconstruction_is_decoding_what_was_encoded():
+    tasks = model_of(BernoulliConfig()).tasks
+    z = tasks.encode(Batch(X), SEEDS)
+    assert torch.equal(tasks.reconstruct(Batch(X), SEEDS), tasks.decode(Batch(z), SEEDS))
+    assert z.shape[1:] == tasks.latent_spec.shape
+
+
+def test_a_latent_of_binarised_data_is_a_function_of_its_row_s_seed():
+    tasks = model_of(BernoulliConfig()).tasks
+    whole = tasks.encode(Batch(X), SEEDS)
+    torch.testing.assert_close(tasks.encode(Batch(X[2:4]), SEEDS[2:4]), whole[2:4])
+    assert not torch.allclose(tasks.encode(Batch(X), SEEDS + 6), whole)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "of"),
+    [(BernoulliConfig(), "binary"), (DiscretisedLogisticConfig(), "levels"), (GaussianConfig(), "density")],
+)
+def test_the_bound_says_what_it_is_and_the_anomaly_score_is_its_negative(decoder, of):
+    tasks = model_of(decoder, likelihood_draws=3).tasks
+    assert (tasks.log_prob.kind, tasks.log_prob.of) == ("lower_bound", of)
+    assert torch.equal(tasks.anomaly_score(Batch(X), SEEDS), -tasks.log_prob.nats(Batch(X), SEEDS))
+
+
+def test_grey_targets_leave_a_score_but_no_likelihood():
+    tasks = model_of(BernoulliConfig(binarise=False)).tasks
+    assert tasks.log_prob is None
+    assert tasks.anomaly_score(Batch(X), SEEDS).isfinite().all()
+
+
+def test_the_plain_autoencoder_offers_no_sample_and_no_likelihood():
+    model = model_of()
+    tasks = model.tasks
+    assert (tasks.starts, tasks.advance, tasks.render, tasks.log_prob) == ({}, None, None, None)
+    error = (tasks.reconstruct(Batch(X), SEEDS) - X).square().sum((1, 2, 3))
+    torch.testing.assert_close(tasks.anomaly_score(Batch(X), SEEDS), error)
+    with pytest.raises(RequestError, match="cannot 'sample'"):
+        sampling.start(tasks, sampling.make_request(model, 1))

@@ -1,0 +1,133 @@
+"""Preconditioning and noise levels: the published formulas, and the reasons they were chosen."""
+
+import math
+
+import pytest
+import torch
+
+from kinfolk.config import parse
+from kinfolk.errors import ConfigError
+from kinfolk_families.diffusion import FAMILY
+from kinfolk_families.diffusion.config import DdpmConfig, EdmConfig
+from kinfolk_families.diffusion.preconditioning import Ddpm, Edm, ddpm_betas, ddpm_sigmas, preconditioner
+
+SIGMA = torch.logspace(-3, 2, 200, dtype=torch.float64)
+DATA_STD = 0.7
+EDM = Edm(EdmConfig(), DATA_STD)
+DDPM = Ddpm(DdpmConfig())
+BOTH = pytest.mark.parametrize(("conditioner", "data_std"), [(EDM, DATA_STD), (DDPM, 1.0)], ids=["edm", "ddpm"])
+
+
+@BOTH
+def test_every_noise_level_has_the_same_weight_at_the_networks_output(conditioner, data_std):
+    one = conditioner.weight(SIGMA) * conditioner.scales(SIGMA).out ** 2
+    assert torch.allclose(one, torch.ones_like(one), rtol=1e-12)
+
+
+@BOTH
+def test_the_networks_input_has_unit_variance(conditioner, data_std):
+    variance = conditioner.scales(SIGMA).into ** 2 * (data_std**2 + SIGMA**2)
+    assert torch.allclose(variance, torch.ones_like(variance), rtol=1e-12)
+
+
+@BOTH
+def test_the_networks_target_has_unit_variance(conditioner, data_std):
+    """The target is (x - skip (x + sigma n)) / out."""
+    scale = conditioner.scales(SIGMA)
+    variance = ((1 - scale.skip) ** 2 * data_std**2 + (scale.skip * SIGMA) ** 2) / scale.out**2
+    assert torch.allclose(variance, torch.ones_like(variance), rtol=1e-9)
+
+
+def test_edm_of_a_silent_network_is_the_best_linear_estimate():
+    """For Gaussian data E[x | x_t] = sigma_data^2 / (sigma_data^2 + sigma^2) x_t, which the skip gives alone."""
+    best = DATA_STD**2 / (DATA_STD**2 + SIGMA**2)
+    assert torch.allclose(EDM.scales(SIGMA).skip, best, rtol=1e-12)
+
+
+def test_a_ddpm_network_that_knows_the_noise_gives_back_the_data():
+    x, noise = torch.randn(2, len(SIGMA), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    scale = DDPM.scales(SIGMA)
+    assert torch.allclose(scale.skip * (x + SIGMA * noise) + scale.out * noise, x)
+
+
+def test_sigma_data_is_measured_unless_the_recipe_says_otherwise():
+    assert preconditioner(EdmConfig(), 0.31).scales(SIGMA).skip.equal(Edm(EdmConfig(), 0.31).scales(SIGMA).skip)
+    assert (
+        preconditioner(EdmConfig(sigma_data=0.5), 0.31)
+        .scales(SIGMA)
+        .skip.equal(Edm(EdmConfig(), 0.5).scales(SIGMA).skip)
+    )
+
+
+def test_edm_trains_at_log_normal_levels():
+    log_sigma = EDM.draw(200_000, torch.Generator().manual_seed(1)).log()
+    assert abs(float(log_sigma.mean()) + 1.2) < 0.01
+    assert abs(float(log_sigma.std()) - 1.2) < 0.01
+
+
+def test_edm_steps_are_even_in_the_rho_th_root():
+    steps = torch.tensor(18)
+    sigma = EDM.level(torch.arange(20), steps)
+    assert sigma[0] == pytest.approx(80)
+    assert sigma[17] == pytest.approx(0.002)
+    assert sigma[18:].tolist() == [0, 0]
+    gaps = (sigma[:18] ** (1 / 7)).diff()
+    assert torch.allclose(gaps, gaps.mean().expand(17), rtol=1e-9)
+
+
+@pytest.mark.parametrize("conditioner", [EDM, DDPM], ids=["edm", "ddpm"])
+def test_one_step_starts_at_the_largest_level(conditioner):
+    first, last = conditioner.level(torch.arange(2), torch.tensor(1))
+    assert first == conditioner.level(torch.tensor(0), torch.tensor(50))
+    assert last == 0
+
+
+def test_linear_betas_and_what_they_leave_of_the_data():
+    beta = ddpm_betas(DdpmConfig())
+    assert beta[0] == pytest.approx(1e-4)
+    assert beta[-1] == pytest.approx(0.02)
+    assert torch.allclose(beta.diff(), beta.diff().mean().expand(999))
+    kept = math.prod(1 - 1e-4 - (0.02 - 1e-4) * t / 999 for t in range(1000))
+    assert ddpm_sigmas(DdpmConfig())[-1] == pytest.approx(math.sqrt((1 - kept) / kept))
+
+
+def test_cosine_leaves_a_squared_cosine_of_the_data():
+    """Nichol & Dhariwal eq. 17, where the limit on beta is not reached."""
+    sigma = ddpm_sigmas(DdpmConfig(schedule="cosine"))[:-1]
+    kept = [math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(1000)]
+    assert torch.allclose(1 / (1 + sigma**2), torch.tensor(kept, dtype=torch.float64) / kept[0], rtol=1e-9)
+    assert ddpm_betas(DdpmConfig(schedule="cosine"))[-1] == 0.999
+
+
+def test_as_many_steps_as_times_visit_each_once():
+    level = DDPM.level(torch.arange(1001), torch.tensor(1000))
+    assert torch.equal(level, ddpm_sigmas(DDPM.config).flip(0))
+
+
+def test_fewer_steps_are_evenly_spaced_over_all_times():
+    level = DDPM.level(torch.arange(11), torch.tensor(10))
+    assert torch.equal(level[:-1], ddpm_sigmas(DDPM.config)[[1000, 889, 778, 667, 556, 445, 334, 223, 112, 1]])
+
+
+def test_ddpm_trains_at_every_time_alike_and_never_at_none():
+    config = DdpmConfig(timesteps=4)
+    drawn = Ddpm(config).draw(40_000, torch.Generator().manual_seed(2))
+    levels, count = drawn.unique(return_counts=True)
+    assert torch.allclose(levels.double(), ddpm_sigmas(config)[1:])
+    assert count.min() > 9_700
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"preconditioning": {"kind": "edm", "sigma_min": 5, "sigma_max": 2}}, "sigma_min=5.0 must be below"),
+        ({"preconditioning": {"kind": "ddpm", "timesteps": 20}, "sampler": {"steps": 21}}, "sampler.steps=21"),
+        ({"sampler": {"guidance": 2}}, "conditional: true"),
+        ({"conditional": True, "label_dropout": 0, "sampler": {"guidance": 2}}, "label_dropout above 0"),
+        ({"network": {"kind": "transformer", "width": 64, "heads": 6}}, "heads=6 does not divide width=64"),
+        ({"preconditioning": {"kind": "edm", "sigma_dat": 1}}, "Did you mean 'sigma_data'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_name(values, named):
+    with pytest.raises(ConfigError, match=named):
+        parse(FAMILY.config, values, "model")

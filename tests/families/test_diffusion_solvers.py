@@ -1,0 +1,207 @@
+"""Solvers over closed-form denoisers: published update rules, orders of convergence, and moments that must come out."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from kinfolk.contract import SampleRequest
+from kinfolk.rng import row_normal
+from kinfolk_families.diffusion.config import DdpmConfig, EdmConfig, Options
+from kinfolk_families.diffusion.preconditioning import Ddpm, Edm, ddpm_betas, ddpm_sigmas
+from kinfolk_families.diffusion.sample import Sampler
+from kinfolk_families.diffusion.solvers import SOLVERS, Stage, ddim, ddpm, dpmpp_2m
+
+STD = torch.tensor([0.3, 1.0, 2.0], dtype=torch.float64)  # of Gaussian data, one axis each
+FINE = Edm(EdmConfig(sigma_min=1e-5, sigma_max=20.0), 1.0)  # so that the last step is exact to rounding
+DDPM = Ddpm(DdpmConfig())
+
+
+def gaussian(x_t, sigma, label):
+    """E[x | x_t] of data N(0, STD^2)."""
+    return x_t * STD**2 / (STD**2 + sigma[:, None] ** 2)
+
+
+def unit_gaussian(x_t, sigma, label):
+    return x_t / (1 + sigma[:, None] ** 2)
+
+
+def two_points(x_t, sigma, label):
+    """E[x | x_t] of data that is -0.5 or 0.5."""
+    return 0.5 * (0.5 * x_t / sigma[:, None] ** 2).tanh()
+
+
+def request(rows, **options):
+    return SampleRequest(torch.arange(rows), Options(**options))
+
+
+def states(denoise, conditioner, rows=4, shape=(3,), **options):
+    """Every state of a run, the start included."""
+    sampler = Sampler(denoise, conditioner, shape)
+    state = sampler.start(request(rows, **options))
+    found = [state]
+    while not bool(state.done.all()):
+        state = sampler.advance(state)
+        found.append(state)
+    return found
+
+
+def finished(*args, **options):
+    return states(*args, **options)[-1].x
+
+
+def at(before, sigma, after, eta=0.0, large=False):
+    rows = [torch.as_tensor(value, dtype=torch.float64).expand(len(sigma)) for value in (before, sigma, after, 0.0)]
+    flags = torch.zeros(len(sigma), dtype=torch.bool)
+    return Stage(*rows, flags, torch.full_like(rows[0], eta), torch.full_like(flags, large))
+
+
+def measured_order(solver):
+    """Errors against the probability flow's own solution, at 40, 80 and 160 steps."""
+    errors = []
+    for steps in (40, 80, 160):
+        run = states(gaussian, FINE, solver=solver, steps=steps)
+        exact = run[0].x * STD / (STD**2 + 20.0**2).sqrt()
+        errors.append(float((run[-1].x - exact).abs().max()))
+    return [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
+
+
+@pytest.mark.parametrize(("solver", "order"), [("ddim", 1), ("heun", 2), ("dpmpp_2m", 2)])
+def test_error_falls_by_two_to_the_order_when_steps_double(solver, order):
+    for measured in measured_order(solver):
+        assert measured == pytest.approx(order, abs=0.15)
+
+
+def ddpm_times():
+    """sigma_t and sigma_{t-1}, abar_t and abar_{t-1}, beta_t for t = 1 to T."""
+    sigma, beta = ddpm_sigmas(DDPM.config), ddpm_betas(DDPM.config)
+    kept = torch.cat([torch.ones(1, dtype=torch.float64), (1 - beta).cumprod(0)])
+    return sigma[1:], sigma[:-1], kept[1:], kept[:-1], beta
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_ancestral_factors_are_the_posterior_of_ddpm(large):
+    """DDPM eq. 7 speaks of sqrt(abar) x_t; no noise is added at t = 1."""
+    sigma, after, kept, kept_after, beta = ddpm_times()
+    rule = ddpm(at(math.inf, sigma, after, large=large))
+    on_x = (1 - beta).sqrt() * (1 - kept_after) / (1 - kept) * kept.sqrt() / kept_after.sqrt()
+    on_denoised = beta / (1 - kept)
+    variance = (beta if large else (1 - kept_after) / (1 - kept) * beta) / kept_after
+    variance[0] = 0
+    for got, expected in zip(rule, (on_x, on_denoised, torch.zeros_like(beta), variance.sqrt()), strict=True):
+        assert torch.allclose(got, expected, rtol=1e-8, atol=1e-14)
+
+
+def test_ddim_factors_are_those_of_its_paper():
+    """DDIM eq. 12 and 16 speak of sqrt(abar) x_t; here over strides of 10 times."""
+    sigma, kept = ddpm_sigmas(DDPM.config)[10::10], (1 / (1 + ddpm_sigmas(DDPM.config).square()))[10::10]
+    after, kept_after = ddpm_sigmas(DDPM.config)[:-10:10], (1 / (1 + ddpm_sigmas(DDPM.config).square()))[:-10:10]
+    eta = 0.6
+    rule = ddim(at(math.inf, sigma, after, eta=eta))
+    noise = eta * ((1 - kept_after) / (1 - kept)).sqrt() * (1 - kept / kept_after).sqrt()
+    x, denoised = torch.randn(2, len(sigma), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    predicted_noise = (kept.sqrt() * x - kept.sqrt() * denoised) / (1 - kept).sqrt()
+    expected = kept_after.sqrt() * denoised + (1 - kept_after - noise**2).clamp(min=0).sqrt() * predicted_noise
+    assert torch.allclose(rule.x * x + rule.denoised * denoised, expected / kept_after.sqrt(), rtol=1e-8)
+    assert torch.allclose(rule.noise, noise / kept_after.sqrt(), rtol=1e-8)
+
+
+def test_dpmpp_2m_factors_are_those_of_its_paper():
+    """Algorithm 2 with alpha = 1 and lambda = -ln(sigma)."""
+    before, sigma, after = (torch.tensor(value, dtype=torch.float64) for value in ([9.0], [5.0], [2.0]))
+    h, h_before = math.log(5 / 2), math.log(9 / 5)
+    r = h_before / h
+    rule = dpmpp_2m(at(before, sigma, after))
+    assert rule.x.item() == pytest.approx(2 / 5)
+    assert rule.denoised.item() == pytest.approx(-math.expm1(-h) * (1 + 1 / (2 * r)))
+    assert rule.previous.item() == pytest.approx(math.expm1(-h) / (2 * r))
+
+
+@pytest.mark.parametrize(("before", "after"), [(math.inf, 2.0), (9.0, 0.0)], ids=["first", "last"])
+def test_dpmpp_2m_begins_and_ends_with_first_order(before, after):
+    sigma = torch.tensor([5.0], dtype=torch.float64)
+    multistep, euler = dpmpp_2m(at(before, sigma, after)), ddim(at(before, sigma, after))
+    assert torch.equal(torch.stack(multistep), torch.stack(euler))
+
+
+def drawn(call, rows=4, shape=(3,)):
+    """The sampler's own noise of x_t at ``call``."""
+    return row_normal(torch.arange(rows), torch.full((rows,), call), shape).double()
+
+
+@pytest.mark.parametrize("churn", [0.0, 4.0, 40.0])
+def test_heun_is_algorithm_2_of_edm(churn):
+    """The paper's loop written out, with the sampler's own noise. Both calls of a step share what it starts from."""
+    steps = 9
+    sigma = FINE.level(torch.arange(steps + 1), torch.tensor(steps))
+    gamma = min(churn / steps, math.sqrt(2) - 1)
+    x = states(gaussian, FINE, solver="heun", steps=steps, churn=churn)[0].x
+    assert torch.allclose(x, sigma[0] * (1 + gamma) * drawn(0))
+    for i in range(steps):
+        lifted = sigma[i] * (1 + gamma)
+        if i:
+            x = x + (lifted**2 - sigma[i] ** 2).sqrt() * drawn(2 * i)
+        slope = (x - gaussian(x, lifted.expand(4), None)) / lifted
+        euler = x + (sigma[i + 1] - lifted) * slope
+        if i < steps - 1:
+            slope = (slope + (euler - gaussian(euler, sigma[i + 1].expand(4), None)) / sigma[i + 1]) / 2
+        x = x + (sigma[i + 1] - lifted) * slope
+    assert torch.allclose(finished(gaussian, FINE, solver="heun", steps=steps, churn=churn), x, rtol=1e-9)
+
+
+def test_ddim_with_eta_one_is_ancestral_sampling():
+    ancestral = finished(gaussian, DDPM, solver="ddpm", steps=30)
+    assert torch.allclose(finished(gaussian, DDPM, solver="ddim", eta=1.0, steps=30), ancestral, rtol=1e-9)
+    assert not torch.allclose(finished(gaussian, DDPM, solver="ddim", eta=0.9, steps=30), ancestral, rtol=1e-2)
+
+
+def sampled_std(steps, large):
+    """Standard deviation of ancestral samples of data N(0, 1), from the factors alone."""
+    level = DDPM.level(torch.arange(steps + 1), torch.tensor(steps))
+    sigma, after = level[:-1], level[1:]
+    rule = ddpm(at(math.inf, sigma, after, large=large))
+    factor, variance = rule.x + rule.denoised / (1 + sigma**2), float(1 + sigma[0] ** 2)
+    for scale, noise in zip(factor.tolist(), rule.noise.tolist(), strict=True):
+        variance = scale**2 * variance + noise**2
+    return math.sqrt(variance)
+
+
+@pytest.mark.parametrize("steps", [2, 10, 1000])
+def test_large_variance_is_exact_for_unit_data_at_any_number_of_steps(steps):
+    """But for the last step, which leaves out the noise of the smallest level, 0.01."""
+    assert sampled_std(steps, large=True) ** 2 == pytest.approx(1 / (1 + ddpm_sigmas(DDPM.config)[1].item() ** 2))
+
+
+def test_small_variance_becomes_right_as_steps_grow():
+    short = [1 - sampled_std(steps, large=False) for steps in (10, 100, 1000)]
+    assert short[0] > 4 * short[1] > 16 * short[2] > 0
+    assert short[2] < 0.005
+
+
+def test_ancestral_samples_have_the_moments_of_the_data():
+    """200 rows of 100 values, to 3 standard errors."""
+    x = finished(unit_gaussian, DDPM, 200, (100,), solver="ddpm", variance="large", steps=10)
+    assert abs(float(x.mean())) < 3 / math.sqrt(x.numel())
+    assert abs(float(x.std()) - 1) < 3 / math.sqrt(2 * x.numel())
+
+
+@pytest.mark.parametrize("conditioner", [Edm(EdmConfig(), 0.5), DDPM], ids=["edm", "ddpm"])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_two_points_are_found_half_and_half(solver, conditioner):
+    x = finished(two_points, conditioner, 200, (1,), solver=solver, steps=30)
+    assert torch.allclose(x.abs(), torch.full_like(x, 0.5), atol=1e-3)
+    assert abs(float((x > 0).double().mean()) - 0.5) < 3 * 0.5 / math.sqrt(200)
+
+
+@pytest.mark.parametrize(("solver", "calls"), [("ddpm", 18), ("ddim", 18), ("heun", 35), ("dpmpp_2m", 18)])
+def test_a_run_takes_its_calls_and_ends_on_the_last_estimate(solver, calls):
+    run = states(gaussian, FINE, solver=solver, steps=18)
+    assert len(run) == calls + 1
+    assert torch.allclose(run[-1].x, run[-1].carry["denoised"], rtol=1e-12)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_one_step_is_the_estimate_from_pure_noise(solver):
+    (start, end) = states(gaussian, FINE, solver=solver, steps=1)
+    assert torch.allclose(end.x, gaussian(start.x, torch.full((4,), 20.0), None), rtol=1e-12)

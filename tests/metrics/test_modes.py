@@ -1,0 +1,78 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from kinfolk.errors import DataError
+from kinfolk.metrics.modes import kl_floor, kl_to_uniform, mode_scores
+from kinfolk.rng import generator
+
+ANGLE = torch.arange(8, dtype=torch.float64) * (2 * math.pi / 8)
+RING = torch.stack([ANGLE.cos(), ANGLE.sin()], dim=1)  # (8, 2)
+STD = 0.01
+
+
+def ring_samples(rows: int, modes: int, seed: int) -> Tensor:
+    mode = torch.randint(modes, (rows,), generator=generator(seed, "mode"))
+    return RING[mode] + STD * torch.randn(rows, 2, generator=generator(seed, "noise"), dtype=torch.float64)
+
+
+def test_an_ideal_sampler_keeps_all_modes_at_the_floor() -> None:
+    scores = [mode_scores(ring_samples(2500, 8, seed), RING, STD) for seed in range(40)]
+    assert all(score.captured == score.modes == 8 for score in scores)
+    # In two dimensions a share of exp(-3^2 / 2) lies beyond three standard deviations.
+    quality = sum(score.high_quality for score in scores) / 40
+    assert quality == pytest.approx(1 - math.exp(-4.5), abs=0.002)
+    divergence = sum(score.reverse_kl or 0 for score in scores) / 40
+    assert divergence == pytest.approx(kl_floor(8, 2500), rel=0.35)
+    assert scores[0].reverse_kl_floor == pytest.approx(7 / (2 * scores[0].high_quality * 2500))
+
+
+def test_half_the_modes_cost_log_two() -> None:
+    scores = mode_scores(ring_samples(50_000, 4, 0), RING, STD)
+    assert scores.captured == 4
+    assert scores.reverse_kl == pytest.approx(math.log(2), abs=1e-3)
+
+
+def test_only_high_quality_samples_count_for_a_mode() -> None:
+    inside, outside = 2.99 * STD, 3.01 * STD
+    samples = torch.stack([RING[0], RING[0], RING[1], RING[2]])
+    samples[1, 1] += inside
+    samples[2, 0] += outside
+    samples[3, 0] -= outside
+    scores = mode_scores(samples, RING, STD)
+    assert (scores.captured, scores.high_quality) == (1, 0.5)
+    assert scores.reverse_kl == pytest.approx(math.log(8))
+    assert scores.reverse_kl_floor == pytest.approx(7 / 4)
+
+
+def test_no_sample_near_a_mode_has_no_divergence() -> None:
+    scores = mode_scores(torch.zeros(10, 2), RING, STD)
+    assert (scores.captured, scores.high_quality) == (0, 0)
+    assert scores.reverse_kl is None
+    assert scores.reverse_kl_floor is None
+
+
+def test_histogram_by_hand() -> None:
+    assert kl_to_uniform(torch.tensor([5, 5, 5])) == pytest.approx(0, abs=1e-12)
+    assert kl_to_uniform(torch.tensor([0, 9, 0])) == pytest.approx(math.log(3))
+    assert kl_to_uniform(torch.tensor([1, 3])) == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
+
+
+def test_floor_is_the_expected_score_of_ideal_draws() -> None:
+    modes, rows, draws = 100, 2600, 60
+    total = 0.0
+    for seed in range(draws):
+        hits = torch.randint(modes, (rows,), generator=generator(seed))
+        total += kl_to_uniform(torch.bincount(hits, minlength=modes))
+    assert total / draws == pytest.approx(kl_floor(modes, rows), rel=0.05)
+
+
+def test_floor_of_stacked_digits() -> None:
+    assert kl_floor(1000, 26_000) == pytest.approx(0.019, abs=5e-4)
+
+
+def test_an_empty_histogram_is_refused() -> None:
+    with pytest.raises(DataError, match="4 modes holds no sample"):
+        kl_to_uniform(torch.zeros(4))

@@ -1,0 +1,237 @@
+import asyncio
+import io
+import json
+import random
+
+import httpx
+import numpy as np
+import pytest
+
+from kinfolk.contract import DataSpec
+from kinfolk.sampling import make_request, sample
+from kinfolk.serving.app import build_app
+
+PATH = "/v1/models/walk/sample"
+
+
+@pytest.fixture
+def ask(make_host, walk):
+    """One exchange with an app that serves the watched family."""
+
+    def exchange(method, path=PATH, *, token=None, model=None, limits=None, before=None, **request):
+        async def scenario():
+            host = make_host(model or walk, **(limits or {}))
+            app = build_app([host], token)
+            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                await before(host) if before else None
+                response = await client.request(method, path, **request)
+            await host.current.batcher.close()
+            return response
+
+        return asyncio.run(scenario())
+
+    return exchange
+
+
+def test_samples_over_http_are_those_of_the_sampler(ask, walk):
+    answer = ask("POST", json={"n": 5, "seed": 7, "label": 2, "steps": 4}, headers={"Accept": "application/x-npy"})
+    expected = walk.spec.to_uint8(sample(walk, 5, 7, 2, {"steps": 4})).numpy()
+    assert answer.status_code == 200
+    assert answer.headers["Kinfolk-Seed"] == "7"
+    assert answer.headers["Kinfolk-Version"] == "3"
+    assert np.array_equal(np.load(io.BytesIO(answer.content), allow_pickle=False), expected)
+
+
+def test_a_seed_that_was_drawn_is_told_and_gives_the_same_again(ask):
+    first = ask("POST", headers={"Accept": "application/json"}).json()
+    again = ask("POST", json={"seed": first["seed"]}, headers={"Accept": "application/json"}).json()
+    other = ask("POST", headers={"Accept": "application/json"}).json()
+    assert first["samples"] == again["samples"]
+    assert other["seed"] != first["seed"]
+
+
+def test_a_picture_is_the_default_where_samples_can_be_drawn(ask, make_walk):
+    vectors = make_walk(DataSpec(kind="vector", shape=(3,), classes=10))
+    assert ask("POST", json={"n": 4}).headers["content-type"] == "image/png"
+    assert ask("POST", model=vectors, json={"n": 4}).headers["content-type"] == "application/json"
+    assert ask("POST", model=vectors, headers={"Accept": "image/png"}).status_code == 406
+
+
+MISTAKES = [
+    ({"content": b"{", "headers": {"Content-Type": "application/json"}}, 400, "body"),
+    ({"json": [1]}, 400, "body"),
+    ({"content": b'{"n": NaN}', "headers": {"Content-Type": "application/json"}}, 400, "body"),
+    ({"content": b"\xff\x00", "headers": {"Content-Type": "application/json"}}, 400, "body"),
+    ({"content": b"[" * 5000, "headers": {"Content-Type": "application/json"}}, 400, "body"),
+    ({"content": b"n=1", "headers": {"Content-Type": "text/plain"}}, 415, "Content-Type"),
+    ({"json": {"n": 0}}, 422, "n"),
+    ({"json": {"n": 51}}, 422, "n"),
+    ({"json": {"n": 10**30}}, 422, "n"),
+    ({"json": {"n": "4"}}, 422, "n"),
+    ({"json": {"n": True}}, 422, "n"),
+    ({"json": {"n": 50, "steps": 50}}, 422, "n"),
+    ({"json": {"seed": -1}}, 422, "seed"),
+    ({"json": {"seed": 2**62}}, 422, "seed"),
+    ({"json": {"label": 10}}, 422, "label"),
+    ({"json": {"label": [0, 99], "n": 2}}, 422, "label"),
+    ({"json": {"label": [0, 1], "n": 3}}, 422, "label"),
+    ({"json": {"steps": 1001}}, 422, "steps"),
+    ({"json": {"scale": -1}}, 422, "scale"),
+    ({"json": {"pace": "odd"}}, 422, "pace"),
+    ({"json": {"stesp": 3}}, 422, "stesp"),
+    ({"json": {"\u202e\x00" * 60: 3}}, 422, None),
+    ({"json": {"label": list(range(3000))}}, 413, "body"),
+    ({"headers": {"Accept": "text/html"}}, 406, "Accept"),
+]
+
+
+@pytest.mark.parametrize(("request_", "status", "field"), MISTAKES)
+def test_a_mistake_is_refused_and_its_field_named(ask, request_, status, field):
+    answer = ask("POST", limits={"max_n": 50, "max_evaluations": 2000, "max_body_bytes": 6000}, **request_)
+    error = answer.json()["error"]
+    assert answer.status_code == status
+    assert error["field"] == field or field is None
+    assert len(error["message"]) < 500
+    assert "Traceback" not in answer.text
+    assert "/work" not in answer.text
+
+
+def test_an_unknown_option_is_answered_with_the_nearest(ask):
+    message = ask("POST", json={"stesp": 3}).json()["error"]["message"]
+    assert "Did you mean 'steps'" in message
+    assert "label" in message
+
+
+def test_a_body_without_a_length_is_refused_as_soon_as_it_is_too_large(ask):
+    async def endless():
+        while True:
+            yield b" " * 1000
+
+    assert ask("POST", content=endless(), limits={"max_body_bytes": 5000}).status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/v1/models/wlak/sample", 404),
+        ("GET", "/v1/models/none/docs", 404),
+        ("POST", "/v1/models/walk/none", 404),
+        ("POST", "/v1/models/..%2fwalk/sample", 404),
+        ("GET", "/v1/models/walk/sample", 405),
+        ("GET", "/nowhere", 404),
+    ],
+)
+def test_what_is_not_there_is_said_as_json(ask, method, path, status):
+    answer = ask(method, path)
+    assert answer.status_code == status
+    assert answer.json()["error"]["message"]
+
+
+def test_an_unknown_model_is_answered_with_the_nearest(ask):
+    assert "Did you mean 'walk'" in ask("POST", "/v1/models/wlak/sample").json()["error"]["message"]
+
+
+@pytest.mark.parametrize("given", [None, "Bearer wrong", "secret", "Basic secret", "Bearer secret ", "bearer"])
+def test_without_the_token_nothing_is_answered(ask, given):
+    headers = {"Authorization": given} if given else {}
+    for method, path in [("POST", PATH), ("GET", "/v1/models"), ("GET", "/v1/models/walk/openapi.json")]:
+        answer = ask(method, path, token="secret", headers=headers)
+        assert answer.status_code == 401
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+
+def test_with_the_token_everything_is_answered_and_health_without(ask):
+    headers = {"Authorization": "Bearer secret"}
+    assert ask("POST", token="secret", headers=headers).status_code == 200
+    assert ask("GET", "/v1/models", token="secret", headers=headers).status_code == 200
+    for path in ("/healthz", "/readyz", "/v1/models/walk/healthz", "/v1/models/walk/readyz"):
+        assert ask("GET", path, token="secret").status_code == 200
+
+
+def test_a_full_queue_is_answered_with_the_time_to_come_back(ask, walk):
+    async def fill(host):
+        walk.module.watch.gate.clear()
+        fill.task = asyncio.create_task(host.current.batcher.sample(make_request(walk, n=100)))
+        while not host.current.batcher.requests:
+            await asyncio.sleep(0.001)
+        asyncio.get_running_loop().call_later(0.2, walk.module.watch.gate.set)
+
+    answer = ask("POST", json={"n": 2}, limits={"max_evaluations": 300, "max_evaluations_queued": 301}, before=fill)
+    assert answer.status_code == 503
+    assert int(answer.headers["Retry-After"]) >= 1
+
+
+def test_what_takes_too_long_is_ended_and_its_rows_freed(ask, walk):
+    async def block(host):
+        walk.module.watch.gate.clear()
+        asyncio.get_running_loop().call_later(0.4, walk.module.watch.gate.set)
+
+    answer = ask("POST", json={"n": 2, "steps": 500}, limits={"request_timeout_s": 0.1}, before=block)
+    assert answer.status_code == 504
+    assert len(walk.module.watch.calls) <= 2
+
+
+def test_a_fault_of_the_model_shows_no_trace(ask):
+    answer = ask("POST", json={"poison": True})
+    assert answer.status_code == 500
+    assert "poisoned" not in answer.text
+
+
+def test_a_fault_of_the_server_shows_no_trace(ask):
+    async def break_it(host):
+        host.served = None
+
+    answer = ask("GET", "/v1/models", before=break_it)
+    assert answer.status_code == 500
+    assert "Traceback" not in answer.text
+    assert "served" not in answer.json()["error"]["message"]
+
+
+def test_no_body_whatever_is_answered_with_a_fault(make_host, walk):
+    chance = random.Random(0)
+    values = [0, -1, 1, 2.5, 1e308, True, None, "", "3", "\x00", [], {}, [[1]], {"a": 1}, 2**70, "\ud800"]
+    keys = ["n", "seed", "label", "steps", "cost", "scale", "", "__class__", "options", "\u202e"]
+
+    def body():
+        text = json.dumps({chance.choice(keys): chance.choice(values) for _ in range(chance.randint(0, 4))}).encode()
+        cut = chance.randint(0, len(text)) if chance.random() < 0.3 else len(text)
+        return text[:cut] + bytes([chance.randrange(256)]) * (chance.random() < 0.1)
+
+    async def scenario():
+        host = make_host(walk, max_evaluations=2000)
+        transport = httpx.ASGITransport(build_app([host]), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            headers = {"Content-Type": "application/json"}
+            codes = [(await client.post(PATH, content=body(), headers=headers)).status_code for _ in range(300)]
+        await host.close()
+        return codes
+
+    codes = asyncio.run(scenario())
+    assert set(codes) <= {200, 400, 422}
+    assert len(set(codes)) == 3
+
+
+def test_the_list_says_what_is_served_where_and_in_which_version(ask):
+    (model,) = ask("GET", "/v1/models").json()["models"]
+    assert model["name"] == "walk"
+    assert model["address"] == PATH
+    assert model["state"] == "ready"
+    assert model["version"] == "3"
+    assert model["family"] == "walk"
+    assert not model["stale"]
+
+
+def test_the_schema_is_that_of_the_model(ask):
+    schema = ask("GET", "/v1/models/walk/openapi.json", limits={"max_n": 9}).json()
+    content = schema["paths"]["/sample"]["post"]["requestBody"]["content"]["application/json"]
+    properties = content["schema"]["properties"]
+    assert set(properties) == {"n", "seed", "label", "steps", "cost", "scale", "pace", "poison", "poison_start"}
+    assert properties["n"]["maximum"] == 9
+    assert properties["steps"]["default"] == 3
+    assert properties["label"]["anyOf"][0]["exclusiveMaximum"] == 10
+    assert schema["components"]["schemas"]["Pace"]["enum"] == ["even", "uneven"]
+    assert properties["steps"]["maximum"] == 1000
+    assert content["schema"]["additionalProperties"] is False
+    assert "#/$defs" not in json.dumps(schema)
+    assert ask("GET", "/v1/models/walk/docs").status_code == 200

@@ -1,0 +1,251 @@
+import asyncio
+import threading
+
+import pytest
+import torch
+
+from kinfolk.contract import RequestError
+from kinfolk.sampling import make_request, run
+from kinfolk.serving.batcher import Batcher, BatchLimits, OverloadError, SamplingError
+
+
+def batcher_of(model, max_rows=8, max_evaluations=100_000, max_evaluations_queued=200_000):
+    return Batcher(model.tasks, BatchLimits(max_rows, max_evaluations, max_evaluations_queued))
+
+
+def in_batcher(model, requests, **limits):
+    """Results of all requests at once, in order, errors as values."""
+
+    async def everything():
+        batcher = batcher_of(model, **limits)
+        try:
+            return await asyncio.gather(*(batcher.sample(request) for request in requests), return_exceptions=True)
+        finally:
+            await batcher.close()
+
+    return asyncio.run(everything())
+
+
+async def until(condition):
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def test_a_row_is_the_same_alone_and_beside_rows_at_other_calls_and_options(walk):
+    requests = [
+        make_request(walk, n=5, seed=0, options={"steps": 4}),
+        make_request(walk, n=1, seed=40, label=3, options={"steps": 9, "cost": 2}),
+        make_request(walk, n=30, seed=100, options={"steps": 2, "scale": 0.3}),
+        make_request(walk, n=3, seed=2, label=[1, 2, 3]),
+    ]
+    for request, together in zip(requests, in_batcher(walk, requests), strict=True):
+        assert torch.equal(together, run(walk.tasks, request))
+    assert any(len(set(call)) > 1 and {40, 100} <= set(call) for call in walk.module.watch.calls)
+
+
+def test_results_come_in_the_order_of_the_request_however_rows_end(walk):
+    options = {"pace": "uneven"}
+    (result,) = in_batcher(walk, [make_request(walk, n=20, seed=5, options=options)], max_rows=3)
+    alone = [run(walk.tasks, make_request(walk, n=1, seed=seed, options=options))[0] for seed in range(5, 25)]
+    assert torch.equal(result, torch.stack(alone))
+
+
+def test_a_call_holds_at_most_max_rows_and_no_row_that_is_done(walk):
+    in_batcher(walk, [make_request(walk, n=21, options={"steps": steps}) for steps in (1, 2, 5)], max_rows=4)
+    assert max(len(call) for call in walk.module.watch.calls) == 4
+    assert walk.module.watch.done_rows_seen == 0
+    assert not walk.module.watch.grad_seen
+
+
+def test_rows_are_started_only_when_their_turn_comes(walk):
+    async def scenario():
+        batcher = batcher_of(walk, max_rows=4)
+        walk.module.watch.gate.clear()
+        task = asyncio.create_task(batcher.sample(make_request(walk, n=1000, options={"steps": 2})))
+        await until(walk.module.watch.entered.is_set)
+        started = sum(len(rows) for rows in walk.module.watch.started)
+        walk.module.watch.gate.set()
+        await task
+        await batcher.close()
+        return started
+
+    assert asyncio.run(scenario()) == 1 + 4  # the row that told the price, and the first call's
+
+
+def test_a_small_request_does_not_wait_for_a_large_one(walk):
+    """500 rows of 50 calls hold every slot; one row of 3 calls is done three calls after it came."""
+    watch = walk.module.watch
+
+    async def scenario():
+        batcher = batcher_of(walk, max_rows=8)
+        watch.gate.clear()
+        large = asyncio.create_task(batcher.sample(make_request(walk, n=500, options={"steps": 50})))
+        await until(watch.entered.is_set)
+        small = asyncio.create_task(batcher.sample(make_request(walk, n=1, seed=10_000)))
+        await until(lambda: batcher.requests == 2)
+        watch.gate.set()
+        await small
+        calls = [10_000 in call for call in watch.calls]
+        large.cancel()
+        await batcher.close()
+        return calls
+
+    calls = asyncio.run(scenario())
+    assert calls[:4] == [False, True, True, True]
+
+
+def test_rows_set_aside_for_others_are_taken_up_again_where_they_stood(walk):
+    watch = walk.module.watch
+    requests = [make_request(walk, n=8, seed=seed, options={"steps": 6}) for seed in (0, 100, 200, 300, 400)]
+
+    async def scenario():
+        batcher = batcher_of(walk, max_rows=8)
+        watch.gate.clear()
+        tasks = [asyncio.create_task(batcher.sample(requests[0]))]
+        await until(watch.entered.is_set)
+        tasks += [asyncio.create_task(batcher.sample(request)) for request in requests[1:]]
+        await until(lambda: batcher.requests == 5)
+        watch.gate.set()
+        results = await asyncio.gather(*tasks)
+        await batcher.close()
+        return results
+
+    results = asyncio.run(scenario())
+    rows = [len(call) for call in watch.calls]
+    assert max(rows) == 8
+    assert sum(rows) == 5 * 8 * 6  # no call was made twice
+    for request, result in zip(requests, results, strict=True):
+        assert torch.equal(result, run(walk.tasks, request))
+
+
+def test_evaluations_go_down_by_the_cost_of_each_call(walk):
+    seen = []
+
+    async def scenario():
+        batcher = batcher_of(walk)
+        walk.module.watch.on_call = lambda: seen.append(batcher.evaluations)
+        await batcher.sample(make_request(walk, n=3, options={"steps": 4, "cost": 2}))
+        await batcher.close()
+
+    asyncio.run(scenario())
+    assert seen == [24, 18, 12, 6]
+
+
+def test_a_caller_who_leaves_frees_the_rows_before_the_next_call(walk):
+    watch = walk.module.watch
+
+    async def scenario():
+        batcher = batcher_of(walk, max_rows=8)
+        watch.gate.clear()
+        leaver = asyncio.create_task(batcher.sample(make_request(walk, n=100, options={"steps": 100})))
+        stayer = asyncio.create_task(batcher.sample(make_request(walk, n=1, seed=777, options={"steps": 5})))
+        await until(lambda: watch.entered.is_set() and batcher.requests == 2)
+        leaver.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaver
+        at = len(watch.calls)
+        queued = batcher.evaluations
+        watch.gate.set()
+        await stayer
+        await batcher.close()
+        return watch.calls[at:], queued, batcher.evaluations
+
+    calls, queued, left = asyncio.run(scenario())
+    assert calls
+    assert all(call == [777] for call in calls)
+    assert queued < 100 * 100
+    assert left == 0
+
+
+def test_limits_count_network_evaluations_of_rows_calls_and_cost(walk):
+    watch = walk.module.watch
+
+    async def scenario():
+        batcher = batcher_of(walk, max_rows=4, max_evaluations=60, max_evaluations_queued=100)
+        with pytest.raises(RequestError, match="makes 80"):
+            await batcher.sample(make_request(walk, n=4, options={"steps": 10, "cost": 2}))
+        watch.gate.clear()
+        first = asyncio.create_task(batcher.sample(make_request(walk, n=3, options={"steps": 10, "cost": 2})))
+        await until(watch.entered.is_set)
+        assert batcher.evaluations == 60
+        with pytest.raises(OverloadError) as overloaded:
+            await batcher.sample(make_request(walk, n=5, options={"steps": 9}))
+        second = asyncio.create_task(batcher.sample(make_request(walk, n=4, options={"steps": 10})))
+        await until(lambda: batcher.evaluations == 100)
+        watch.gate.set()
+        await asyncio.gather(first, second)
+        assert batcher.evaluations == 0
+        await batcher.close()
+        return overloaded.value.retry_after_s
+
+    assert asyncio.run(scenario()) >= 1
+
+
+def test_a_fault_in_a_call_ends_the_requests_in_it_and_no_other(walk):
+    watch = walk.module.watch
+
+    async def scenario():
+        batcher = batcher_of(walk, max_rows=2)
+        watch.gate.clear()
+        bad = asyncio.create_task(batcher.sample(make_request(walk, n=2, options={"poison": True})))
+        await until(watch.entered.is_set)
+        good = asyncio.create_task(batcher.sample(make_request(walk, n=3, seed=50)))
+        await until(lambda: batcher.requests == 2)
+        watch.gate.set()
+        with pytest.raises(SamplingError):
+            await bad
+        result = await good
+        assert batcher.alive
+        await batcher.close()
+        return result
+
+    assert torch.equal(asyncio.run(scenario()), run(walk.tasks, make_request(walk, n=3, seed=50)))
+
+
+def test_a_fault_at_the_start_of_a_row_ends_only_its_request(walk):
+    requests = [
+        make_request(walk, n=6, seed=10, options={"poison_start": True}),  # seed 13 is its fourth row
+        make_request(walk, n=6, seed=10),
+    ]
+    bad, good = in_batcher(walk, requests, max_rows=3)
+    assert isinstance(bad, SamplingError)
+    assert torch.equal(good, run(walk.tasks, requests[1]))
+
+
+def test_closing_finishes_what_was_taken_and_refuses_the_rest(walk):
+    watch = walk.module.watch
+
+    async def scenario():
+        batcher = batcher_of(walk)
+        watch.gate.clear()
+        taken = asyncio.create_task(batcher.sample(make_request(walk, n=3)))
+        await until(watch.entered.is_set)
+        closing = asyncio.create_task(batcher.close())
+        await until(lambda: not batcher.alive)
+        with pytest.raises(OverloadError):
+            await batcher.sample(make_request(walk, n=1))
+        watch.gate.set()
+        await closing
+        return await taken
+
+    before = threading.active_count()
+    assert torch.equal(asyncio.run(scenario()), run(walk.tasks, make_request(walk, n=3)))
+    assert not [thread for thread in threading.enumerate() if thread.name == "kinfolk-batcher"]
+    assert threading.active_count() <= before + 1
+
+
+def test_closing_in_a_hurry_refuses_what_is_not_done(walk):
+    watch = walk.module.watch
+
+    async def scenario():
+        batcher = batcher_of(walk)
+        watch.gate.clear()
+        taken = asyncio.create_task(batcher.sample(make_request(walk, n=3)))
+        await until(watch.entered.is_set)
+        await batcher.close(timeout_s=0.01)
+        with pytest.raises(OverloadError):
+            await taken
+        watch.gate.set()
+
+    asyncio.run(scenario())

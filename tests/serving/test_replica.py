@@ -1,0 +1,79 @@
+"""A replica as Serve holds it, without Serve: it follows what its bundle folder or alias says."""
+
+import asyncio
+
+import pytest
+import torch
+
+from kinfolk.bundle import save_bundle
+from kinfolk.contract import DataSpec, Model
+from kinfolk.errors import IntegrityError
+from kinfolk.rng import seeded_initialisation
+from kinfolk.serving.config import ServedModel
+from kinfolk.serving.replica import SamplingReplica
+
+SPEC = DataSpec(kind="image", shape=(1, 4, 4), levels=256)
+
+
+@pytest.fixture
+def save(toy, tmp_path):
+    """Write the toy family's model of a seed as the bundle that is served."""
+
+    def write(seed):
+        with seeded_initialisation(seed):
+            model = Model(toy, toy.config(), SPEC, toy.build(toy.config(), SPEC, {}))
+        save_bundle(model, tmp_path / "bundle")
+        return tmp_path / "bundle"
+
+    return write
+
+
+async def until(condition):
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture(autouse=True)
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_damaged_version_leaves_the_old_one_in_service_and_a_sound_one_follows(save):
+    bundle = save(0)
+
+    async def scenario():
+        replica = SamplingReplica(ServedModel(name="toy", bundle=bundle, alias_poll_s=0.01), None, None)
+        app = replica.__serve_build_asgi_app__()
+        async with app.router.lifespan_context(app):
+            first = (await replica.describe())["version"]
+            manifest = bundle / "manifest.json"
+            manifest.write_text(manifest.read_text().replace('": "', '": "0', 1))
+            await until(lambda: replica._host.refused)
+            stale = await replica.describe()
+            await replica.check_health()
+            save(2)
+            await until(lambda: not replica._host.refused)
+            fresh = await replica.describe()
+        with pytest.raises(RuntimeError, match="stopped"):
+            await replica.check_health()
+        return first, stale, fresh
+
+    first, stale, fresh = asyncio.run(scenario())
+    assert stale["stale"]
+    assert stale["version"] == first
+    assert not fresh["stale"]
+    assert fresh["version"] != first
+
+
+def test_a_replica_does_not_start_on_a_damaged_bundle(save):
+    bundle = save(0)
+    (bundle / "spec.json").write_text("{}")
+
+    async def scenario():
+        SamplingReplica(ServedModel(name="toy", bundle=bundle), None, None)
+
+    with pytest.raises(IntegrityError, match=r"spec\.json"):
+        asyncio.run(scenario())

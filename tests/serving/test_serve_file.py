@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import pytest
+
+from kinfolk.errors import ConfigError
+from kinfolk.serving.config import load_serve_file
+
+GOOD = "port: 9000\nmodels:\n  - name: digits-vae\n    limits: {max_n: 7}\n"
+
+
+def load(tmp_path, text):
+    path = tmp_path / "serve.yaml"
+    path.write_text(text)
+    return load_serve_file(path)
+
+
+def test_a_serve_file_is_read_with_defaults(tmp_path):
+    file = load(tmp_path, GOOD)
+    (model,) = file.models
+    assert (file.host, file.port) == ("127.0.0.1", 9000)
+    assert (model.alias, model.path, model.limits.max_n) == ("champion", "/v1/models/digits-vae", 7)
+    assert model.batch_limits.max_evaluations == model.limits.max_evaluations
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("models: []", "at least 1"),
+        ("models: [{name: a}, {name: a}]", "two models have the address /v1/models/a"),
+        ("models: [{name: a, route: b}, {name: b}]", "two models have the address /v1/models/b"),
+        ("models: [{nam: a}]", "Did you mean 'name'"),
+        ("models: [{name: ../etc}]", "pattern"),
+        ("models: [{name: a, route: 'b/../c'}]", "pattern"),
+        ("models: [{name: a, limits: {max_evaluations: 10, max_evaluations_queued: 5}}]", "max_evaluations=10"),
+        ("models: [{name: a, autoscaling: {min_replicas: 3, max_replicas: 2}}]", "min_replicas=3"),
+        ("port: 70000\nmodels: [{name: a}]", "port"),
+        ("- a", "mapping"),
+        ("models: [", "YAML"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path, text, says):
+    with pytest.raises(ConfigError, match=says):
+        load(tmp_path, text)
+
+
+def test_the_serve_file_that_ships_is_valid_and_closed_to_the_network():
+    file = load_serve_file(Path(__file__).parents[2] / "infra" / "serve.yaml")
+    assert file.host == "127.0.0.1"
+    assert file.models
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.yaml"):
+        load_serve_file(tmp_path / "none.yaml")

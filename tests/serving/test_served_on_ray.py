@@ -1,0 +1,121 @@
+"""One application on a real Serve: every check of HTTP against in-process sampling, in one deployment."""
+
+import io
+import shutil
+import socket
+import subprocess
+import time
+
+import httpx
+import numpy as np
+import pytest
+
+from kinfolk.bundle import save_bundle
+from kinfolk.cluster import free_port
+from kinfolk.contract import DataSpec, Model
+from kinfolk.errors import ConfigError
+from kinfolk.rng import seeded_initialisation
+from kinfolk.sampling import sample
+from kinfolk.serving.config import ServedModel, ServeFile
+from kinfolk.serving.launch import serve_models, stop_serving
+
+SPEC = DataSpec(kind="image", shape=(1, 8, 8), levels=17)
+TOKEN = {"Authorization": "Bearer secret"}
+NPY = {"Accept": "application/x-npy", **TOKEN}
+
+
+def _model(family, seed):
+    config = family.config()
+    with seeded_initialisation(seed):
+        return Model(family, config, SPEC, family.build(config, SPEC, {}).eval())
+
+
+@pytest.fixture(scope="module")
+def served(ray_cluster, toy_folder, tmp_path_factory):
+    """The toy family behind HTTP: the client, its model, and the bundle folder it is served from."""
+    import sys
+
+    import kinfolk_toy
+
+    sys.path.insert(0, str(toy_folder))
+    bundle = tmp_path_factory.mktemp("served") / "bundle"
+    save_bundle(model := _model(kinfolk_toy.FAMILY, 0), bundle)
+    port = free_port()
+    entry = ServedModel(name="toy", bundle=bundle, num_cpus=0.5, alias_poll_s=0.5, drain_timeout_s=5)
+    serve_models(ServeFile(port=port, models=[entry]), token="secret")
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        yield client, model, bundle
+    stop_serving()
+    sys.path.remove(str(toy_folder))
+
+
+def test_pixels_over_http_are_those_of_the_sampler(served):
+    client, model, _ = served
+    answer = client.post("/v1/models/toy/sample", json={"n": 40, "seed": 3, "temperature": 0.5}, headers=NPY)
+    assert answer.status_code == 200
+    expected = SPEC.to_uint8(sample(model, 40, 3, options={"temperature": 0.5})).numpy().astype(int)
+    assert np.abs(np.load(io.BytesIO(answer.content)).astype(int) - expected).max() <= 1
+
+
+def test_the_root_lists_models_and_routes_by_the_longest_path(served):
+    client, _, _ = served
+    (model,) = client.get("/v1/models", headers=TOKEN).json()["models"]
+    assert (model["name"], model["state"], model["address"]) == ("toy", "ready", "/v1/models/toy/sample")
+    assert client.get("/readyz").json() == {"status": "ready"}
+    assert client.get("/v1/models/toy/readyz").json() == {"status": "ready"}
+    assert client.get("/v1/models/toy", headers=TOKEN).json()["family"] == "gaussian"
+    assert client.get("/v1/models/toy/docs", headers=TOKEN).status_code == 200
+    assert "/sample" in client.get("/v1/models/toy/openapi.json", headers=TOKEN).json()["paths"]
+    unknown = client.post("/v1/models/toi/sample", headers=TOKEN)
+    assert unknown.status_code == 404
+    assert "Did you mean 'toy'" in unknown.json()["error"]["message"]
+
+
+def test_refusals_reach_the_client_as_they_are(served):
+    client, _, _ = served
+    path = "/v1/models/toy/sample"
+    assert client.post(path).status_code == 401
+    assert client.post(path, headers=TOKEN, json={"steps": 3}).json()["error"]["field"] == "steps"
+    assert client.post(path, headers=TOKEN, json={"n": 10**9}).status_code == 422
+    assert client.post(path, headers=TOKEN | {"Content-Type": "application/json"}, content=b"{").status_code == 400
+    assert client.post(path, headers=TOKEN, content=b" " * 200_000).status_code == 413
+
+
+def test_only_the_loopback_interface_is_listened_on(served):
+    client, _, _ = served
+    port = client.base_url.port
+    sockets = subprocess.run(["ss", "-Hltn"], capture_output=True, text=True, check=True).stdout
+    places = [line.split()[3] for line in sockets.splitlines()]
+    assert [place for place in places if place.endswith(f":{port}")] == [f"127.0.0.1:{port}"]
+
+
+def test_a_port_in_use_is_refused_before_anything_is_started(served):
+    _, _, bundle = served
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        file = ServeFile(port=taken.getsockname()[1], models=[ServedModel(name="toy", bundle=bundle)])
+        with pytest.raises(ConfigError, match="give another --port"):
+            serve_models(file)
+
+
+def test_a_second_service_on_one_ray_is_refused(served):
+    file = ServeFile(port=free_port(), models=[ServedModel(name="toy", bundle=served[2])])
+    with pytest.raises(ConfigError, match="serves models already"):
+        serve_models(file)
+
+
+def test_a_new_version_is_taken_up_without_a_failed_request(served, toy_folder):
+    client, old, bundle = served
+    new = _model(old.family, 1)
+    shutil.copytree(bundle, aside := bundle.with_name("old"))
+    save_bundle(new, bundle)
+    versions, deadline = set(), time.monotonic() + 20
+    while len(versions) < 2 and time.monotonic() < deadline:
+        answer = client.post("/v1/models/toy/sample", json={"seed": 3}, headers=NPY)
+        assert answer.status_code == 200
+        versions.add(answer.headers["Kinfolk-Version"])
+    assert len(versions) == 2
+    expected = SPEC.to_uint8(sample(new, 1, 3)).numpy().astype(int)
+    assert np.abs(np.load(io.BytesIO(answer.content)).astype(int) - expected).max() <= 1
+    assert aside.is_dir()
