@@ -1,5 +1,6 @@
 import hashlib
 import os
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -94,11 +95,9 @@ def test_the_split_is_close_to_the_share_asked_and_does_not_depend_on_the_order(
 def test_an_image_stays_in_its_split_when_others_come(tmp_path):
     for number in range(200):
         (tmp_path / f"{number}.png").touch()
-    _, before = split(find(tmp_path)[0], 0.25)
-    for number in range(200, 400):
-        (tmp_path / f"{number}.png").touch()
-    train, _ = split(find(tmp_path)[0], 0.25)
-    assert not {image.name for image in before} & {image.name for image in train}
+    found, _ = find(tmp_path)
+    tests = [{image.name for image in split(found[:count], 0.25)[1]} for count in range(20, 201)]
+    assert all(before <= after for before, after in pairwise(tests))
 
 
 @pytest.mark.parametrize("share", [1e-9, 1 - 1e-9])

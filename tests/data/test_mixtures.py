@@ -49,8 +49,8 @@ def test_the_measured_deviation_is_that_of_the_mixture(tmp_path, name, variance)
 
 
 def test_the_splits_are_drawn_apart(tmp_path):
-    data, x, _ = prepared(tmp_path, "ring")
-    assert not torch.equal(x[:10_000], data.source("test").rows.x)
+    data, _, label = prepared(tmp_path, "ring")
+    assert not torch.equal(label[:10_000], data.source("test").rows.label)
 
 
 def test_a_class_is_named_by_its_centre(tmp_path):

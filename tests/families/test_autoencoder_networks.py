@@ -66,13 +66,13 @@ def test_every_parameter_learns(network, objective, conditional):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        ({"kind": "transformer", "patch": 3}, r"patch=3 does not divide images of 8x12. Use one of 1, 2, 4"),
-        ({"kind": "conv", "halvings": 3}, r"halvings=3 does not divide images of 8x12. Use one of 1, 2\."),
+        ({"kind": "transformer", "patch": 4}, r"patch=4 does not divide images of 12x18. Use one of 1, 2, 3, 6\."),
+        ({"kind": "conv", "halvings": 2}, r"halvings=2 does not divide images of 12x18. Use one of 1\."),
     ],
 )
 def test_sides_that_do_not_divide_are_refused_with_what_does(network, message):
     with pytest.raises(ConfigError, match=message):
-        build(FAMILY, config_of(network=network), IMAGE, seed=0)
+        build(FAMILY, config_of(network=network), DataSpec(kind="image", shape=(1, 12, 18)), seed=0)
 
 
 def test_odd_images_are_sent_from_convolutions_to_the_other_networks():

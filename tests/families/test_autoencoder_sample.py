@@ -116,6 +116,12 @@ def test_the_bound_says_what_it_is_and_the_anomaly_score_is_its_negative(decoder
     assert torch.equal(tasks.anomaly_score(Batch(X), SEEDS), -tasks.log_prob.nats(Batch(X), SEEDS))
 
 
+def test_a_bound_of_several_draws_depends_on_its_own_row_only():
+    tasks = model_of(GaussianConfig(), conditional=True, likelihood_draws=3).tasks
+    whole = tasks.log_prob.nats(Batch(X, LABEL), SEEDS)
+    torch.testing.assert_close(tasks.log_prob.nats(Batch(X[3:5], LABEL[3:5]), SEEDS[3:5]), whole[3:5])
+
+
 def test_grey_targets_leave_a_score_but_no_likelihood():
     tasks = model_of(BernoulliConfig(binarise=False)).tasks
     assert tasks.log_prob is None

@@ -85,13 +85,16 @@ def test_a_run_cannot_be_resumed_as_another(tracker: Tracker) -> None:
 
 def test_a_run_can_be_handed_to_another_process_and_back(tracker: Tracker, uri: str) -> None:
     run = tracker.start_run("vae", {}, {})
-    copy = pickle.loads(pickle.dumps(run))
+    run.log({"loss": 0.0}, 0)
+    handed = pickle.dumps(run)
+    assert run.close().complete
+    copy = pickle.loads(handed)
     copy.log({"loss": 1.0}, 1)
     assert copy.close().complete
     assert connect(uri).get_run(run.run_id).info.status == "RUNNING"
     run.log({"loss": 2.0}, 2)
     run.finish()
-    assert _history(uri, run.run_id, "loss") == [(1, 1.0), (2, 2.0)]
+    assert _history(uri, run.run_id, "loss") == [(0, 0.0), (1, 1.0), (2, 2.0)]
 
 
 @pytest.mark.parametrize("path", ["/etc/x.png", "../x.png", "a/../../x.png", ""])

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _BATCH_ENTRIES = 50
-_REQUEST_FIGURES = 1000  # MLflow's limit
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _STOP_TIMEOUT_S = 5.0
 
@@ -140,8 +139,7 @@ def _send_figures(client: "MlflowClient", run_id: str, entries: Sequence[Entry])
         for entry in entries
         for name, value in entry["metrics"].items()
     ]
-    for first in range(0, len(figures), _REQUEST_FIGURES):
-        client.log_batch(run_id, metrics=figures[first : first + _REQUEST_FIGURES])
+    client.log_batch(run_id, metrics=figures)
 
 
 def _send_picture(client: "MlflowClient", run_id: str, path: PurePosixPath, content: bytes) -> None:

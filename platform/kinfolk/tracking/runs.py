@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Point = tuple[str, int, float]  # name, step, value
-_REQUEST_PARAMS = 100  # MLflow's limit
 _DIGEST_CHARACTERS = 36  # MLflow's column; as long as DVC's hash of a folder, "<32 digits>.dir"
 _SETTLE_TIMEOUT_S = 30.0
 
@@ -170,9 +169,7 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def _log_params(client: "MlflowClient", run_id: str, params: Mapping[str, Any]) -> None:
     from mlflow.entities import Param
 
-    flat = [Param(key, value) for key, value in flatten(params).items()]
-    for first in range(0, len(flat), _REQUEST_PARAMS):
-        client.log_batch(run_id, params=flat[first : first + _REQUEST_PARAMS])
+    client.log_batch(run_id, params=[Param(key, value) for key, value in flatten(params).items()])
 
 
 def _log_data(client: "MlflowClient", run_id: str, data: DataVersion) -> None:
