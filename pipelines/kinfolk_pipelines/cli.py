@@ -173,7 +173,8 @@ def evaluate(
     if as_json:
         _print_json({"model": done.version.reference, "metrics": dict(metrics), "basis": dict(done.figures.basis)})
     else:
-        typer.echo(f"{done.version.reference} on {done.figures.basis['data']}")
+        basis = done.figures.basis
+        typer.echo(f"{done.version.reference} on {basis['data']}, features: {basis['features']}")
         _table(["figure", "value", "what it is"], [[k, number(v), MEANING.get(k, "")] for k, v in metrics.items()])
 
 

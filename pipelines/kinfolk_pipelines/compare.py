@@ -16,6 +16,7 @@ from kinfolk_pipelines.settings import Settings
 from kinfolk_pipelines.train import Plan, Trained, plan, train
 
 _GRID_ROWS = 64
+_ANY_FEATURES = "digits/features"  # a recipe that fits data without one of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,13 @@ def _how(trained: Trained) -> str:
 
 
 def _train_features(settings: Settings, first: Plan, console: Console, workers: int) -> None:
+    """The classifier of the data set, by its own recipe or by that of digits."""
+    data = first.data.name
     if first.data.prepared.spec.classes is None:
         return
-    features = plan(settings, f"{first.data.name}/features", name=feature_name(first.data.name))
+    own = (settings.recipe_folder / data / "features.yaml").is_file()
+    recipe, sets = (f"{data}/features", ()) if own else (_ANY_FEATURES, (f"data={data}",))
+    features = plan(settings, recipe, sets, feature_name(data))
     trained = train(settings, features, console, workers=workers)
     console.print(f"{trained.version.reference}: {_how(trained)}; figures rest on its features")
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Console
 
-from kinfolk.cluster import connect, free_port
+from kinfolk.cluster import check_port, connect, free_port
+from kinfolk.errors import ConfigError
 from kinfolk.serving.config import Autoscaling, ServedModel, ServeFile
 from kinfolk.serving.haproxy import haproxy_environment
 from kinfolk.tracking.promotion import promote
@@ -88,9 +89,6 @@ def _serve_file(compared: Sequence[Compared]) -> ServeFile:
 
 def _free(port: int) -> int:
     """``port`` if nothing listens there, else one that is free."""
-    from kinfolk.errors import ConfigError
-    from kinfolk.serving.launch import check_port
-
     try:
         check_port("127.0.0.1", port)
     except ConfigError:

@@ -11,7 +11,7 @@ from kinfolk.tracking import registry
 from kinfolk.tracking.lineage import Version
 from kinfolk_pipelines.datasets import open_dataset
 from kinfolk_pipelines.figures import Figures, Step, measure
-from kinfolk_pipelines.models import Loaded, feature_model, load_model
+from kinfolk_pipelines.models import Loaded, feature_model, feature_name, load_model
 from kinfolk_pipelines.settings import Settings
 
 
@@ -24,21 +24,16 @@ class Evaluated:
     figures: Figures
 
 
-def _features(settings: Settings, loaded: Loaded) -> Loaded | None:
-    """The data set's classifier, or None for models that draw no samples.
-
-    Raises:
-        RegistryError: it is needed and not there; the message says what to run.
-    """
+def _features(settings: Settings, loaded: Loaded) -> tuple[Loaded | None, str]:
+    """The data set's classifier if the model draws samples of classes and it is registered; and what to say of it."""
     if "sample" not in loaded.model.tasks.starts or loaded.model.spec.classes is None:
-        return None
+        return None, "not needed"
     data = loaded.version.lineage.data
     try:
-        return feature_model(settings, data)
-    except RegistryError as error:
-        raise RegistryError(
-            f"{error} Figures on features need it: run `kinfolk train {data}/features` first."
-        ) from None
+        features = feature_model(settings, data)
+    except RegistryError:
+        return None, f"none: train {feature_name(data)} for figures on features (`kinfolk compare` does it by itself)"
+    return features, features.version.reference
 
 
 def _silent(what: str, share: float) -> None:
@@ -57,10 +52,8 @@ def evaluate(
     given = {key: value for key, value in {"samples": samples, "options": options}.items() if value}
     evaluation = parse(Evaluation, given, "evaluation")
     data = open_dataset(settings, loaded.version.lineage.data)
-    features = _features(settings, loaded)
-    basis = {"data": f"{data.name} {data.digest}", "samples": str(evaluation.samples)}
-    if features is not None:
-        basis["features"] = f"{features.version.reference}"
+    features, about = _features(settings, loaded)
+    basis = {"data": f"{data.name} {data.digest}", "samples": str(evaluation.samples), "features": about}
     measured = measure(loaded.model, data.prepared, evaluation, features.model if features else None, step=step)
     registry.log_model_metrics(settings.tracking, loaded.version, measured.metrics)
     return Evaluated(loaded.version, loaded.model, Figures(measured.metrics, measured.samples, basis))

@@ -1,11 +1,12 @@
 """Put registered models behind HTTP."""
 
+import logging
 import signal
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kinfolk.cluster import connect
+from kinfolk.cluster import check_port, connect
 from kinfolk.serving.config import ServeFile, load_serve_file
 from kinfolk.serving.haproxy import haproxy_environment
 from kinfolk_pipelines.settings import Settings
@@ -30,9 +31,11 @@ def start_serving(settings: Settings, file: ServeFile) -> Sequence[str]:
         ConfigError: the address is taken or the cluster too small.
         KinfolkError: a model is not registered, or did not come up.
     """
+    check_port(file.host, file.port)
     connect(settings.ray_address, settings.state, cpus=settings.cpus, environment=haproxy_environment())
     from kinfolk.serving.launch import Registry, serve_models
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     registry = Registry(settings.tracking, str(settings.cache), FETCH)
     token = settings.api_token.get_secret_value() if settings.api_token else None
     serve_models(file, registry, token)

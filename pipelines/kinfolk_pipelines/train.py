@@ -15,7 +15,7 @@ from kinfolk.bundle import save_bundle
 from kinfolk.cluster import connect
 from kinfolk.config import Recipe, find_recipe, load_recipe, parse
 from kinfolk.contract import DataSpec, Family, Model
-from kinfolk.errors import ConfigError, KinfolkError
+from kinfolk.errors import ConfigError, KinfolkError, RegistryError
 from kinfolk.families import find_family
 from kinfolk.metrics.speed import sampling_speed
 from kinfolk.tracking import registry
@@ -241,4 +241,10 @@ def _register(
     card = {"lineage": lineage.tags(), "recipe": planned.recipe.model_dump(mode="json")}
     save_bundle(model, folder, card)
     metrics = {name: value for name, value in last.items() if name != "samples_per_second"} | speed
-    return registry.register(settings.tracking, folder, planned.model_name, run.run_id, lineage, metrics)
+    try:
+        return registry.register(settings.tracking, folder, planned.model_name, run.run_id, lineage, metrics)
+    except RegistryError as error:
+        raise RegistryError(
+            f"The training is complete, but its model could not be registered. {error} The same command registers it "
+            "without training again."
+        ) from error

@@ -39,6 +39,22 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def check_port(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened on.
+
+    Raises:
+        ConfigError: something listens there, or the host is no interface of this machine.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"Nothing can listen on {host}:{port}: {error.strerror}. Stop what is there, or give another --port."
+            ) from None
+
+
 def connect(
     address: str | None, state: Path, *, cpus: int | None = None, environment: Mapping[str, str] | None = None
 ) -> str | None:

@@ -63,7 +63,7 @@ def verify_sealed(folder: Path) -> dict[str, str]:
     """Check every file of a sealed folder and return name to sha256.
 
     Raises:
-        IntegrityError: the manifest or a file is missing, or a file is not what was written; the file is named.
+        IntegrityError: the manifest or a file is missing, a file is not what was written, or one was added; it is named.
     """
     try:
         sums: dict[str, str] = json.loads((folder / MANIFEST).read_bytes())["sha256"]
@@ -79,4 +79,7 @@ def verify_sealed(folder: Path) -> dict[str, str]:
             raise IntegrityError(
                 f"{path} was altered or cut short: sha256 is {got[:12]}, {MANIFEST} says {expected[:12]}."
             )
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    if added := sorted(found - sums.keys() - {MANIFEST}):
+        raise IntegrityError(f"{folder / added[0]} is not in {MANIFEST}: it was added after the folder was sealed.")
     return sums

@@ -16,7 +16,7 @@ from kinfolk_families.diffusion.config import (
     UNetConfig,
 )
 from kinfolk_families.diffusion.losses import denoising_loss, hidden, phases
-from kinfolk_families.diffusion.model import NoiseEmbedding
+from kinfolk_families.diffusion.model import NoiseEmbedding, PixelAttention
 
 IMAGE = DataSpec(kind="image", shape=(1, 8, 8), levels=17, classes=3, data_std=0.7)
 COLOUR = DataSpec(kind="image", shape=(3, 12, 8), levels=256, classes=3)
@@ -84,6 +84,31 @@ def test_every_element_hears_every_other_the_noise_level_and_the_class(network, 
         assert not torch.allclose(loud, same_input, atol=1e-4)
 
 
+@NETWORKS
+def test_every_weight_moves_the_estimate(network, spec):
+    module = denoiser(network, spec).float()
+    x_t, sigma, _ = noised(spec)
+    module(x_t, sigma, torch.arange(4)).square().sum().backward()
+    silent = [name for name, weight in module.named_parameters() if not (weight.grad != 0).any()]
+    assert silent == []
+
+
+@pytest.mark.parametrize(("attention", "blocks"), [(8, 6), (4, 4), (0, 2)])
+def test_attention_stands_where_the_image_is_small(attention, blocks):
+    """Two blocks at each of the heights 8, 4 and 2; the lowest always attends."""
+    module = denoiser(UNetConfig(channels=8, multipliers=(1, 1, 1), heads=2, attention=attention), IMAGE)
+    assert sum(isinstance(part, PixelAttention) for part in module.modules()) == blocks
+
+
+def test_attention_treats_pixels_as_a_set():
+    attention = PixelAttention(8, heads=2)
+    attention.attention.out.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 8, 3, 4, generator=torch.Generator().manual_seed(1))
+    flipped = attention(x.flip(3)).flip(3)
+    assert torch.allclose(attention(x), flipped, atol=1e-5)
+    assert not torch.allclose(attention(x)[..., 0], attention(x * (torch.arange(4) < 2))[..., 0], atol=1e-3)
+
+
 def predicted(module, x_t, sigma, label):
     """What the network itself says, taken out of the estimate."""
     scale = module.preconditioner.scales(sigma)
@@ -111,7 +136,7 @@ def test_the_noise_embedding_is_smooth():
     ("config", "spec", "named"),
     [
         ({"network": TransformerConfig(patch=3)}, IMAGE, "Use one of 1, 2, 4, 8"),
-        ({"network": UNetConfig(multipliers=(1, 1, 1, 1))}, COLOUR, "at most 3 levels"),
+        ({"network": UNetConfig(multipliers=(1,) * 4)}, DataSpec(kind="image", shape=(1, 12, 24)), "at most 3 levels"),
         ({"network": MlpConfig()}, IMAGE, "Use transformer or unet"),
         ({"network": UNetConfig()}, VECTOR, "Use mlp"),
         ({"conditional": True}, DataSpec(kind="image", shape=(1, 8, 8)), "model.conditional=false"),

@@ -81,8 +81,8 @@ def test_a_setting_that_does_not_exist_is_refused(kinfolk, tmp_path):
 def test_bad_pictures_are_named_and_can_be_left_out(kinfolk, tmp_path):
     folder = tmp_path / "cats"
     folder.mkdir()
-    for index in range(12):
-        Image.new("RGB", (9, 7), (20 * index, 0, 0)).save(folder / f"{index}.png")
+    for index in range(60):
+        Image.new("RGB", (9, 7), (4 * index, 0, 0)).save(folder / f"{index}.png")
     (folder / "empty.png").write_bytes(b"")
     (folder / "torn.png").write_bytes((folder / "3.png").read_bytes()[:40])
     code, _, err = kinfolk("data", "prepare", "folder", folder, "--name", "cats", "--set", "size=8")
@@ -97,7 +97,7 @@ def test_bad_pictures_are_named_and_can_be_left_out(kinfolk, tmp_path):
     assert code == 0
     found = json.loads(out)
     assert found["skipped"] == 2
-    assert sum(found["splits"].values()) == 12
+    assert sum(found["splits"].values()) == 60
 
 
 def test_an_altered_shard_is_named(kinfolk, tmp_path):

@@ -44,8 +44,7 @@ def served(model, version, body):
     from kinfolk.serving.host import ModelHost
 
     async def ask():
-        host = ModelHost(ServedModel(name="ring-blob"))
-        await host.switch(model, version)
+        host = ModelHost(ServedModel(name="ring-blob"), model, version)
         answer = await post(endpoint_app(host), "/sample", json=body, headers={"Accept": "application/x-npy"})
         await host.close()
         return answer

@@ -1,3 +1,4 @@
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -133,5 +134,5 @@ def test_an_upload_that_fails_leaves_no_version(
 def test_nothing_is_written_into_the_working_directory(
     uri: str, bundle: Path, run_id: str, lineage: Lineage, tmp_path: Path
 ) -> None:
-    register(uri, bundle, "vae", run_id, lineage, {"fd_local": 1.0})
+    register(uri, Path(os.path.relpath(bundle)), "vae", run_id, lineage, {"fd_local": 1.0})
     assert list((tmp_path / "elsewhere").iterdir()) == []

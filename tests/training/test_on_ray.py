@@ -98,7 +98,7 @@ def test_a_stop_keeps_every_step_and_a_damaged_checkpoint_is_passed_over(digits,
 def test_one_worker_and_two_agree(digits, tmp_path):
     wanted = recipe(
         family="autoencoder",
-        model={"objective": {"kind": "ae"}, "decoder": {"kind": "gaussian"}},
+        model={"objective": {"kind": "reconstruction"}},
         samples=50 * 32,
         log_every_samples=3200,
         checkpoint_every_samples=3200,

@@ -1,6 +1,5 @@
 """Models put behind HTTP on the Ray this process is connected to, kept at their aliases, and taken down again."""
 
-import socket
 from collections.abc import Sequence
 
 import ray
@@ -8,6 +7,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 
+from kinfolk.cluster import check_port
 from kinfolk.errors import ConfigError, KinfolkError
 from kinfolk.serving.config import ServedModel, ServeFile
 from kinfolk.serving.haproxy import haproxy_environment
@@ -29,22 +29,6 @@ _LOGGING = LoggingConfig(enable_access_log=False)
 
 class ServingError(KinfolkError):
     """Serve did not bring up, or lost, what was asked of it."""
-
-
-def check_port(host: str, port: int) -> None:
-    """Refuse an address that cannot be listened on.
-
-    Raises:
-        ConfigError: something listens there, or the host is no interface of this machine.
-    """
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ConfigError(
-                f"Nothing can listen on {host}:{port}: {error.strerror}. Stop what is there, or give another --port."
-            ) from None
 
 
 def check_idle() -> None:
