@@ -63,7 +63,7 @@ def verify_sealed(folder: Path) -> dict[str, str]:
     """Check every file of a sealed folder and return name to sha256.
 
     Raises:
-        IntegrityError: the manifest or a file is missing, a file is not what was written, or one was added; it is named.
+        IntegrityError: a file is missing, altered or added, or the manifest is none; the file is named.
     """
     try:
         sums: dict[str, str] = json.loads((folder / MANIFEST).read_bytes())["sha256"]
