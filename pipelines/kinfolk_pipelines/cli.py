@@ -256,7 +256,7 @@ def promote(
 
 @app.command()
 def serve(
-    config: Annotated[Path, typer.Option(help="The serve file.")] = Path("serve.yaml"),
+    config: Annotated[Path, typer.Option(help="The serve file.")] = Path("infra/serve.yaml"),
     host: Annotated[str | None, typer.Option(help="The interface to listen on; the serve file's if left out.")] = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="TCP port; the serve file's if left out.")] = None,
 ) -> None:

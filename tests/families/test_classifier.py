@@ -1,4 +1,5 @@
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,16 @@ def test_training_shifts_images_and_judging_does_not() -> None:
     assert torch.equal(tasks.classify(batch, torch.arange(5)), module(batch.x))
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small layers wait for a second thread longer than they compute, most of all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_digits_are_learned_by_a_narrow_network_in_a_twelfth_of_the_recipe(digits: Prepared) -> None:
     recipe = load_recipe(RECIPES / "digits" / "features.yaml", ["training.samples=6400", "model.width=8"])
     model = build(FAMILY, parse(FAMILY.config, recipe.model, "model"), digits.spec, recipe.seed)
