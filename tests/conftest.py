@@ -9,7 +9,7 @@ from kinfolk.data.catalogue import prepare
 
 @pytest.fixture(scope="session", autouse=True)
 def _threads():
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # small networks on two threads crawl when the machine is busy
 
 
 @pytest.fixture(scope="session")

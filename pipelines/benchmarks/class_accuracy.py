@@ -1,11 +1,12 @@
 """Are samples of class-conditional models what was asked for, by the judgement of an SVM that never saw them?
 
 An RBF support vector machine on pixels is fitted to the train split; each model draws 100 samples of every class.
-Run after training: python pipelines/benchmarks/class_accuracy.py digits-edm digits-conditional-vae digits-r3gan
+Run after training: python pipelines/benchmarks/class_accuracy.py digits-edm digits-conditional-vae digits-dcgan
 """
 
 import sys
 
+import numpy as np
 import torch
 from sklearn.svm import SVC
 
@@ -19,11 +20,13 @@ from kinfolk_pipelines.settings import apply_environment, load_settings
 PER_CLASS = 100
 
 
-def flat(x: torch.Tensor):
+def flat(x: torch.Tensor) -> np.ndarray:
+    """Pixels as one vector a picture, as scikit-learn wants them. (N, *) -> (N, D)"""
     return x.flatten(1).numpy()
 
 
 def main(references: list[str]) -> None:
+    """Fit the judge and print a row for each model."""
     apply_environment(mlflow_environment())
     settings = load_settings()
     data = open_dataset(settings, "digits").prepared

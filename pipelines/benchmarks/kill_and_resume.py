@@ -10,7 +10,9 @@ import random
 import signal
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -25,6 +27,7 @@ STEPS, WORKERS = 60, 2
 
 
 def short(name: str) -> Recipe:
+    """The recipe for a few steps, with a report after each and a checkpoint after every tenth."""
     recipe = load_recipe(RECIPES / f"{name}.yaml")
     batch = recipe.training.batch_size
     changes = {"samples": STEPS * batch, "log_every_samples": batch, "checkpoint_every_samples": 10 * batch}
@@ -33,6 +36,7 @@ def short(name: str) -> Recipe:
 
 
 def workers() -> list[psutil.Process]:
+    """The train workers that run now."""
     children = psutil.Process().children(recursive=True)
     return [child for child in children if "RayTrainWorker" in "".join(child.cmdline())]
 
@@ -43,7 +47,7 @@ class Killer:
     def __init__(self, moment: int) -> None:
         self.moment, self.killed_at, self.resumed_at = moment, 0, 0
 
-    def __call__(self, report) -> None:
+    def __call__(self, report: Mapping[str, Any]) -> None:
         if report["kind"] == "start" and self.killed_at:
             self.resumed_at = report["samples_seen"]
         if not self.killed_at and report["samples_seen"] >= self.moment:
@@ -51,7 +55,10 @@ class Killer:
             os.kill(random.choice(workers()).pid, signal.SIGKILL)
 
 
-def run(recipe: Recipe, data: Path, storage: str, name: str, listener=lambda _: None) -> Snapshot:
+def run(
+    recipe: Recipe, data: Path, storage: str, name: str, listener: Callable[[Mapping[str, Any]], None] = lambda _: None
+) -> Snapshot:
+    """Train to the end and read the last checkpoint."""
     from kinfolk.training.launch import launch
     from kinfolk.training.worker import Job
 
@@ -60,11 +67,13 @@ def run(recipe: Recipe, data: Path, storage: str, name: str, listener=lambda _: 
 
 
 def differing(a: Snapshot, b: Snapshot) -> list[str]:
+    """Names of what is not equal to the last bit."""
     names = [name for name in a.tensors | b.tensors if not torch.equal(a.tensors[name], b.tensors[name])]
     return names + (["counters"] if a.values != b.values else [])
 
 
 def main(kills: int, names: list[str]) -> None:
+    """Print a row for each kill."""
     with tempfile.TemporaryDirectory() as folder:
         data = prepare("digits", Path(folder) / "digits").path
         connect(None, Path(folder) / "state", cpus=2)
@@ -81,5 +90,5 @@ def main(kills: int, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    chosen = sys.argv[2:] or ["conditional-vae", "r3gan", "edm", "features"]
+    chosen = sys.argv[2:] or ["conditional-vae", "dcgan", "edm", "features"]
     main(int(sys.argv[1]) if len(sys.argv) > 1 else 5, chosen)

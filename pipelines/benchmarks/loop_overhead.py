@@ -17,7 +17,7 @@ import torch
 
 from kinfolk.cluster import connect
 from kinfolk.config import Recipe, Training, load_recipe, parse
-from kinfolk.contract import Batch, Progress
+from kinfolk.contract import Batch, Model, Progress
 from kinfolk.data.catalogue import prepare as prepare_data
 from kinfolk.data.prepared import Prepared
 from kinfolk.families import find_family
@@ -29,12 +29,14 @@ SEED = 0
 
 
 def job_recipe(steps: int) -> Recipe:
+    """The recipe for so many steps."""
     recipe = load_recipe(RECIPE)
     plan = recipe.training.model_dump() | {"samples": steps * recipe.training.batch_size}
     return recipe.model_copy(update={"training": Training(**plan)})
 
 
-def fresh(recipe: Recipe, data: Prepared):
+def fresh(recipe: Recipe, data: Prepared) -> Model:
+    """The recipe's untrained model."""
     family = find_family(recipe.family)
     return build(family, parse(family.config, recipe.model, "model"), data.spec, SEED)
 
@@ -84,6 +86,7 @@ def under_ray(recipe: Recipe, data: Prepared, name: str, storage: str) -> float:
 
 
 def row(name: str, ours: list[float], theirs: list[float]) -> None:
+    """Print medians of both sides and of their ratio pair by pair."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     print(
         f"| {name} | {statistics.median(ours):,.0f} | {statistics.median(theirs):,.0f} | "
@@ -92,6 +95,7 @@ def row(name: str, ours: list[float], theirs: list[float]) -> None:
 
 
 def main(pairs: int = 7, steps: int = 300) -> None:
+    """Measure both comparisons and print a table."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         data = prepare_data("digits", Path(folder) / "digits")

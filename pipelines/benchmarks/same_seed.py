@@ -10,13 +10,14 @@ import json
 import sys
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
 
 from kinfolk import sampling
 from kinfolk.cluster import free_port
-from kinfolk.contract import SamplerState
+from kinfolk.contract import Model, SamplerState
 from kinfolk.serving.config import ServedModel, ServeFile
 from kinfolk.tracking.connection import mlflow_environment
 from kinfolk_pipelines.models import load_model
@@ -32,7 +33,7 @@ OTHERS = (
 )
 
 
-def mixed(model, labels: list[int]) -> torch.Tensor:
+def mixed(model: Model, labels: list[int]) -> torch.Tensor:
     """The rows with rows of other requests joining two calls apart."""
     tasks = model.tasks
     request = sampling.make_request(model, ROWS, 0, labels)
@@ -52,7 +53,8 @@ def mixed(model, labels: list[int]) -> torch.Tensor:
     return torch.stack([pictures[seed] for seed in range(ROWS)])
 
 
-def post(address: str, body: dict) -> torch.Tensor:
+def post(address: str, body: dict[str, Any]) -> torch.Tensor:
+    """What the endpoint answers. -> (N, C, H, W) uint8"""
     headers = {"Content-Type": "application/json", "Accept": "application/x-npy"}
     request = urllib.request.Request(address, json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request, timeout=60) as answer:
@@ -70,6 +72,7 @@ def over_http(address: str, labels: list[int]) -> torch.Tensor:
 
 
 def main(reference: str) -> None:
+    """Draw alone, together, mixed and over HTTP, and print how many pixels differ."""
     apply_environment(mlflow_environment())
     settings = load_settings()
     model = load_model(settings, reference).model

@@ -15,7 +15,9 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import torch
@@ -27,11 +29,12 @@ from kinfolk.sampling import sample
 from kinfolk.serving.config import ServedModel, ServeFile
 from kinfolk.serving.launch import haproxy_environment, serve_models, stop_serving
 
+Seen = tuple[list[float], list[str], float]  # latencies in ms, failures, seconds
 TURN_S = 5.0
 WARM_UP_S = 2.0
 
 
-def serve_bare(bundle, port):
+def serve_bare(bundle: Path, port: int) -> None:
     """The model behind FastAPI on uvicorn, one process, each request sampled by itself."""
     import uvicorn
     from fastapi import FastAPI, Request, Response
@@ -40,7 +43,7 @@ def serve_bare(bundle, port):
     model, app = load_bundle(bundle), FastAPI()
 
     @app.post("/sample")
-    async def answer(request: Request):
+    async def answer(request: Request) -> Response:
         asked = await request.json()
         samples = sample(model, asked.pop("n"), asked.pop("seed"), options=asked)
         return Response(draw(samples, model.spec), media_type="image/png")
@@ -48,7 +51,9 @@ def serve_bare(bundle, port):
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="error")
 
 
-async def one_connection(url, bodies, until, latencies_ms, failures):
+async def one_connection(
+    url: str, bodies: Iterator[bytes], until: float, latencies_ms: list[float], failures: list[str]
+) -> None:
     """Ask one request after the other on a connection that stays open until something goes wrong on it."""
     place, reader, writer = urlsplit(url), None, None
     while time.perf_counter() < until:
@@ -72,8 +77,10 @@ async def one_connection(url, bodies, until, latencies_ms, failures):
         writer.close()
 
 
-async def one_turn(url, connections, seconds, settings, first_seed):
-    latencies_ms, failures = [], []
+async def one_turn(url: str, connections: int, seconds: float, settings: dict[str, Any], first_seed: int) -> Seen:
+    """Load one server from many connections for some seconds."""
+    latencies_ms: list[float] = []
+    failures: list[str] = []
     seeds = itertools.count(first_seed)
     bodies = (json.dumps({**settings, "seed": seed}).encode() for seed in seeds)
     until = time.perf_counter() + seconds
@@ -84,10 +91,10 @@ async def one_turn(url, connections, seconds, settings, first_seed):
     return latencies_ms, failures, time.perf_counter() - began
 
 
-def run_client(urls, arguments, results):
+def run_client(urls: dict[str, str], arguments: argparse.Namespace, results: Any) -> None:
     """Turns over all servers; sends, for each, (latencies in ms, failures, seconds)."""
     settings = {"n": arguments.n, **json.loads(arguments.options)}
-    totals = {name: ([], [], 0.0) for name in urls}
+    totals: dict[str, Seen] = {name: ([], [], 0.0) for name in urls}
     for url in urls.values():
         asyncio.run(one_turn(url, arguments.connections, WARM_UP_S, settings, 0))
     for turn in range(max(round(arguments.seconds / TURN_S), 1)):
@@ -100,7 +107,8 @@ def run_client(urls, arguments, results):
     results.put(totals)
 
 
-def table(totals):
+def table(totals: dict[str, Seen]) -> Iterator[str]:
+    """The lines of a table of both servers."""
     yield "| server | requests | requests/s | p50 ms | p99 ms | failed |"
     yield "|---|---|---|---|---|---|"
     for name, (latencies, failures, seconds) in totals.items():
@@ -109,7 +117,7 @@ def table(totals):
         yield f"| {name} | {len(latencies)} | {rate:.0f} | {cuts[49]:.1f} | {cuts[98]:.1f} | {len(failures)} |"
 
 
-async def listening(port):
+async def listening(port: int) -> None:
     """Return once something listens on the port of this machine."""
     async with asyncio.timeout(60):
         while True:
@@ -120,7 +128,7 @@ async def listening(port):
                 await asyncio.sleep(0.1)
 
 
-def measure(arguments):
+def measure(arguments: argparse.Namespace) -> dict[str, Seen]:
     """Start both servers and the client, each in processes of their own, and return what the client saw."""
     spawn = multiprocessing.get_context("spawn")
     bare_port, port, results = free_port(), free_port(), spawn.Queue()
@@ -143,7 +151,8 @@ def measure(arguments):
     return totals
 
 
-def main():
+def main() -> int:
+    """Measure, print a table, and fail if a request failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path, help="a model's bundle folder")
     parser.add_argument("--seconds", type=float, default=30.0, help="for each server")

@@ -22,7 +22,7 @@ from kinfolk_pipelines.promotion import RULE
 from kinfolk_pipelines.serve import start_serving
 from kinfolk_pipelines.settings import Settings
 
-RECIPES = ("digits/conditional-vae", "digits/r3gan", "digits/edm")
+RECIPES = ("digits/conditional-vae", "digits/dcgan", "digits/edm")
 _WORKERS = 2
 _PORT = 8000
 _PICTURES = 100

@@ -13,7 +13,7 @@ from kinfolk.contract import Batch, DataSpec, Model
 from kinfolk.data.prepared import Prepared
 from kinfolk.data.source import Source
 from kinfolk.metrics.accuracy import class_accuracy, class_counts
-from kinfolk.metrics.diversity import mean_pairwise_distance, vendi_score
+from kinfolk.metrics.diversity import mean_distance_within_classes, mean_pairwise_distance, vendi_score
 from kinfolk.metrics.frechet import FeatureStatistics, frechet_distance
 from kinfolk.metrics.kernel import kernel_distance
 from kinfolk.metrics.likelihood import likelihood_figures
@@ -32,6 +32,7 @@ MEANING = {
     "classes_covered": "Classes of which a sample was recognised.",
     "test_accuracy": "Share of the test split classified correctly.",
     "pairwise_distance": "Mean distance between two samples in feature space.",
+    "distance_within_classes": "The same between two samples of one class, averaged over classes.",
     "vendi": "Effective number of different samples in feature space, of at most 1,000.",
     "samples_per_second": "Sampling speed on this machine in batches of 64, with the model's own options.",
     "nfe": "Network evaluations for one sample.",
@@ -48,6 +49,8 @@ MEANING = {
 _CHUNK = 256  # rows of one forward pass
 _SPEED_ROWS = 64
 _VENDI_ROWS = 1000
+_REFERENCE_ROWS = 10_000  # of the train split; the kernel distance compares all pairs
+_REFERENCE_SEED = 0
 Step = Callable[[str, float], None]  # (what is being measured, share done)
 
 
@@ -156,8 +159,8 @@ def as_shown(x: Tensor, spec: DataSpec) -> Tensor:
 def _on_features(features: Model, data: Prepared, samples: Tensor, labels: list[int] | None) -> dict[str, float]:
     train, test = data.source("train"), data.source("test")
     shown = as_shown(samples, data.spec)
-    real = _encoded(features, train.take(0, len(train)).x)
-    held_out = _encoded(features, test.take(0, len(test)).x)
+    real = _encoded(features, train.batch(_REFERENCE_SEED, 0, min(len(train), _REFERENCE_ROWS)).x)
+    held_out = _encoded(features, test.take(0, min(len(test), _REFERENCE_ROWS)).x)
     drawn = _encoded(features, shown)
     statistics = FeatureStatistics.of(real)
     equal = min(len(real), len(drawn))
@@ -173,6 +176,8 @@ def _on_features(features: Model, data: Prepared, samples: Tensor, labels: list[
         "pairwise_distance": mean_pairwise_distance(drawn[:_VENDI_ROWS]),
         "vendi": vendi_score(drawn[:_VENDI_ROWS]),
     }
+    if labels is not None:
+        metrics["distance_within_classes"] = mean_distance_within_classes(drawn, torch.tensor(labels))
     return metrics | _by_class(features, shown, labels)
 
 

@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 from kinfolk_pipelines.figures import MEANING
 
 _LOWER = {"fd_local", "kd_local", "reconstruction_mse", "elbo_bits_per_dim", "log_prob_bits_per_dim", "nfe"}
-_NEUTRAL = {"fd_local_test", "parameters", "elbo_density_nats", "log_prob_density_nats", "nfe", "pairwise_distance"}
+_NEUTRAL = {
+    "fd_local_test",
+    "parameters",
+    "elbo_density_nats",
+    "log_prob_density_nats",
+    "pairwise_distance",
+    "distance_within_classes",
+}
 _STYLE = """
 :root { color-scheme: light; --ink: #1c2430; --soft: #667085; --line: #e4e7ec; --best: #e8f5ee; --accent: #2f6f5e; }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 78rem; margin: 2.5rem auto;

@@ -14,7 +14,7 @@ from kinfolk import sampling
 from kinfolk.bundle import save_bundle
 from kinfolk.cluster import connect
 from kinfolk.config import Recipe, find_recipe, load_recipe, parse
-from kinfolk.contract import DataSpec, Family, Model
+from kinfolk.contract import Family, Model
 from kinfolk.errors import ConfigError, KinfolkError, RegistryError
 from kinfolk.families import find_family
 from kinfolk.metrics.speed import sampling_speed
@@ -72,25 +72,31 @@ def plan(settings: Settings, recipe_name: str, sets: Sequence[str] = (), name: s
     config = parse(family.config, recipe.model, f"recipe {recipe.name}, model")
     recipe = recipe.model_copy(update={"model": config.model_dump(mode="json")})
     data = open_dataset(settings, recipe.data)
-    build(family, config, data.prepared.spec, recipe.seed)  # a network that does not fit the data fails here
+    untrained = build(family, config, data.prepared.spec, recipe.seed)  # a network that does not fit fails here
     model_name = parse_name(name or f"{recipe.data}-{recipe.name}")
-    initial, parents = _initial(settings, recipe, data.prepared.spec)
+    initial, parents = _initial(settings, recipe, untrained)
     digest = recipe.digest(data.digest, *parents.values())
     return Plan(recipe, family, data, model_name, f"{model_name}-{digest}", initial, parents)
 
 
-def _initial(settings: Settings, recipe: Recipe, spec: DataSpec) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _initial(settings: Settings, recipe: Recipe, untrained: Model) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Weights to start from and where they come from, for a recipe with ``init_from``."""
     if recipe.init_from is None:
         return {}, {}
     loaded = load_model(settings, recipe.init_from)
-    same = loaded.model.family.name == recipe.family and loaded.model.spec.shape == spec.shape
-    if not same or loaded.model.config.model_dump(mode="json").get("network") != recipe.model.get("network"):
+    given, wanted = (shapes(model) for model in (loaded.model, untrained))
+    if different := sorted(name for name in given | wanted if given.get(name) != wanted.get(name)):
+        name = different[0]
         raise ConfigError(
-            f"init_from={recipe.init_from} is a {loaded.model.family.name} for samples of shape "
-            f"{loaded.model.spec.shape} whose network differs from the recipe's: fine-tuning needs the same network."
+            f"init_from={recipe.init_from} does not fit the recipe's network: {name} is {given.get(name, 'missing')} "
+            f"there and {wanted.get(name, 'missing')} here. Fine-tuning needs the same network on samples of one shape."
         )
     return dict(loaded.model.module.state_dict()), {"init_from": loaded.version.reference}
+
+
+def shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of everything a model stores."""
+    return {name: tuple(value.shape) for name, value in model.module.state_dict().items()}
 
 
 def train(

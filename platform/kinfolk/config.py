@@ -144,11 +144,11 @@ def find_recipe(name: str, folder: Path) -> Path:
     )
 
 
-def load_recipe(path: Path, settings: Iterable[str] = ()) -> Recipe:
-    """Read a recipe file and lay ``settings`` over it; its name is the file's.
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file.
 
     Raises:
-        ConfigError: the file is no YAML mapping, or a key or value is not allowed.
+        ConfigError: the file cannot be read, or holds no mapping.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -156,4 +156,13 @@ def load_recipe(path: Path, settings: Iterable[str] = ()) -> Recipe:
         raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values, got {type(values).__name__}.")
-    return parse(Recipe, {"name": path.stem.lower(), **override(values, settings)}, str(path))
+    return values
+
+
+def load_recipe(path: Path, settings: Iterable[str] = ()) -> Recipe:
+    """Read a recipe file and lay ``settings`` over it; its name is the file's.
+
+    Raises:
+        ConfigError: the file is no YAML mapping, or a key or value is not allowed.
+    """
+    return parse(Recipe, {"name": path.stem.lower(), **override(read_mapping(path), settings)}, str(path))

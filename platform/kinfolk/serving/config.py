@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
-from kinfolk.config import parse
+from kinfolk.config import parse, read_mapping
 from kinfolk.contract import Config
-from kinfolk.errors import ConfigError
 from kinfolk.serving.batcher import BatchLimits
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -105,10 +103,4 @@ def load_serve_file(path: Path) -> ServeFile:
     Raises:
         ConfigError: the file is no YAML mapping, or a key or value is not allowed.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a mapping of keys to values, got {type(values).__name__}.")
-    return parse(ServeFile, values, str(path))
+    return parse(ServeFile, read_mapping(path), str(path))

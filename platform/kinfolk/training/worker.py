@@ -101,6 +101,7 @@ class _Reporter:
         self._answer: Any = None
 
     def handle(self, report: Report) -> None:
+        """Pass one report of the loop on."""
         if report.snapshot is not None:
             self.store(report.snapshot)
         elif report.kind == "preview":
@@ -109,11 +110,13 @@ class _Reporter:
             self.tell(report.kind, logs=dict(report.logs))
 
     def tell(self, kind: str, **content: Any) -> None:
+        """Worker 0 leaves a report for the driver; the others say nothing."""
         if self.world.rank == 0:
             report = {"kind": kind, "samples_seen": self.state.samples_seen, "at_s": time.time(), **content}
             self._answer = self.mailbox.put.remote(report)
 
     def store(self, snapshot: Snapshot) -> None:
+        """Write a checkpoint; all workers must call this together."""
         metrics = {"samples_seen": snapshot.values["samples_seen"]}
         if self.world.rank:
             ray.train.report(metrics)
