@@ -17,7 +17,8 @@ from ray.train.torch import TorchTrainer
 from kinfolk.contract import Model
 from kinfolk.errors import ConfigError, DivergenceError, KinfolkError
 from kinfolk.training.loop import check_batch
-from kinfolk.training.worker import Job, Mailbox, run_worker, trained_model
+from kinfolk.training.mailbox import Mailbox
+from kinfolk.training.worker import Job, run_worker, trained_model
 
 _POLL_S = 0.2
 _STARTS_WITHOUT_WORKERS = 2  # attempts at starting the worker group before giving up
