@@ -158,7 +158,7 @@ def train(
 @app.command()
 def evaluate(
     model: ModelName,
-    samples: Annotated[int | None, typer.Option(min=2, help="Samples that figures on samples rest on.")] = None,
+    samples: Annotated[int | None, typer.Option(min=6, help="Samples that figures on samples rest on.")] = None,
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
@@ -183,7 +183,7 @@ def compare(
     recipes: Annotated[list[str], typer.Argument(help="Recipes for one data set.")],
     sets: Sets = None,
     workers: Workers = 1,
-    samples: Annotated[int | None, typer.Option(min=2, help="Samples drawn of each model.")] = None,
+    samples: Annotated[int | None, typer.Option(min=6, help="Samples drawn of each model.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the report goes.")] = Path("report.html"),
     gpu: Gpu = False,
     as_json: Json = False,
@@ -313,3 +313,6 @@ def main() -> None:
         if isinstance(error, InterruptedTrainingError):
             sys.exit(_INTERRUPTED)
         sys.exit(2 if isinstance(error, _USER_MISTAKES) else 1)
+    except OSError as error:
+        typer.echo(f"kinfolk: {error.strerror or error}: {error.filename or 'a file or address'}.", err=True)
+        sys.exit(1)

@@ -53,13 +53,12 @@ def compare(
     use_gpu: bool = False,
 ) -> list[Compared]:
     """Train what is not trained yet, its data's feature classifier first, and measure everything alike."""
-    _train_features(settings, planned[0], console, workers)
+    _train_features(settings, planned[0], console, workers, use_gpu)
     compared = []
     for each in planned:
         trained = train(settings, each, console, workers=workers, use_gpu=use_gpu)
         console.print(f"{trained.version.reference}: {_how(trained)}, measuring")
-        count = samples or each.recipe.evaluation.samples
-        evaluated = evaluate(settings, trained.version.reference, count, each.recipe.evaluation.options)
+        evaluated = evaluate(settings, trained.version.reference, samples)
         compared.append(Compared(each, trained, evaluated))
     return compared
 
@@ -68,7 +67,7 @@ def _how(trained: Trained) -> str:
     return "trained before" if trained.seconds is None else f"trained in {trained.seconds:.0f} s"
 
 
-def _train_features(settings: Settings, first: Plan, console: Console, workers: int) -> None:
+def _train_features(settings: Settings, first: Plan, console: Console, workers: int, use_gpu: bool) -> None:
     """The classifier of the data set, by its own recipe or by that of digits."""
     data = first.data.name
     if first.data.prepared.spec.classes is None:
@@ -76,7 +75,7 @@ def _train_features(settings: Settings, first: Plan, console: Console, workers: 
     own = (settings.recipe_folder / data / "features.yaml").is_file()
     recipe, sets = (f"{data}/features", ()) if own else (_ANY_FEATURES, (f"data={data}",))
     features = plan(settings, recipe, sets, feature_name(data))
-    trained = train(settings, features, console, workers=workers)
+    trained = train(settings, features, console, workers=workers, use_gpu=use_gpu)
     console.print(f"{trained.version.reference}: {_how(trained)}; figures rest on its features")
 
 

@@ -28,6 +28,7 @@ def open_dataset(settings: Settings, name: str) -> Dataset:
     Raises:
         DataError: it is not prepared and cannot be made without the user's files.
     """
+    catalogue.check_name(name)
     path = settings.dataset(name)
     if not (path / RECORD).exists() and name in catalogue.names() and catalogue.entry(name).source != "required":
         catalogue.prepare(name, path)
@@ -42,7 +43,7 @@ def prepare_dataset(
     source: Path | None = None,
     sets: Sequence[str] = (),
     skip_bad: bool = False,
-    progress: Report = catalogue._silent,
+    progress: Report = catalogue.silent,
 ) -> Dataset:
     """Prepare catalogue entry ``kind``, anew if it is there, as data set ``name``."""
     options: Mapping[str, Any] = override({}, sets)

@@ -6,11 +6,11 @@ from typing import Any
 
 from kinfolk.config import Evaluation, parse
 from kinfolk.contract import Model
-from kinfolk.errors import RegistryError
+from kinfolk.errors import DataError, RegistryError
 from kinfolk.tracking import registry
 from kinfolk.tracking.lineage import Version
-from kinfolk_pipelines.datasets import open_dataset
-from kinfolk_pipelines.figures import Figures, Step, measure
+from kinfolk_pipelines.datasets import Dataset, open_dataset
+from kinfolk_pipelines.figures import Figures, measure
 from kinfolk_pipelines.models import Loaded, feature_model, feature_name, load_model
 from kinfolk_pipelines.settings import Settings
 
@@ -36,8 +36,13 @@ def _features(settings: Settings, loaded: Loaded) -> tuple[Loaded | None, str]:
     return features, features.version.reference
 
 
-def _silent(what: str, share: float) -> None:
-    """Report nothing."""
+def _check_data(version: Version, data: Dataset) -> None:
+    """Refuse data that changed since the model learned it: its test split may hold what was trained on."""
+    if data.digest != version.lineage.data_digest:
+        raise DataError(
+            f"{version.reference} learned {data.name} {version.lineage.data_digest}; what is prepared now is "
+            f"{data.digest}. Prepare the earlier data again, or train on the new."
+        )
 
 
 def evaluate(
@@ -45,15 +50,15 @@ def evaluate(
     reference: str,
     samples: int | None = None,
     options: Mapping[str, Any] | None = None,
-    step: Step = _silent,
 ) -> Evaluated:
     """Every figure the model can have; logged to its version and run."""
     loaded = load_model(settings, reference)
     given = {key: value for key, value in {"samples": samples, "options": options}.items() if value}
-    evaluation = parse(Evaluation, given, "evaluation")
+    evaluation = parse(Evaluation, {**loaded.evaluation, **given}, "evaluation")
     data = open_dataset(settings, loaded.version.lineage.data)
+    _check_data(loaded.version, data)
     features, about = _features(settings, loaded)
     basis = {"data": f"{data.name} {data.digest}", "samples": str(evaluation.samples), "features": about}
-    measured = measure(loaded.model, data.prepared, evaluation, features.model if features else None, step=step)
+    measured = measure(loaded.model, data.prepared, evaluation, features.model if features else None)
     registry.log_model_metrics(settings.tracking, loaded.version, measured.metrics)
     return Evaluated(loaded.version, loaded.model, Figures(measured.metrics, measured.samples, basis))

@@ -1,7 +1,7 @@
 """Everything that can be measured of a model, read off what it can do; each number with what it is."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -51,7 +51,6 @@ _SPEED_ROWS = 64
 _VENDI_ROWS = 1000
 _REFERENCE_ROWS = 10_000  # of the train split; the kernel distance compares all pairs
 _REFERENCE_SEED = 0
-Step = Callable[[str, float], None]  # (what is being measured, share done)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +62,12 @@ class Figures:
     basis: Mapping[str, str] = field(default_factory=dict)  # how it was measured, in words
 
 
-def _silent(what: str, share: float) -> None:
-    """Report nothing."""
-
-
 def measure(
     model: Model,
     data: Prepared,
     evaluation: Evaluation,
     features: Model | None = None,
     seed: int = 1,
-    step: Step = _silent,
 ) -> Figures:
     """All figures ``model`` can have on ``data``; those on features need the data set's classifier."""
     tasks = model.tasks
@@ -83,7 +77,7 @@ def measure(
     samples = None
     if "sample" in tasks.starts:
         labels = _even_labels(model, evaluation.samples)
-        samples = _draw(model, evaluation, seed, labels, step)
+        samples = sampling.sample(model, evaluation.samples, seed, labels, evaluation.options)
         metrics |= _cost(model, evaluation)
         if features is not None:
             metrics |= _on_features(features, data, samples, labels)
@@ -95,17 +89,6 @@ def _even_labels(model: Model, n: int) -> list[int] | None:
     if "label" not in model.tasks.conditions:
         return None
     return [index % (model.spec.classes or 1) for index in range(n)]
-
-
-def _draw(model: Model, evaluation: Evaluation, seed: int, labels: list[int] | None, step: Step) -> Tensor:
-    drawn = 0
-
-    def count(rows: int) -> None:
-        nonlocal drawn
-        drawn += rows
-        step("sampling", drawn / evaluation.samples)
-
-    return sampling.sample(model, evaluation.samples, seed, labels, evaluation.options, max_rows=_CHUNK, on_rows=count)
 
 
 def _cost(model: Model, evaluation: Evaluation) -> dict[str, float]:

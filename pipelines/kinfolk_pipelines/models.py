@@ -1,10 +1,11 @@
 """Registered models: load, list, promote."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kinfolk.bundle import load_bundle
+from kinfolk.bundle import CARD, load_bundle
 from kinfolk.contract import Model
 from kinfolk.errors import ConfigError
 from kinfolk.tracking import registry
@@ -21,6 +22,7 @@ class Loaded:
 
     model: Model
     version: Version
+    evaluation: Mapping[str, Any]  # how its recipe wants it measured
 
 
 def load_model(settings: Settings, reference: str) -> Loaded:
@@ -34,7 +36,9 @@ def load_model(settings: Settings, reference: str) -> Loaded:
     if slash and version == LATEST:
         reference = f"{name}/{version_number(settings, name, version)}"
     fetched = fetch(settings.tracking, reference, settings.cache)
-    return Loaded(load_bundle(fetched.folder), fetched.version)
+    model = load_bundle(fetched.folder)
+    card = json.loads((fetched.folder / CARD).read_bytes())
+    return Loaded(model, fetched.version, card["recipe"]["evaluation"])
 
 
 def feature_model(settings: Settings, data: str) -> Loaded:

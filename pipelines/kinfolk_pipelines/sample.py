@@ -1,6 +1,6 @@
 """Draw samples of a registered model to a file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,6 @@ def write_samples(
     seed: int,
     label: int | None,
     sets: Sequence[str],
-    on_rows: Callable[[int], None] = lambda _: None,
 ) -> str:
     """Write ``n`` samples as PNG, or as a NumPy array for a name that ends in ``.npy``; returns the model's reference.
 
@@ -38,8 +37,10 @@ def write_samples(
     """
     if out.suffix not in (".png", ".npy"):
         raise ConfigError(f"{out} ends in {out.suffix or 'nothing'!r}: use .png for a picture or .npy for numbers.")
+    if out.is_dir():
+        raise ConfigError(f"{out} is a folder: give the name of a file.")
     loaded = load_model(settings, reference)
-    samples = sampling.sample(loaded.model, n, seed, label, override({}, sets), on_rows=on_rows)
+    samples = sampling.sample(loaded.model, n, seed, label, override({}, sets))
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".npy":
         np.save(out, samples.numpy(), allow_pickle=False)

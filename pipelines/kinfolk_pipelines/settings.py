@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
+from kinfolk.config import read_mapping
 from kinfolk.errors import ConfigError
 
 FILE = "kinfolk.yaml"
@@ -72,6 +73,8 @@ def load_settings(**given: Any) -> Settings:
     Raises:
         ConfigError: a value in the file or the environment is not allowed.
     """
+    if Path(FILE).exists():
+        read_mapping(Path(FILE))
     try:
         return Settings(**given)
     except ValidationError as error:

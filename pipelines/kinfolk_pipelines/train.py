@@ -168,7 +168,7 @@ def _tracked(
     from kinfolk.training.worker import Job
 
     started = time.perf_counter()
-    threads = max(_cpus() // workers, 1)
+    threads = max(_node_cpus() // workers, 1)
     job = Job(planned.recipe, planned.data.prepared.path, threads, planned.initial)
     last: dict[str, float] = {}
     try:
@@ -180,7 +180,7 @@ def _tracked(
         if outcome.model is None:
             raise InterruptedTrainingError(
                 f"{planned.model_name} stopped after {outcome.samples_seen} of {planned.recipe.training.samples} "
-                "samples; a checkpoint was written. The same command goes on from there."
+                f"samples; a checkpoint was written. {_how_to_go_on(planned, run_name)}"
             )
         last["train_seconds"] = time.perf_counter() - started
         version = _register(settings, planned, run, run_name, outcome.model, last)
@@ -199,10 +199,17 @@ def _tracked(
     return Trained(version, version.metrics, time.perf_counter() - started, False)
 
 
-def _cpus() -> int:
+def _how_to_go_on(planned: Plan, run_name: str) -> str:
+    if run_name == planned.run_name:
+        return "The same command goes on from there."
+    return "A run started with --fresh is not gone on with: the same command starts another."
+
+
+def _node_cpus() -> int:
+    """CPUs of the largest machine of the cluster."""
     import ray
 
-    return int(ray.cluster_resources().get("CPU", 1))
+    return int(max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]))
 
 
 def _listener(

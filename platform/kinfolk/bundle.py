@@ -20,6 +20,7 @@ from kinfolk.families import find_family
 from kinfolk.manifest import verify_sealed, write_sealed
 
 FORMAT = 1
+CARD = "card.json"
 
 
 def _files(model: Model, prefix: str = "") -> dict[str, bytes]:
@@ -39,7 +40,7 @@ def save_bundle(model: Model, folder: Path, extra: Mapping[str, Any] | None = No
     """Write ``model`` with its parents as a sealed folder; ``extra`` (JSON) goes into ``card.json``."""
     files = _files(model)
     if extra is not None:
-        files["card.json"] = json.dumps(extra, indent=1, default=str).encode()
+        files[CARD] = json.dumps(extra, indent=1, default=str).encode()
     write_sealed(folder, files)
 
 

@@ -46,7 +46,7 @@ class Training(Config):
 class Evaluation(Config):
     """How many samples the figures of a recipe rest on."""
 
-    samples: int = Field(default=2000, gt=1)
+    samples: int = Field(default=2000, gt=5)  # coverage looks at 5 neighbours
     options: dict[str, Any] = Field(default_factory=dict)  # sampling options that differ from the model's own
 
 
@@ -85,7 +85,8 @@ def _explain(kind: type[BaseModel], item: Any) -> str:
     path = ".".join(str(part) for part in item["loc"]) or "the whole"
     if item["type"] == "extra_forbidden":
         known = sorted(set(_keys_at(kind, item["loc"][:-1])))
-        return f"{path} is not a key.{nearest(str(item['loc'][-1]), known)} Allowed: {', '.join(known)}."
+        allowed = f"Allowed: {', '.join(known)}." if known else "There are none to set."
+        return f"{path} is not a key.{nearest(str(item['loc'][-1]), known)} {allowed}"
     if item["type"] == "missing":
         return f"{path} is required."
     message = item["msg"].removeprefix("Value error, ")
@@ -125,7 +126,10 @@ def override(values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, An
             place = place.setdefault(part, {})
             if not isinstance(place, dict):
                 raise ConfigError(f"--set {setting}: {part!r} is a plain value and has no keys below it.")
-        place[last] = yaml.safe_load(text)
+        try:
+            place[last] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {setting}: {text!r} is no YAML value. Quote it, or close its brackets.") from None
     return merged
 
 
@@ -150,6 +154,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file cannot be read, or holds no mapping.
     """
+    if not path.is_file():
+        raise ConfigError(f"There is no file {path}. Give the path of a YAML file.")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -5,7 +5,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from kinfolk.errors import IntegrityError
@@ -39,24 +40,38 @@ def _sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def taking_place_of(destination: Path) -> Iterator[Path]:
+    """An empty folder that becomes ``destination`` when the block ends well, and is removed when it does not."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    aside, old = (destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}") for _ in range(2))
+    aside.mkdir()
+    try:
+        yield aside
+        if destination.exists():
+            destination.rename(old)
+        aside.rename(destination)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        if old.exists() and not destination.exists():
+            old.rename(destination)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def write_sealed(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write ``files`` (relative name to content) as ``folder``, atomically, with a manifest of their sha256.
 
     A folder of that name is replaced. A death at any moment leaves the old folder, the new one, or none: never half.
     """
-    aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    try:
+    with taking_place_of(folder) as aside:
         for name, content in files.items():
             _write_synced(aside / name, content)
         sums = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
         _write_synced(aside / MANIFEST, json.dumps({"sha256": sums}, indent=1).encode())
         _sync_folder(aside)
-        if folder.exists():
-            shutil.rmtree(folder)
-        aside.rename(folder)
-        _sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    _sync_folder(folder.parent)
 
 
 def verify_sealed(folder: Path) -> dict[str, str]:

@@ -3,7 +3,7 @@
 Scripts and evaluation use it; the server's batcher drives the same three functions with rows of many requests.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 from kinfolk.config import parse
 from kinfolk.contract import Family, Model, RequestError, SampleRequest, SamplerState, Tasks
 from kinfolk.errors import ConfigError, nearest
+
+LARGEST_N = 1_000_000  # of one request; more would be held in memory at once
 
 
 def row_seeds(seed: int, n: int, first: int = 0) -> Tensor:
@@ -35,7 +37,8 @@ def resolve_options(family: Family, tasks: Tasks, given: Mapping[str, Any]) -> A
     try:
         return parse(family.options, {**tasks.options.model_dump(), **given}, "options")
     except ConfigError as error:
-        raise RequestError(next(iter(given), "options"), str(error)) from None
+        wrong = next((key for key in given if f" {key}:" in str(error)), "options")
+        raise RequestError(wrong, str(error)) from None
 
 
 def _labels(model: Model, tasks: Tasks, label: int | Sequence[int] | None, n: int) -> Tensor | None:
@@ -66,8 +69,8 @@ def make_request(
     Raises:
         RequestError: ``field`` names what the model cannot do.
     """
-    if n < 1:
-        raise RequestError("n", f"n={n}: ask for at least 1 sample.")
+    if not 1 <= n <= LARGEST_N:
+        raise RequestError("n", f"n={n}: ask for 1 to {LARGEST_N} samples at once.")
     if not 0 <= seed < 2**62:
         raise RequestError("seed", f"seed={seed}: use an integer from 0 to 2^62 - 1.")
     tasks = model.tasks
@@ -114,7 +117,6 @@ def sample(
     label: int | Sequence[int] | None = None,
     options: Mapping[str, Any] | None = None,
     max_rows: int = 256,
-    on_rows: Callable[[int], None] = lambda _: None,
 ) -> Tensor:
     """``n`` samples in chunks of ``max_rows``; chunking does not change a picture. -> (n, *) on the CPU"""
     tasks, whole = model.tasks, make_request(model, n, seed, label, options)
@@ -123,5 +125,4 @@ def sample(
         rows = slice(first, first + max_rows)
         labels = None if whole.label is None else whole.label[rows]
         parts.append(run(tasks, SampleRequest(whole.seeds[rows], whole.options, labels)))
-        on_rows(len(parts[-1]))
     return torch.cat(parts)

@@ -25,14 +25,14 @@ def entry(name: str) -> Entry:
     """What the catalogue knows of ``name``.
 
     Raises:
-        DataError: nothing; the nearest name is given.
+        DataError: nothing is called so; the nearest name is given.
     """
     if name not in _ENTRIES:
         raise DataError(f"No data set is called {name!r}.{nearest(name, _ENTRIES)} Known: {', '.join(_ENTRIES)}.")
     return _ENTRIES[name]
 
 
-def _silent(what: str, done: int, total: int) -> None:
+def silent(what: str, done: int, total: int) -> None:
     """Report nothing."""
 
 
@@ -44,7 +44,7 @@ def prepare(
     source: Path | None = None,
     options: Mapping[str, Any] | None = None,
     skip_bad: bool = False,
-    progress: Report = _silent,
+    progress: Report = silent,
 ) -> Prepared:
     """Make catalogue entry ``kind`` into the prepared data set ``destination``, and open it.
 
@@ -56,7 +56,7 @@ def prepare(
         ConfigError: an option is unknown or not allowed.
     """
     wanted = entry(kind)
-    _check_name(name or kind)
+    check_name(name or kind)
     _check_source(wanted, source)
     check_destination(destination)
     request = Request(source, parse(wanted.options, options or {}, f"Options of {kind}"), skip_bad, progress)
@@ -68,7 +68,12 @@ def prepare(
     return Prepared.open(destination)
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Refuse what cannot name a data set, and so a folder.
+
+    Raises:
+        ConfigError: with what is allowed.
+    """
     if not re.fullmatch(NAME_PATTERN, name):
         raise ConfigError(
             f"{name!r} cannot name a data set. Use lower-case letters, digits, '.', '_' and '-', for example 'my-cats'."

@@ -1,10 +1,7 @@
 """Writing a data set: shards first, the record last, in a folder that takes its place only when it is whole."""
 
 import math
-import shutil
-import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,7 +12,7 @@ from kinfolk.data.prepared import RECORD, DatasetRecord, Shard
 from kinfolk.data.shards import SHARD_SUFFIX, sharded, write_shard
 from kinfolk.data.source import Rows
 from kinfolk.errors import DataError
-from kinfolk.manifest import sha256_of
+from kinfolk.manifest import sha256_of, taking_place_of
 
 _ELEMENTS_AT_ONCE = 2**22  # measured in float64, eight times the memory of levels
 _STD_DECIMALS = 6  # further ones change with the number of threads that sum
@@ -64,33 +61,13 @@ def check_destination(destination: Path) -> None:
         )
 
 
-@contextmanager
-def _taking_place_of(destination: Path) -> Iterator[Path]:
-    """An empty folder that becomes ``destination`` when the block ends well, and is removed when it does not."""
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    aside, old = (destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}") for _ in range(2))
-    aside.mkdir()
-    try:
-        yield aside
-        if destination.exists():
-            destination.rename(old)
-        aside.rename(destination)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
-        if old.exists() and not destination.exists():
-            old.rename(destination)
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
 def write(destination: Path, name: str, entry: Entry, contents: Contents, report: Report) -> None:
     """Write ``contents`` as the data set ``destination``, replacing one that is there only once complete.
 
     Raises:
         DataError: a split is empty, the train split does not vary, or bad files are not to be left out.
     """
-    with _taking_place_of(destination.resolve()) as folder:
+    with taking_place_of(destination.resolve()) as folder:
         moments = Moments()
         shards: list[Shard] = []
         for split, part in contents.splits.items():

@@ -106,6 +106,7 @@ def promote(
     if force_because is not None and not force_because.strip():
         raise ConfigError("A forced promotion needs a reason, which is kept with the version: give one.")
     wanted = str(Reference(parse_name(name), number=number))
+    find(tracking_uri, wanted)  # before the lock, which would make a model of that name
     with one_writer(tracking_uri, name):
         candidate, champion = find(tracking_uri, wanted), find_champion(tracking_uri, name)
         decision = _decide_versions(candidate, champion, rule)
@@ -122,9 +123,10 @@ def _decide_versions(candidate: Version, champion: Version | None, rule: Promoti
         return decide(candidate.metrics, None, rule, candidate.alarms)
     if champion.number == candidate.number:
         return Decision(False, f"{candidate.reference} is champion already")
-    ours, theirs = candidate.lineage.data, champion.lineage.data
+    ours, theirs = ((v.lineage.data, v.lineage.data_digest) for v in (candidate, champion))
     if ours != theirs:
-        return Decision(False, f"it learned {ours!r}, the champion {theirs!r}: their figures do not compare")
+        words = (f"{name!r} ({digest[:8]})" for name, digest in (ours, theirs))
+        return Decision(False, "it learned {}, the champion {}: their figures do not compare".format(*words))
     return decide(candidate.metrics, champion.metrics, rule, candidate.alarms)
 
 

@@ -148,7 +148,7 @@ def registered_model(client: "MlflowClient", name: str) -> Any:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        known = sorted(model.name for model in _pages(client.search_registered_models))
+        known = sorted(model.name for model in _pages(client.search_registered_models) if "~" not in model.name)
         raise RegistryError(
             f"No registered model is called {name!r}.{nearest(name, known)} Models: {', '.join(known) or 'none'}."
         ) from None

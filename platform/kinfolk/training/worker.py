@@ -3,7 +3,7 @@
 import base64
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,13 +62,14 @@ def fresh_state(job: Job, spec: DataSpec, device: torch.device | str = "cpu") ->
     return prepare(model, recipe.training)
 
 
-def _stored_folders() -> list[Path]:
+def _stored_folders() -> Iterator[Path]:
+    """Kept checkpoints, newest first; each is fetched when it is asked for."""
     newest = ray.train.get_checkpoint()
     if newest is None:
-        return []
+        return
     older = [entry.checkpoint for entry in ray.train.get_all_reported_checkpoints()]
     by_path = {checkpoint.path: checkpoint for checkpoint in [newest, *reversed(older)]}
-    return [Path(checkpoint.to_directory()) for checkpoint in by_path.values()]
+    yield from (Path(checkpoint.to_directory()) for checkpoint in by_path.values())
 
 
 class _Reporter:
@@ -114,7 +115,7 @@ class _Reporter:
 
     def stop_wanted(self) -> bool:
         """Whether the driver asked to stop; all workers get the same answer."""
-        wanted = torch.zeros(1)
+        wanted = torch.zeros(1, device=get_device())
         if self._answer is not None:
             wanted += float(ray.get(self._answer))
         return bool(self.world.all_reduce(wanted).item())
