@@ -10,10 +10,10 @@ import torch
 from kinfolk import sampling
 from kinfolk.bundle import load_bundle, save_bundle
 from kinfolk.config import load_recipe, parse
-from kinfolk.contract import Batch, SamplerState
+from kinfolk.contract import Batch, Progress, SamplerState
 from kinfolk.errors import ConfigError, RequestError
 from kinfolk.families import family_names, find_family
-from kinfolk.step import World, trainable
+from kinfolk.step import World, trainable, turn
 from kinfolk.training.loop import build, prepare, take_step
 
 RECIPES = sorted((Path(__file__).parents[2] / "pipelines" / "recipes" / "digits").glob("*.yaml"))
@@ -79,7 +79,20 @@ def test_every_parameter_belongs_to_exactly_one_phase(case):
     assert {id(p) for p in owners} == {id(p) for p in trainable(model.module)}
 
 
-def test_a_step_moves_every_phase_and_gives_no_gradient_elsewhere(case, digits):
+def test_a_turn_gives_gradients_to_its_own_parameters_alone(case, digits):
+    family, config, _ = case
+    batch = digits.source("train").take(0, 16)
+    for index in range(len(family.phases(case[2].module))):
+        state = prepare(build(family, config, digits.spec, seed=5), plan_of())
+        phase = state.phases[index]
+        progress = Progress(0, 0, torch.Generator().manual_seed(0))
+        turn(phase, state.optimizers[phase.name], [batch], [progress], World())
+        own = {id(parameter) for parameter in trainable(phase.module)}
+        assert all(p.grad is None for p in state.model.module.parameters() if id(p) not in own)
+        assert any(p.grad is not None for p in trainable(phase.module))
+
+
+def test_a_step_moves_every_phase(case, digits):
     family, config, _ = case
     plan = plan_of()
     state = prepare(build(family, config, digits.spec, seed=5), plan)
@@ -98,6 +111,7 @@ def test_training_is_a_function_of_the_seed(case, digits):
 
 
 def test_building_and_training_leave_the_global_generator_alone(case, digits):
+    torch.manual_seed(321)  # not the state that building alone would leave
     before = torch.random.get_rng_state()
     trained(case, digits)
     assert torch.equal(before, torch.random.get_rng_state())
@@ -122,6 +136,13 @@ def test_a_sample_depends_on_its_own_seed_and_class_alone(case):
         alone = sampling.sample(model, 1, 11 + row, None if labels is None else labels[row], options)
         assert torch.allclose(alone[0], together[row], atol=1e-5)
     assert not torch.allclose(together[0], together[1], atol=1e-3)
+
+
+def test_a_row_takes_the_calls_it_says(case):
+    tasks = samplers(case)
+    states = list(sampling.trajectory(tasks, sampling.make_request(case[2], 2, 3, None, fewer_calls(case))))
+    assert len(states) == 1 + int(states[0].calls[0])
+    assert [int(state.call[0]) for state in states] == list(range(len(states)))
 
 
 def test_rows_of_different_requests_stand_in_one_state(case):

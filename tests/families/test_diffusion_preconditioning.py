@@ -65,9 +65,15 @@ def test_edm_trains_at_log_normal_levels():
     assert abs(float(log_sigma.std()) - 1.2) < 0.01
 
 
-def test_edm_steps_are_even_in_the_rho_th_root():
-    steps = torch.tensor(18)
-    sigma = EDM.level(torch.arange(20), steps)
+def levels(conditioner, steps, count=None, smooth=False):
+    """The first ``count`` noise levels of a run, by default all and the zero it ends with."""
+    step = torch.arange(count or steps + 1)
+    return conditioner.level(step, torch.tensor(steps), torch.tensor(smooth))
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_edm_steps_are_even_in_the_rho_th_root(smooth):
+    sigma = levels(EDM, 18, count=20, smooth=smooth)
     assert sigma[0] == pytest.approx(80)
     assert sigma[17] == pytest.approx(0.002)
     assert sigma[18:].tolist() == [0, 0]
@@ -75,11 +81,27 @@ def test_edm_steps_are_even_in_the_rho_th_root():
     assert torch.allclose(gaps, gaps.mean().expand(17), rtol=1e-9)
 
 
+@pytest.mark.parametrize("smooth", [False, True])
 @pytest.mark.parametrize("conditioner", [EDM, DDPM], ids=["edm", "ddpm"])
-def test_one_step_starts_at_the_largest_level(conditioner):
-    first, last = conditioner.level(torch.arange(2), torch.tensor(1))
-    assert first == conditioner.level(torch.tensor(0), torch.tensor(50))
+def test_one_step_starts_at_the_largest_level(conditioner, smooth):
+    first, last = levels(conditioner, 1, smooth=smooth)
+    assert first == levels(conditioner, 50, smooth=smooth)[0]
     assert last == 0
+
+
+@pytest.mark.parametrize(("schedule", "lowest", "highest"), [("linear", 0.01, 80), ("cosine", 0.0064, 80)])
+def test_smooth_ddpm_levels_are_those_of_edm_within_what_was_trained(schedule, lowest, highest):
+    sigma = levels(Ddpm(DdpmConfig(schedule=schedule)), 18, smooth=True)
+    assert sigma[0] == pytest.approx(highest)
+    assert sigma[17] == pytest.approx(lowest, rel=0.01)
+    assert sigma[18] == 0
+    gaps = (sigma[:18] ** (1 / 7)).diff()
+    assert torch.allclose(gaps, gaps.mean().expand(17), rtol=1e-9)
+
+
+def test_smooth_levels_stay_below_the_largest_that_was_trained():
+    short = Ddpm(DdpmConfig(timesteps=100))
+    assert levels(short, 18, smooth=True)[0] == pytest.approx(ddpm_sigmas(short.config)[-1].item())
 
 
 def test_linear_betas_and_what_they_leave_of_the_data():
@@ -100,12 +122,12 @@ def test_cosine_leaves_a_squared_cosine_of_the_data():
 
 
 def test_as_many_steps_as_times_visit_each_once():
-    level = DDPM.level(torch.arange(1001), torch.tensor(1000))
+    level = levels(DDPM, 1000)
     assert torch.equal(level, ddpm_sigmas(DDPM.config).flip(0))
 
 
 def test_fewer_steps_are_evenly_spaced_over_all_times():
-    level = DDPM.level(torch.arange(11), torch.tensor(10))
+    level = levels(DDPM, 10)
     assert torch.equal(level[:-1], ddpm_sigmas(DDPM.config)[[1000, 889, 778, 667, 556, 445, 334, 223, 112, 1]])
 
 

@@ -16,6 +16,7 @@ from kinfolk_families.diffusion.solvers import SOLVERS, Stage, ddim, ddpm, dpmpp
 STD = torch.tensor([0.3, 1.0, 2.0], dtype=torch.float64)  # of Gaussian data, one axis each
 FINE = Edm(EdmConfig(sigma_min=1e-5, sigma_max=20.0), 1.0)  # so that the last step is exact to rounding
 DDPM = Ddpm(DdpmConfig())
+COSINE = Ddpm(DdpmConfig(schedule="cosine"))
 
 
 def gaussian(x_t, sigma, label):
@@ -71,6 +72,14 @@ def measured_order(solver):
 def test_error_falls_by_two_to_the_order_when_steps_double(solver, order):
     for measured in measured_order(solver):
         assert measured == pytest.approx(order, abs=0.15)
+
+
+@pytest.mark.parametrize("conditioner", [Edm(EdmConfig(), 1.0), DDPM, COSINE], ids=["edm", "ddpm", "cosine"])
+@pytest.mark.parametrize("solver", ["heun", "dpmpp_2m"])
+def test_second_order_comes_close_in_eighteen_steps_whatever_was_trained(solver, conditioner):
+    run = states(gaussian, conditioner, solver=solver, steps=18)
+    exact = run[0].x * STD / (STD**2 + 80.0**2).sqrt()
+    assert ((run[-1].x - exact) / exact).abs().max() < 0.1
 
 
 def ddpm_times():
@@ -134,7 +143,7 @@ def drawn(call, rows=4, shape=(3,)):
 def test_heun_is_algorithm_2_of_edm(churn):
     """The paper's loop written out, with the sampler's own noise. Both calls of a step share what it starts from."""
     steps = 9
-    sigma = FINE.level(torch.arange(steps + 1), torch.tensor(steps))
+    sigma = FINE.level(torch.arange(steps + 1), torch.tensor(steps), torch.tensor(True))
     gamma = min(churn / steps, math.sqrt(2) - 1)
     x = states(gaussian, FINE, solver="heun", steps=steps, churn=churn)[0].x
     assert torch.allclose(x, sigma[0] * (1 + gamma) * drawn(0))
@@ -158,7 +167,7 @@ def test_ddim_with_eta_one_is_ancestral_sampling():
 
 def sampled_std(steps, large):
     """Standard deviation of ancestral samples of data N(0, 1), from the factors alone."""
-    level = DDPM.level(torch.arange(steps + 1), torch.tensor(steps))
+    level = DDPM.level(torch.arange(steps + 1), torch.tensor(steps), torch.tensor(False))
     sigma, after = level[:-1], level[1:]
     rule = ddpm(at(math.inf, sigma, after, large=large))
     factor, variance = rule.x + rule.denoised / (1 + sigma**2), float(1 + sigma[0] ** 2)
@@ -186,7 +195,7 @@ def test_ancestral_samples_have_the_moments_of_the_data():
     assert abs(float(x.std()) - 1) < 3 / math.sqrt(2 * x.numel())
 
 
-@pytest.mark.parametrize("conditioner", [Edm(EdmConfig(), 0.5), DDPM], ids=["edm", "ddpm"])
+@pytest.mark.parametrize("conditioner", [Edm(EdmConfig(), 0.5), DDPM, COSINE], ids=["edm", "ddpm", "cosine"])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_two_points_are_found_half_and_half(solver, conditioner):
     x = finished(two_points, conditioner, 200, (1,), solver=solver, steps=30)

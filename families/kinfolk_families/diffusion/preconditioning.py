@@ -43,8 +43,11 @@ class Preconditioner(Protocol):
     def draw(self, count: int, generator: Generator) -> Tensor:
         """Noise levels to train at. -> (count,) on the generator's device"""
 
-    def level(self, step: Tensor, steps: Tensor) -> Tensor:
-        """Sigma where ``step`` of ``steps`` starts: largest at 0, zero at the end. (R,), (R,) int64 -> (R,) float64"""
+    def level(self, step: Tensor, steps: Tensor, smooth: Tensor) -> Tensor:
+        """Sigma where ``step`` of ``steps`` starts: largest at 0, zero at the end. (R,), (R,) int64 -> (R,) float64
+
+        Rows that are ``smooth`` (R,) bool get levels spaced for a solver of second order, where it makes a difference.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +77,9 @@ class Edm:
         normal = torch.randn(count, generator=generator, device=generator.device)
         return (self.config.p_mean + self.config.p_std * normal).exp()
 
-    def level(self, step: Tensor, steps: Tensor) -> Tensor:
-        """EDM eq. 5."""
-        low, high = (sigma ** (1 / self.config.rho) for sigma in (self.config.sigma_min, self.config.sigma_max))
-        way = step.double() / (steps - 1).clamp(min=1)
-        sigma = (high + way.clamp(max=1) * (low - high)) ** self.config.rho
-        return torch.where(step < steps, sigma, 0.0)
+    def level(self, step: Tensor, steps: Tensor, smooth: Tensor) -> Tensor:  # noqa: ARG002
+        """EDM eq. 5, which was made for solvers of second order and serves all."""
+        return rho_levels(step, steps, self.config)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +114,30 @@ class Ddpm:
         time = torch.randint(1, self.config.timesteps + 1, (count,), generator=generator, device=generator.device)
         return ddpm_sigmas(self.config).to(generator.device)[time].float()
 
-    def level(self, step: Tensor, steps: Tensor) -> Tensor:
-        """Times evenly spaced from T down to 1, rounded (Nichol & Dhariwal, section 4)."""
-        last = self.config.timesteps
-        way = step.double() / (steps - 1).clamp(min=1)
-        time = (last - way.clamp(max=1) * (last - 1)).round().long()
-        return torch.where(step < steps, ddpm_sigmas(self.config)[time], 0.0)
+    def level(self, step: Tensor, steps: Tensor, smooth: Tensor) -> Tensor:
+        """Times evenly spaced from T down to 1, rounded (Nichol & Dhariwal, section 4); EDM's levels where smooth.
+
+        Evenly spaced times end with sigma falling by large factors, which a step of second order cannot follow.
+        """
+        sigmas = ddpm_sigmas(self.config)
+        time = len(sigmas) - 1 - _way(step, steps) * (len(sigmas) - 2)
+        trained = torch.where(step < steps, sigmas[time.round().long()], 0.0)
+        edm = EdmConfig()
+        lowest, highest = max(edm.sigma_min, float(sigmas[1])), min(edm.sigma_max, float(sigmas[-1]))
+        even = rho_levels(step, steps, edm.model_copy(update={"sigma_min": lowest, "sigma_max": highest}))
+        return torch.where(smooth, even, trained)
+
+
+def rho_levels(step: Tensor, steps: Tensor, config: EdmConfig) -> Tensor:
+    """Sigma evenly spaced in its rho-th root (EDM eq. 5). (R,), (R,) int64 -> (R,) float64"""
+    low, high = (sigma ** (1 / config.rho) for sigma in (config.sigma_min, config.sigma_max))
+    sigma = (high + _way(step, steps) * (low - high)) ** config.rho
+    return torch.where(step < steps, sigma, 0.0)
+
+
+def _way(step: Tensor, steps: Tensor) -> Tensor:
+    """How far ``step`` is between the first and the last of ``steps``, 0 to 1."""
+    return (step.double() / (steps - 1).clamp(min=1)).clamp(0, 1)
 
 
 @lru_cache(maxsize=16)  # a few models of one process; shared, so never write to it

@@ -115,13 +115,14 @@ class Solver:
 
     update: Callable[[Stage], Update]
     calls: Callable[[int], int] = lambda steps: steps
+    smooth: bool = False  # second order: wants noise levels that fall evenly
 
 
 SOLVERS: dict[SolverName, Solver] = {
     "ddpm": Solver(ddpm),
     "ddim": Solver(ddim),
-    "heun": Solver(heun, calls=lambda steps: 2 * steps - 1),
-    "dpmpp_2m": Solver(dpmpp_2m),
+    "heun": Solver(heun, calls=lambda steps: 2 * steps - 1, smooth=True),
+    "dpmpp_2m": Solver(dpmpp_2m, smooth=True),
 }
 CODES: dict[SolverName, int] = {name: code for code, name in enumerate(SOLVERS)}  # how a row remembers its solver
 
@@ -136,18 +137,19 @@ def update(solver: Tensor, at: Stage) -> Update:
     return Update(*factors)
 
 
-def stage(row: Settings, call: Tensor, level: Callable[[Tensor, Tensor], Tensor]) -> Stage:
-    """Where rows stand at their ``call`` (R,) int64; ``level(step, steps)`` is the noise level at which a step starts.
+def stage(row: Settings, call: Tensor, level: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Stage:
+    """Where rows stand at their ``call`` (R,) int64; ``level`` is that of their preconditioner.
 
     Churn lifts sigma to (1 + gamma) sigma before each step (EDM algorithm 2); here that ends the step before.
     """
     two_calls = row.solver == CODES["heun"]
     step = torch.where(two_calls, call // 2, call)
     gamma = torch.where(two_calls, (row.churn / row.steps).clamp(max=math.sqrt(2) - 1), 0.0)
-    after = level(step + 1, row.steps)
+    smooth = torch.tensor([rule.smooth for rule in SOLVERS.values()])[row.solver]
+    after = level(step + 1, row.steps, smooth)
     return Stage(
-        before=torch.where(step > 0, level((step - 1).clamp(min=0), row.steps), math.inf),
-        sigma=level(step, row.steps) * (1 + gamma),
+        before=torch.where(step > 0, level(step - 1, row.steps, smooth), math.inf),
+        sigma=level(step, row.steps, smooth) * (1 + gamma),
         after=after,
         lift=after * ((1 + gamma).square() - 1).sqrt(),
         correcting=two_calls & (call % 2 == 1),
