@@ -4,7 +4,7 @@ All three train the same network with the same batch size and optimiser, average
 The sides of a pair run in turn; under Ray Train a run counts from its first step to its last report, with its logs,
 checkpoints and sample grids. Ratios are medians over pairs.
 
-Run: python pipelines/benchmarks/loop_overhead.py [pairs] [steps]
+Run: python pipelines/benchmarks/loop_overhead.py [pairs] [steps] [pairs on Ray] [their steps]
 """
 
 import statistics
@@ -94,7 +94,7 @@ def row(name: str, ours: list[float], theirs: list[float]) -> None:
     )
 
 
-def main(pairs: int = 7, steps: int = 300) -> None:
+def main(pairs: int = 7, steps: int = 300, ray_pairs: int = 3, ray_steps: int = 1000) -> None:
     """Measure both comparisons and print a table."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -107,10 +107,11 @@ def main(pairs: int = 7, steps: int = 300) -> None:
         )
         print("| A against B | A | B | median A/B | range |\n|---|---|---|---|---|")
         row("bare loop against hand-written loop", *map(list, zip(*pairs_alone, strict=True)))
+        recipe = job_recipe(ray_steps)
         connect(None, Path(folder) / "state", cpus=2)
         storage = str(Path(folder) / "runs")
         pairs_on_ray = [
-            (under_ray(recipe, data, f"pair{pair}", storage), bare_loop(recipe, data)) for pair in range(pairs)
+            (under_ray(recipe, data, f"pair{pair}", storage), bare_loop(recipe, data)) for pair in range(ray_pairs)
         ]
         row("loop under Ray Train against bare loop", *map(list, zip(*pairs_on_ray, strict=True)))
 
