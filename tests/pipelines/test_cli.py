@@ -118,7 +118,7 @@ def test_a_port_in_use_is_told_before_anything_starts(kinfolk, tmp_path, ray_clu
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        code, _, err = kinfolk("serve", "--port", port)
+        code, _, err = kinfolk("serve", "--config", "serve.yaml", "--port", port)
     assert code == 2
     assert f"127.0.0.1:{port}" in err
 
