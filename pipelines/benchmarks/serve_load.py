@@ -27,7 +27,8 @@ from kinfolk.cluster import connect, free_port
 from kinfolk.pictures import draw
 from kinfolk.sampling import sample
 from kinfolk.serving.config import ServedModel, ServeFile
-from kinfolk.serving.launch import haproxy_environment, serve_models, stop_serving
+from kinfolk.serving.haproxy import haproxy_environment
+from kinfolk.serving.launch import serve_models, stop_serving
 
 Seen = tuple[list[float], list[str], float]  # latencies in ms, failures, seconds
 TURN_S = 5.0

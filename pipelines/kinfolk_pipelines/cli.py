@@ -1,15 +1,15 @@
 """The command line. Each verb is a thin call of the module of its name; errors are one paragraph each."""
 
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from kinfolk.errors import ConfigError, DataError, KinfolkError, RegistryError, RequestError
+from kinfolk_pipelines import cli_data
+from kinfolk_pipelines.cli_options import Gpu, Json, ModelName, Sets, Workers
+from kinfolk_pipelines.output import console, print_json, print_table
 from kinfolk_pipelines.settings import apply_environment, load_settings
 
 app = typer.Typer(
@@ -19,37 +19,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-data_app = typer.Typer(help="Prepared data sets. Example: `kinfolk data prepare digits`", no_args_is_help=True)
-app.add_typer(data_app, name="data")
+app.add_typer(cli_data.app, name="data")
 
 _USER_MISTAKES = (ConfigError, DataError, RequestError, RegistryError)
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program, and nothing else, on stdout.")]
-Sets = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a key, e.g. training.batch_size=64; repeatable.")
-]
-Workers = Annotated[int, typer.Option(min=1, help="Ray Train workers.")]
-Gpu = Annotated[bool, typer.Option("--gpu", help="Give each worker a GPU.")]
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="NAME, NAME@alias, NAME/version or NAME/latest.")]
-
-
-def _console() -> Console:
-    """For people: on stderr, so that stdout holds results only."""
-    return Console(stderr=True, highlight=False)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=1, default=str))
-
-
-def _table(title: list[str], lines: list[list[str]]) -> None:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in title:
-        table.add_column(name, overflow="fold")
-    for line in lines:
-        table.add_row(*line)
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
 
 
 @app.command()
@@ -59,9 +32,9 @@ def doctor(as_json: Json = False) -> None:
 
     checks = diagnose(load_settings())
     if as_json:
-        _print_json([{"what": each.what, "good": each.good, "found": each.found} for each in checks])
+        print_json([{"what": each.what, "good": each.good, "found": each.found} for each in checks])
     else:
-        _table(["", "", ""], [["ok" if each.good else "BAD", each.what, each.found] for each in checks])
+        print_table(["", "", ""], [["ok" if each.good else "BAD", each.what, each.found] for each in checks])
     if not all(each.good for each in checks):
         raise typer.Exit(1)
 
@@ -73,60 +46,10 @@ def families(as_json: Json = False) -> None:
 
     found = rows(load_settings())
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         lines = [[row["name"], ", ".join(row["kinds"]), ", ".join(row["recipes"]), row["summary"]] for row in found]
-        _table(["family", "data", "recipes", "what it is"], lines)
-
-
-@data_app.command("list")
-def data_list(as_json: Json = False) -> None:
-    """Data sets that are or can be prepared. Example: `kinfolk data list`"""
-    from kinfolk_pipelines.datasets import rows
-
-    found = rows(load_settings())
-    if as_json:
-        _print_json(found)
-    else:
-        lines = [[row["name"], "yes" if row["prepared"] else "no", row["summary"]] for row in found]
-        _table(["data set", "prepared", "what it is"], lines)
-
-
-@data_app.command("prepare")
-def data_prepare(
-    kind: Annotated[str, typer.Argument(help="A catalogue name: digits, mnist, ring, grid or folder.")],
-    source: Annotated[Path | None, typer.Argument(help="Where your own files are.")] = None,
-    name: Annotated[str | None, typer.Option(help="What to call the data set; the catalogue name if left out.")] = None,
-    sets: Sets = None,
-    skip_bad: Annotated[bool, typer.Option(help="Leave unreadable files out instead of stopping.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Make a data set ready. Example: `kinfolk data prepare folder ~/cats --name cats --set size=32`"""
-    from kinfolk_pipelines.datasets import facts, prepare_dataset
-    from kinfolk_pipelines.progress import counting
-
-    with counting(_console()) as progress:
-        dataset = prepare_dataset(
-            load_settings(), kind, name=name, source=source, sets=sets or (), skip_bad=skip_bad, progress=progress
-        )
-    _show_facts(facts(dataset), as_json)
-
-
-@data_app.command("show")
-def data_show(name: str, as_json: Json = False) -> None:
-    """What a prepared data set holds, after checking every byte. Example: `kinfolk data show digits`"""
-    from kinfolk_pipelines.datasets import facts, open_dataset
-
-    _show_facts(facts(open_dataset(load_settings(), name)), as_json)
-
-
-def _show_facts(found: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        _print_json(found)
-    else:
-        _table(
-            ["", ""], [[key, value if isinstance(value, str) else json.dumps(value)] for key, value in found.items()]
-        )
+        print_table(["family", "data", "recipes", "what it is"], lines)
 
 
 @app.command()
@@ -145,11 +68,11 @@ def train(
 
     settings = load_settings()
     planned = plan(settings, recipe, sets or (), name)
-    trained = run(settings, planned, _console(), workers=workers, use_gpu=gpu, fresh=fresh)
+    trained = run(settings, planned, console(), workers=workers, use_gpu=gpu, fresh=fresh)
     version = trained.version
     result = {"run": version.run_id, "model": version.name, "version": version.number, "metrics": dict(trained.metrics)}
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     how = "had been trained before" if trained.reused else f"trained in {trained.seconds:.0f} s"
     typer.echo(f"{version.reference} {how}. Next: kinfolk evaluate {version.reference}")
@@ -171,11 +94,11 @@ def evaluate(
     done = run(load_settings(), model, samples, override({}, sets or ()))
     metrics = done.figures.metrics
     if as_json:
-        _print_json({"model": done.version.reference, "metrics": dict(metrics), "basis": dict(done.figures.basis)})
+        print_json({"model": done.version.reference, "metrics": dict(metrics), "basis": dict(done.figures.basis)})
     else:
         basis = done.figures.basis
         typer.echo(f"{done.version.reference} on {basis['data']}, features: {basis['features']}")
-        _table(["figure", "value", "what it is"], [[k, number(v), MEANING.get(k, "")] for k, v in metrics.items()])
+        print_table(["figure", "value", "what it is"], [[k, number(v), MEANING.get(k, "")] for k, v in metrics.items()])
 
 
 @app.command()
@@ -194,10 +117,10 @@ def compare(
 
     settings = load_settings()
     planned = plans(settings, recipes, sets or ())
-    compared = run(settings, planned, _console(), workers=workers, samples=samples, use_gpu=gpu)
+    compared = run(settings, planned, console(), workers=workers, samples=samples, use_gpu=gpu)
     write_report(out, compared, workers)
     if as_json:
-        _print_json({each.trained.version.reference: dict(each.evaluated.figures.metrics) for each in compared})
+        print_json({each.trained.version.reference: dict(each.evaluated.figures.metrics) for each in compared})
     else:
         typer.echo(f"The report is {out}.")
 
@@ -210,12 +133,16 @@ def sample(
     label: Annotated[int | None, typer.Option(help="The class to draw, for a class-conditional model.")] = None,
     sets: Sets = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="A .png picture or a .npy array.")] = Path("samples.png"),
+    as_json: Json = False,
 ) -> None:
     """Draw samples to a file. Example: `kinfolk sample digits-edm -n 64 --label 3 --set steps=20 -o grid.png`"""
     from kinfolk_pipelines.sample import write_samples
 
     reference = write_samples(load_settings(), model, out, n, seed, label, sets or ())
-    typer.echo(f"{n} samples of {reference} in {out}")
+    if as_json:
+        print_json({"model": reference, "n": n, "seed": seed, "file": out})
+    else:
+        typer.echo(f"{n} samples of {reference} in {out}")
 
 
 @app.command()
@@ -225,12 +152,12 @@ def models(as_json: Json = False) -> None:
 
     found = rows(load_settings())
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         lines = [
             [r["model"], ", ".join(r["aliases"]), r["family"], r["data"], shown_metrics(r["metrics"])] for r in found
         ]
-        _table(["model", "alias", "family", "data", "figures"], lines)
+        print_table(["model", "alias", "family", "data", "figures"], lines)
 
 
 @app.command()
@@ -248,10 +175,22 @@ def promote(
     done = promote_version(load_settings(), name, version, force)
     decision = done.decision
     if as_json:
-        _print_json({"model": done.candidate.reference, "promoted": decision.promote, "reason": decision.reason})
+        print_json({"model": done.candidate.reference, "promoted": decision.promote, "reason": decision.reason})
     else:
         word = "is champion" if decision.promote else "was not promoted"
         typer.echo(f"{done.candidate.reference} {word}: {decision.reason}")
+
+
+@app.command()
+def rollback(name: str, as_json: Json = False) -> None:
+    """Make the champion's predecessor champion again. Example: `kinfolk rollback digits-edm`"""
+    from kinfolk.tracking.aliases import rollback as run
+
+    champion = run(load_settings().tracking, name)
+    if as_json:
+        print_json({"champion": champion.reference})
+    else:
+        typer.echo(f"{champion.reference} is champion again.")
 
 
 @app.command()
@@ -267,12 +206,15 @@ def serve(
 
 
 @app.command()
-def deliver() -> None:
+def deliver(as_json: Json = False) -> None:
     """Send what MLflow could not take while it was away. Example: `kinfolk deliver`"""
     from kinfolk.tracking.runs import deliver_spool
 
     settings = load_settings()
     deliveries = deliver_spool(settings.state.absolute() / "spool", settings.tracking)
+    if as_json:
+        print_json([{"run": each.run_id, "complete": each.complete, "unsent": each.unsent} for each in deliveries])
+        return
     for each in deliveries:
         typer.echo(f"run {each.run_id}: " + ("delivered" if each.complete else f"{each.unsent} left, {each.trouble}"))
     if not deliveries:
@@ -287,15 +229,15 @@ def demo(
     """Data to endpoint with one model of each family. Example: `kinfolk demo --no-wait`"""
     from kinfolk_pipelines.demo import run_demo, wait
 
-    console = _console()
-    done = run_demo(load_settings(), console, out)
+    shown = console()
+    done = run_demo(load_settings(), shown, out)
     typer.echo(f"report     {done.report}\nsamples    {done.samples}")
     for endpoint in done.endpoints:
         typer.echo(f"endpoint   {endpoint}")
     typer.echo(f"MLflow     {done.mlflow.address}\nRay        {done.dashboard}")
     try:
         if stay and sys.stdout.isatty():
-            wait(done, console)
+            wait(done, shown)
     finally:
         done.mlflow.stop()
 

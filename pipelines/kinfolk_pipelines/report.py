@@ -4,7 +4,7 @@ import base64
 import html
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from kinfolk_pipelines.figures import MEANING
 
@@ -48,7 +48,6 @@ class Entry:
     train_seconds: float | None
     train_samples: int
     grid_png: bytes | None = None
-    notes: Sequence[str] = field(default_factory=tuple)
 
 
 def columns(entries: Sequence[Entry]) -> list[str]:
@@ -145,13 +144,11 @@ def _grids(entries: Sequence[Entry]) -> str:
 def render(title: str, basis: Sequence[str], entries: Sequence[Entry]) -> str:
     """The page; ``basis`` are the sentences that say how the figures were measured."""
     plot = quality_against_speed(entries)
-    notes = "".join(f"<li>{html.escape(entry.recipe)}: {html.escape(n)}</li>" for entry in entries for n in entry.notes)
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style><h1>{html.escape(title)}</h1>",
         *(f"<p>{html.escape(line)}</p>" for line in basis),
         f"<h2>Figures</h2>{_table(entries)}",
-        f"<ul>{notes}</ul>" if notes else "",
         f"<h2>Quality against speed</h2>{_image(plot, 'quality against speed', 'plot')}" if plot else "",
         f"<h2>Samples</h2>{_grids(entries)}</html>",
     ]

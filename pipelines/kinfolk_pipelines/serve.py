@@ -11,8 +11,6 @@ from kinfolk.serving.config import ServeFile, load_serve_file
 from kinfolk.serving.haproxy import haproxy_environment
 from kinfolk_pipelines.settings import Settings
 
-FETCH = "kinfolk.tracking.fetch:fetch"
-
 
 def serve_file(path: Path, host: str | None, port: int | None) -> ServeFile:
     """The serve file with the address of the command line laid over it.
@@ -31,12 +29,13 @@ def start_serving(settings: Settings, file: ServeFile) -> Sequence[str]:
         ConfigError: the address is taken or the cluster too small.
         KinfolkError: a model is not registered, or did not come up.
     """
-    check_port(file.host, file.port)
+    if settings.ray_address is None:  # the head of a cluster may be another machine
+        check_port(file.host, file.port)
     connect(settings.ray_address, settings.state, cpus=settings.cpus, environment=haproxy_environment())
     from kinfolk.serving.launch import Registry, serve_models
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    registry = Registry(settings.tracking, str(settings.cache), FETCH)
+    registry = Registry(settings.tracking, str(settings.cache))
     token = settings.api_token.get_secret_value() if settings.api_token else None
     serve_models(file, registry, token)
     return [f"http://{file.host}:{file.port}{model.path}/sample" for model in file.models]

@@ -30,7 +30,6 @@ from kinfolk_pipelines.progress import display
 from kinfolk_pipelines.settings import Settings, git_commit
 
 _SPEED_ROWS = 64
-_CPUS_PER_WORKER = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +156,7 @@ def _claim(settings: Settings, workers: int, use_gpu: bool) -> None:
     connect(settings.ray_address, settings.state, cpus=settings.cpus)
     from kinfolk.training.launch import check_workers
 
-    check_workers(workers, _CPUS_PER_WORKER, use_gpu)
+    check_workers(workers, use_gpu)
 
 
 def _tracked(

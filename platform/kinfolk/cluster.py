@@ -9,6 +9,8 @@ from pathlib import Path
 
 from kinfolk.errors import ConfigError
 
+_CONNECT_TIMEOUT_S = 5.0
+
 
 def write_token(path: Path) -> None:
     """Make the token file of a local cluster, readable by its owner alone, unless it is there."""
@@ -56,6 +58,27 @@ def check_port(host: str, port: int) -> None:
             ) from None
 
 
+def check_cluster(address: str) -> None:
+    """Refuse a cluster whose head takes no connection, where Ray would try for minutes.
+
+    Raises:
+        ConfigError: ``address`` is no address, or nothing listens there.
+    """
+    if address == "auto":
+        return
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdecimal():
+        raise ConfigError(f"ray_address={address!r} is no address. Give HOST:PORT, for example 10.0.0.5:6379, or auto.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str, reason: Exception) -> ConfigError:
+    return ConfigError(f"No Ray cluster answers at {address}: {reason}. Check ray_address in the settings.")
+
+
 def connect(
     address: str | None, state: Path, *, cpus: int | None = None, environment: Mapping[str, str] | None = None
 ) -> str | None:
@@ -72,6 +95,8 @@ def connect(
         os.environ.update(local_environment(state / "ray_token"))
         if "ray" not in sys.modules:  # read once, at import; a Ray imported earlier turns tokens on in init
             os.environ["RAY_AUTH_MODE"] = "token"
+    else:
+        check_cluster(address)
     os.environ.update(environment or {})
     import ray
 
@@ -90,6 +115,6 @@ def connect(
                 logging_level="ERROR",
             )
     except ConnectionError as error:
-        raise ConfigError(f"No Ray cluster answers at {address}: {error}. Check ray_address in the settings.") from None
+        raise _no_cluster(address or "this machine", error) from None
     url = context.dashboard_url
     return f"http://{url}" if url else None

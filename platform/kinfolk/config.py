@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError
 
 from kinfolk.contract import Config
 from kinfolk.errors import ConfigError, nearest
@@ -31,12 +31,6 @@ class Training(Config):
     keep_checkpoints: int = Field(2, ge=2)  # the one before a damaged one must exist
     divergence_retries: int = Field(2, ge=0)  # roll-backs to the last good checkpoint
     divergence_lr_factor: float = Field(0.5, gt=0, le=1)  # learning rate after each roll-back, compounded
-
-    @model_validator(mode="after")
-    def _divides(self) -> "Training":
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"accumulate={self.accumulate} does not divide batch_size={self.batch_size}")
-        return self
 
     def every(self, given: int | None, parts: int) -> int:
         """An interval in samples: the one given, or a ``parts``-th of the run, at least one batch."""

@@ -42,6 +42,7 @@ def kinfolk(tmp_path, monkeypatch, capsys):
         (["sample", "digits-edm", "-o", "x.gif"], "use .png"),
         (["evaluate", "a b"], "a b"),
         (["promote", "digits-edm", "newest"], "VERSION is a number or 'latest'"),
+        (["rollback", "digits-edm"], "No registered model is called 'digits-edm'"),
         (["data", "prepare", "mnits"], "Did you mean 'mnist'?"),
         (["data", "prepare", "folder"], "your own files"),
         (["data", "show", "cats"], "kinfolk data prepare"),
@@ -138,3 +139,16 @@ def test_doctor_says_what_is_wrong(kinfolk, monkeypatch):
     assert code == 1
     bad = [check["what"] for check in json.loads(out) if not check["good"]]
     assert bad == ["mlflow"]
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [("127.0.0.1:9", "No Ray cluster answers at 127.0.0.1:9"), ("head", "is no address"), ("h:99999999", "h:99999999")],
+)
+def test_a_cluster_out_of_reach_is_told_without_waiting_for_ray(kinfolk, monkeypatch, address, said):
+    monkeypatch.setenv("KINFOLK_RAY_ADDRESS", address)
+    code, out, _ = kinfolk("doctor", "--json")
+    assert code == 1
+    (bad,) = [check for check in json.loads(out) if not check["good"]]
+    assert bad["what"] == "ray"
+    assert said in bad["found"]

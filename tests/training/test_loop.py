@@ -116,7 +116,7 @@ def test_the_last_report_is_a_checkpoint_even_when_intervals_do_not_divide(digit
     assert {"gaussian/loss", "gaussian/log_prob", "gaussian/gradient_norm", "samples_per_second"} == set(logs[0].logs)
 
 
-@pytest.mark.parametrize(("batch", "workers", "accumulate", "hint"), [(33, 2, 1, "32 or 34"), (1, 4, 1, "e.g. 4")])
+@pytest.mark.parametrize(("batch", "workers", "accumulate", "hint"), [(33, 2, 1, "32 or 34"), (1, 4, 1, "e.g. 4"), (32, 1, 3, "30 or 33")])
 def test_a_batch_that_cannot_be_shared_is_refused_with_one_that_can(digits, batch, workers, accumulate, hint):
     plan = training(batch_size=batch, accumulate=accumulate)
     with pytest.raises(ConfigError, match=hint):

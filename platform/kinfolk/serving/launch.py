@@ -7,10 +7,8 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import LoggingConfig
 
-from kinfolk.cluster import check_port
 from kinfolk.errors import ConfigError, KinfolkError
 from kinfolk.serving.config import ServedModel, ServeFile
-from kinfolk.serving.haproxy import haproxy_environment
 from kinfolk.serving.replica import DirectoryReplica, SamplingReplica, application_name
 from kinfolk.serving.versions import Registry, Release, load, locate
 
@@ -18,7 +16,6 @@ __all__ = [
     "Registry",
     "Release",
     "ServingError",
-    "haproxy_environment",
     "serve_models",
     "stop_serving",
 ]
@@ -95,12 +92,11 @@ def serve_models(file: ServeFile, registry: Registry | None = None, token: str |
     it was started if HAProxy shall stand in front.
 
     Raises:
-        ConfigError: the address is taken, the cluster is too small, or serves already.
+        ConfigError: the cluster is too small, or serves already.
         KinfolkError: a model cannot be had or served.
         ServingError: a replica did not start.
     """
     assert ray.is_initialized()
-    check_port(file.host, file.port)
     check_idle()
     check_cpus(file)
     releases = {model.path: locate(model, registry) for model in file.models}

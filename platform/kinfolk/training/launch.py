@@ -21,6 +21,7 @@ from kinfolk.training.mailbox import Mailbox
 from kinfolk.training.worker import Job, run_worker, trained_model
 
 _POLL_S = 0.2
+_RETRIES = 3  # of a training whose worker died, from its last checkpoint
 _STARTS_WITHOUT_WORKERS = 2  # attempts at starting the worker group before giving up
 Listener = Callable[[Mapping[str, Any]], None]
 
@@ -35,17 +36,16 @@ class Outcome:
     checkpoint: str  # the last one stored
 
 
-def check_workers(workers: int, cpus_per_worker: float, use_gpu: bool) -> None:
-    """Refuse more workers than the cluster can ever hold, where Ray would wait for ever.
+def check_workers(workers: int, use_gpu: bool) -> None:
+    """Refuse more workers, of a CPU each, than the cluster can ever hold, where Ray would wait for ever.
 
     Raises:
         ConfigError: with what the cluster has.
     """
     have = ray.cluster_resources()
-    if workers * cpus_per_worker > have.get("CPU", 0):
+    if workers > (cpus := int(have.get("CPU", 0))):
         raise ConfigError(
-            f"{workers} workers of {cpus_per_worker:g} CPUs want {workers * cpus_per_worker:g} CPUs; the cluster has "
-            f"{have.get('CPU', 0):g}. Use --workers {max(int(have.get('CPU', 0) // cpus_per_worker), 1)} or fewer."
+            f"{workers} workers want a CPU each; the cluster has {cpus}. Use --workers {max(cpus, 1)} or fewer."
         )
     if use_gpu and workers > have.get("GPU", 0):
         raise ConfigError(f"{workers} workers want a GPU each; the cluster has {have.get('GPU', 0):g}.")
@@ -57,9 +57,7 @@ def launch(
     name: str,
     storage: str,
     workers: int = 1,
-    cpus_per_worker: float = 1,
     use_gpu: bool = False,
-    max_failures: int = 3,
     listener: Listener = lambda _: None,
 ) -> Outcome:
     """Train ``job`` to its end, going on from whatever was stored under (storage, name) before.
@@ -70,21 +68,19 @@ def launch(
     Raises:
         ConfigError: the batch does not divide, or the cluster is too small.
         DivergenceError: the loss stayed not finite.
-        KinfolkError: workers died more than ``max_failures`` times, or found bad data.
+        KinfolkError: workers died more than three times, or found bad data.
     """
     check_batch(job.recipe.training, workers)
-    check_workers(workers, cpus_per_worker, use_gpu)
+    check_workers(workers, use_gpu)
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={"job": job, "mailbox": mailbox},
-        scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus_per_worker}
-        ),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1}),
         run_config=RunConfig(
             name=name,
             storage_path=storage,
-            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=_STARTS_WITHOUT_WORKERS),
+            failure_config=FailureConfig(max_failures=_RETRIES, controller_failure_limit=_STARTS_WITHOUT_WORKERS),
             checkpoint_config=CheckpointConfig(num_to_keep=job.recipe.training.keep_checkpoints),
         ),
     )
