@@ -41,15 +41,15 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command()
 def families(as_json: Json = False) -> None:
-    """The installed families with their recipes. Example: `kinfolk families`"""
-    from kinfolk_pipelines.families import rows
+    """The installed families, and what each system on digits can do. Example: `kinfolk families`"""
+    from kinfolk_pipelines.families import TITLE, line, rows, systems
 
-    found = rows(load_settings())
+    found, able = rows(load_settings()), systems(load_settings())
     if as_json:
-        print_json(found)
-    else:
-        lines = [[row["name"], ", ".join(row["kinds"]), ", ".join(row["recipes"]), row["summary"]] for row in found]
-        print_table(["family", "data", "recipes", "what it is"], lines)
+        print_json([{**row, "systems": [each for each in able if each["family"] == row["name"]]} for row in found])
+        return
+    print_table(["family", "data", "what it is"], [[r["name"], ", ".join(r["kinds"]), r["summary"]] for r in found])
+    print_table(TITLE, [line(system) for system in able])
 
 
 @app.command()
@@ -63,7 +63,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a recipe and register the model; again, it goes on where it stopped. Example: `kinfolk train digits/vae`"""
-    from kinfolk_pipelines.train import plan
+    from kinfolk_pipelines.plan import plan
     from kinfolk_pipelines.train import train as run
 
     settings = load_settings()
@@ -82,23 +82,26 @@ def train(
 def evaluate(
     model: ModelName,
     samples: Annotated[int | None, typer.Option(min=6, help="Samples that figures on samples rest on.")] = None,
+    likelihood: Annotated[int | None, typer.Option(min=1, help="Test samples that likelihoods rest on.")] = None,
+    importance: Annotated[int | None, typer.Option(min=1, help="Draws of the importance-weighted bound.")] = None,
+    against: Annotated[str | None, typer.Option(help="Data set that ought to look strange to the model.")] = None,
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
     """Measure a registered model; figures go to its version. Example: `kinfolk evaluate digits-edm --samples 1000`"""
     from kinfolk.config import override
     from kinfolk_pipelines.evaluate import evaluate as run
-    from kinfolk_pipelines.figures import MEANING
-    from kinfolk_pipelines.report import number
+    from kinfolk_pipelines.report import meaning, number
 
-    done = run(load_settings(), model, samples, override({}, sets or ()))
+    given = {"likelihood_samples": likelihood, "importance_draws": importance, "against": against}
+    done = run(load_settings(), model, samples=samples, options=override({}, sets or ()), **given)
     metrics = done.figures.metrics
     if as_json:
         print_json({"model": done.version.reference, "metrics": dict(metrics), "basis": dict(done.figures.basis)})
     else:
         basis = done.figures.basis
         typer.echo(f"{done.version.reference} on {basis['data']}, features: {basis['features']}")
-        print_table(["figure", "value", "what it is"], [[k, number(v), MEANING.get(k, "")] for k, v in metrics.items()])
+        print_table(["figure", "value", "what it is"], [[k, number(v), meaning(k)] for k, v in metrics.items()])
 
 
 @app.command()
@@ -131,14 +134,18 @@ def sample(
     n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 64,
     seed: Annotated[int, typer.Option(min=0, help="Picture i of seed s is picture 0 of seed s + i.")] = 0,
     label: Annotated[int | None, typer.Option(help="The class to draw, for a class-conditional model.")] = None,
+    task: Annotated[str, typer.Option(help="sample, interpolate or inpaint, as far as the model can.")] = "sample",
+    seed_to: Annotated[int | None, typer.Option(help="interpolate: the seed at the other end.")] = None,
+    given: Annotated[str | None, typer.Option(help="inpaint: given part, upper, lower, left, right, border.")] = None,
     sets: Sets = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="A .png picture or a .npy array.")] = Path("samples.png"),
     as_json: Json = False,
 ) -> None:
     """Draw samples to a file. Example: `kinfolk sample digits-edm -n 64 --label 3 --set steps=20 -o grid.png`"""
-    from kinfolk_pipelines.sample import write_samples
+    from kinfolk_pipelines.sample import Wanted, write_samples
 
-    reference = write_samples(load_settings(), model, out, n, seed, label, sets or ())
+    wanted = Wanted(n, seed, label, task, seed_to, given)
+    reference = write_samples(load_settings(), model, out, wanted, sets or ())
     if as_json:
         print_json({"model": reference, "n": n, "seed": seed, "file": out})
     else:

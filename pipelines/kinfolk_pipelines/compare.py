@@ -10,10 +10,11 @@ from kinfolk.errors import ConfigError
 from kinfolk.pictures import draw, picturable
 from kinfolk_pipelines.evaluate import Evaluated, evaluate
 from kinfolk_pipelines.models import feature_name
+from kinfolk_pipelines.plan import Plan, plan
 from kinfolk_pipelines.report import Entry, render
 from kinfolk_pipelines.sample import picture_scale
 from kinfolk_pipelines.settings import Settings
-from kinfolk_pipelines.train import Plan, Trained, plan, train
+from kinfolk_pipelines.train import Trained, train
 
 _GRID_ROWS = 64
 _ANY_FEATURES = "digits/features"  # a recipe that fits data without one of its own
@@ -58,7 +59,7 @@ def compare(
     for each in planned:
         trained = train(settings, each, console, workers=workers, use_gpu=use_gpu)
         console.print(f"{trained.version.reference}: {_how(trained)}, measuring")
-        evaluated = evaluate(settings, trained.version.reference, samples)
+        evaluated = evaluate(settings, trained.version.reference, samples=samples)
         compared.append(Compared(each, trained, evaluated))
     return compared
 

@@ -1,6 +1,5 @@
 """Measure a registered model and write its figures to the version."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,20 +44,42 @@ def _check_data(version: Version, data: Dataset) -> None:
         )
 
 
-def evaluate(
-    settings: Settings,
-    reference: str,
-    samples: int | None = None,
-    options: Mapping[str, Any] | None = None,
-) -> Evaluated:
-    """Every figure the model can have; logged to its version and run."""
+def _basis(data: Dataset, evaluation: Evaluation, against: Dataset | None) -> dict[str, str]:
+    """What the figures rest on, in words."""
+    basis = {"data": f"{data.name} {data.digest}", "samples": str(evaluation.samples)}
+    if evaluation.likelihood_samples is not None:
+        basis["likelihood"] = f"the first {evaluation.likelihood_samples} test samples"
+    if evaluation.importance_draws is not None:
+        basis["importance_bound"] = f"{evaluation.importance_draws} draws a sample"
+    if against is not None:
+        basis["against"] = f"{against.name} {against.digest}"
+    return basis
+
+
+def evaluate(settings: Settings, reference: str, **given: Any) -> Evaluated:
+    """Every figure the model can have; logged to its version and run.
+
+    ``given`` are entries of ``Evaluation`` that take the place of the recipe's; None leaves the recipe's.
+
+    Raises:
+        RegistryError: there is no such model.
+        DataError: its data changed, or ``against`` is not prepared or of another shape.
+    """
     loaded = load_model(settings, reference)
-    given = {key: value for key, value in {"samples": samples, "options": options}.items() if value}
-    evaluation = parse(Evaluation, {**loaded.evaluation, **given}, "evaluation")
+    wanted = {key: value for key, value in given.items() if value}
+    evaluation = parse(Evaluation, {**loaded.recipe["evaluation"], **wanted}, "evaluation")
     data = open_dataset(settings, loaded.version.lineage.data)
     _check_data(loaded.version, data)
+    against = open_dataset(settings, evaluation.against) if evaluation.against else None
     features, about = _features(settings, loaded)
-    basis = {"data": f"{data.name} {data.digest}", "samples": str(evaluation.samples), "features": about}
-    measured = measure(loaded.model, data.prepared, evaluation, features.model if features else None)
+    measured = measure(
+        loaded.model,
+        data.prepared,
+        evaluation,
+        features.model if features else None,
+        learned=loaded.recipe.get("keep_labels", ()),
+        against=against.prepared.source("test") if against else None,
+    )
+    basis = {**_basis(data, evaluation, against), "features": about}
     registry.log_model_metrics(settings.tracking, loaded.version, measured.metrics)
     return Evaluated(loaded.version, loaded.model, Figures(measured.metrics, measured.samples, basis))

@@ -1,13 +1,21 @@
-"""What ``kinfolk families`` shows."""
+"""What ``kinfolk families`` shows: the families, and what each system on the embedded data can do."""
 
 import importlib
 import inspect
+from pathlib import Path
 from typing import Any
 
-from kinfolk.config import load_recipe
-from kinfolk.contract import Family
+from kinfolk import sampling
+from kinfolk.config import load_recipe, parse
+from kinfolk.contract import DataSpec, Family, Model
+from kinfolk.data import catalogue
 from kinfolk.families import family_names, find_family
+from kinfolk.metrics.speed import parameter_count
+from kinfolk.training.loop import build
 from kinfolk_pipelines.settings import Settings
+
+_DATA = "digits"  # the embedded data set, on which every system has a recipe
+_ROW_TASKS = ("encode", "decode", "reconstruct", "denoise", "anomaly_score", "classify")
 
 
 def _summary(family: Family) -> str:
@@ -31,3 +39,56 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
         }
         for name in family_names()
     ]
+
+
+def untrained(path: Path, spec: DataSpec) -> Model:
+    """The model of a recipe before training, on parents that are untrained too.
+
+    A parent is taken for what the recipe of its name makes: ``DATA-RECIPE``, as ``kinfolk train`` calls models.
+    """
+    recipe = load_recipe(path)
+    family = find_family(recipe.family)
+    parents = {}
+    for role, reference in recipe.parents.items():
+        name = reference.partition("@")[0].removeprefix(f"{recipe.data}-")
+        parents[role] = untrained(path.with_name(f"{name}.yaml"), spec)
+    return build(family, parse(family.config, recipe.model, "model"), spec, recipe.seed, parents=parents)
+
+
+def capabilities(model: Model) -> dict[str, Any]:
+    """What a built model can do, read off its tasks."""
+    tasks = model.tasks
+    calls = 0
+    if "sample" in tasks.starts:
+        state = sampling.start(tasks, sampling.make_request(model, 1))
+        calls = int((state.calls * state.cost).sum())
+    likelihood = f"{tasks.log_prob.kind} of {tasks.log_prob.of}" if tasks.log_prob else ""
+    return {
+        "network_calls": calls,
+        "conditions": sorted(tasks.conditions),
+        "log_prob": likelihood.replace("_", " "),
+        "starts": sorted(tasks.starts),
+        "tasks": [name for name in _ROW_TASKS if getattr(tasks, name) is not None],
+        "parents": sorted(model.parents),
+        "parameters": parameter_count(model.module).total,
+    }
+
+
+def systems(settings: Settings) -> list[dict[str, Any]]:
+    """Every system that has a recipe for the embedded data, with what it can do, by family."""
+    spec = catalogue.entry(_DATA).spec
+    found = []
+    for path in sorted((settings.recipe_folder / _DATA).glob("*.yaml")):
+        model = untrained(path, spec)
+        found.append({"recipe": f"{_DATA}/{path.stem}", "family": model.family.name, **capabilities(model)})
+    return sorted(found, key=lambda row: (row["family"], row["recipe"]))
+
+
+TITLE = ["system", "family", "network calls", "told", "log-probability", "draws", "tasks", "parameters"]
+
+
+def line(system: dict[str, Any]) -> list[str]:
+    """A system's row of the table, in the order of ``TITLE``."""
+    lists = (", ".join(system[key]) for key in ("starts", "tasks"))
+    told, calls = ", ".join(system["conditions"]), str(system["network_calls"] or "")
+    return [system["recipe"], system["family"], calls, told, system["log_prob"], *lists, f"{system['parameters']:,}"]

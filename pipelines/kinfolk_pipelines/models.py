@@ -22,7 +22,7 @@ class Loaded:
 
     model: Model
     version: Version
-    evaluation: Mapping[str, Any]  # how its recipe wants it measured
+    recipe: Mapping[str, Any]  # that it was trained by
 
 
 def load_model(settings: Settings, reference: str) -> Loaded:
@@ -38,7 +38,7 @@ def load_model(settings: Settings, reference: str) -> Loaded:
     fetched = fetch(settings.tracking, reference, settings.cache)
     model = load_bundle(fetched.folder)
     card = json.loads((fetched.folder / CARD).read_bytes())
-    return Loaded(model, fetched.version, card["recipe"]["evaluation"])
+    return Loaded(model, fetched.version, card["recipe"])
 
 
 def feature_model(settings: Settings, data: str) -> Loaded:

@@ -6,17 +6,8 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kinfolk_pipelines.figures import MEANING
+from kinfolk_pipelines.meaning import MEANING
 
-_LOWER = {"fd_local", "kd_local", "reconstruction_mse", "elbo_bits_per_dim", "log_prob_bits_per_dim", "nfe"}
-_NEUTRAL = {
-    "fd_local_test",
-    "parameters",
-    "elbo_density_nats",
-    "log_prob_density_nats",
-    "pairwise_distance",
-    "distance_within_classes",
-}
 _STYLE = """
 :root { color-scheme: light; --ink: #1c2430; --soft: #667085; --line: #e4e7ec; --best: #e8f5ee; --accent: #2f6f5e; }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 78rem; margin: 2.5rem auto;
@@ -58,10 +49,10 @@ def columns(entries: Sequence[Entry]) -> list[str]:
 
 def best(entries: Sequence[Entry], metric: str) -> float | None:
     """The best value of a column, or None where there is no better or only one value."""
-    values = [entry.metrics[metric] for entry in entries if metric in entry.metrics]
-    if metric in _NEUTRAL or len(values) < 2:
+    values, better = [entry.metrics[metric] for entry in entries if metric in entry.metrics], MEANING[metric].better
+    if better is None or len(values) < 2:
         return None
-    return min(values) if metric in _LOWER else max(values)
+    return min(values) if better == "lower" else max(values)
 
 
 def number(value: float) -> str:
@@ -106,10 +97,16 @@ def _image(content: bytes, alt: str, kind: str = "") -> str:
     return f'<img class="{kind}" alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
 
 
-def _row(head: str, cells: Sequence[str], meaning: str, best_at: Sequence[bool] = ()) -> str:
+def _row(head: str, cells: Sequence[str], says: str, best_at: Sequence[bool] = ()) -> str:
     marks = [*best_at, *[False] * (len(cells) - len(best_at))]
     middle = "".join(f"<td{' class=best' if mark else ''}>{cell}</td>" for cell, mark in zip(cells, marks, strict=True))
-    return f"<tr><td>{head}</td>{middle}<td class=meaning>{html.escape(meaning)}</td></tr>"
+    return f"<tr><td>{head}</td>{middle}<td class=meaning>{html.escape(says)}</td></tr>"
+
+
+def meaning(name: str) -> str:
+    """What a figure is and which way is better, in words."""
+    better = MEANING[name].better
+    return MEANING[name].text + (f" {better.capitalize()} is better." if better else "")
 
 
 def _table(entries: Sequence[Entry]) -> str:
@@ -124,7 +121,7 @@ def _table(entries: Sequence[Entry]) -> str:
         top = best(entries, name)
         values = [entry.metrics.get(name) for entry in entries]
         cells = ["" if value is None else number(value) for value in values]
-        lines.append(_row(name, cells, MEANING[name], [value is not None and value == top for value in values]))
+        lines.append(_row(name, cells, meaning(name), [value is not None and value == top for value in values]))
     return (
         f'<div class="scroll"><table><thead><tr><th>figure</th>{head}<th class=meaning>what it is</th></tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"

@@ -2,47 +2,29 @@
 
 import base64
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch import Tensor
 
 from kinfolk import sampling
 from kinfolk.bundle import save_bundle
 from kinfolk.cluster import connect
-from kinfolk.config import Recipe, find_recipe, load_recipe, parse
-from kinfolk.contract import Family, Model
-from kinfolk.errors import ConfigError, KinfolkError, RegistryError
-from kinfolk.families import find_family
+from kinfolk.contract import Model
+from kinfolk.errors import KinfolkError, RegistryError
 from kinfolk.metrics.speed import sampling_speed
 from kinfolk.tracking import registry
 from kinfolk.tracking.history import RUN_TAG, Earlier, earlier_run
 from kinfolk.tracking.lineage import Lineage, Version
-from kinfolk.tracking.reference import parse_name
 from kinfolk.tracking.runs import DataVersion, Run, Tracker
-from kinfolk.training.loop import build, check_batch
-from kinfolk_pipelines.datasets import Dataset, open_dataset
-from kinfolk_pipelines.models import load_model
+from kinfolk.training.loop import check_batch
+from kinfolk_pipelines.plan import Plan
 from kinfolk_pipelines.progress import display
 from kinfolk_pipelines.settings import Settings, git_commit
 
 _SPEED_ROWS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A training that was checked as a whole, before anything is touched."""
-
-    recipe: Recipe
-    family: Family
-    data: Dataset
-    model_name: str
-    run_name: str
-    initial: Mapping[str, Tensor] = field(default_factory=dict)
-    parents: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,45 +39,6 @@ class Trained:
 
 class InterruptedTrainingError(KinfolkError):
     """The user stopped the training; the message says how to go on."""
-
-
-def plan(settings: Settings, recipe_name: str, sets: Sequence[str] = (), name: str | None = None) -> Plan:
-    """Check everything that can be wrong with a training.
-
-    Raises:
-        ConfigError: the recipe, a setting or the name is not allowed, or the recipe is for another kind of data.
-        DataError: the data set is not there.
-    """
-    recipe = load_recipe(find_recipe(recipe_name, settings.recipe_folder), sets)
-    family = find_family(recipe.family)
-    config = parse(family.config, recipe.model, f"recipe {recipe.name}, model")
-    recipe = recipe.model_copy(update={"model": config.model_dump(mode="json")})
-    data = open_dataset(settings, recipe.data)
-    untrained = build(family, config, data.prepared.spec, recipe.seed)  # a network that does not fit fails here
-    model_name = parse_name(name or f"{recipe.data}-{recipe.name}")
-    initial, parents = _initial(settings, recipe, untrained)
-    digest = recipe.digest(data.digest, *parents.values())
-    return Plan(recipe, family, data, model_name, f"{model_name}-{digest}", initial, parents)
-
-
-def _initial(settings: Settings, recipe: Recipe, untrained: Model) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Weights to start from and where they come from, for a recipe with ``init_from``."""
-    if recipe.init_from is None:
-        return {}, {}
-    loaded = load_model(settings, recipe.init_from)
-    given, wanted = (shapes(model) for model in (loaded.model, untrained))
-    if different := sorted(name for name in given | wanted if given.get(name) != wanted.get(name)):
-        name = different[0]
-        raise ConfigError(
-            f"init_from={recipe.init_from} does not fit the recipe's network: {name} is {given.get(name, 'missing')} "
-            f"there and {wanted.get(name, 'missing')} here. Fine-tuning needs the same network on samples of one shape."
-        )
-    return dict(loaded.model.module.state_dict()), {"init_from": loaded.version.reference}
-
-
-def shapes(model: Model) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of everything a model stores."""
-    return {name: tuple(value.shape) for name, value in model.module.state_dict().items()}
 
 
 def train(
@@ -168,7 +111,8 @@ def _tracked(
 
     started = time.perf_counter()
     threads = max(_node_cpus() // workers, 1)
-    job = Job(planned.recipe, planned.data.prepared.path, threads, planned.initial)
+    parents = {role: loaded.model for role, loaded in planned.parents.items()}
+    job = Job(planned.recipe, planned.data.prepared.path, threads, planned.initial, parents, planned.latents)
     last: dict[str, float] = {}
     try:
         with display(console, planned.model_name, planned.recipe.training.samples) as shown:
@@ -246,7 +190,7 @@ def _register(
         data=planned.data.name,
         data_digest=planned.data.digest,
         git_commit=git_commit(),
-        parents=dict(planned.parents),
+        parents=dict(planned.ancestry),
         samples_per_second=speed.get("samples_per_second"),
     )
     folder: Path = settings.state.absolute() / "bundles" / run_name

@@ -32,6 +32,7 @@ def local_environment(token: Path) -> dict[str, str]:
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less; nobody takes this machine away
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_DEDUP_LOGS": "1",
+        "RAY_worker_niceness": "0",  # by default workers yield to whatever else runs here
     }
 
 

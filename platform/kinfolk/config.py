@@ -42,6 +42,9 @@ class Evaluation(Config):
 
     samples: int = Field(default=2000, gt=5)  # coverage looks at 5 neighbours
     options: dict[str, Any] = Field(default_factory=dict)  # sampling options that differ from the model's own
+    likelihood_samples: int | None = Field(None, gt=0)  # the first so many of the test split; None: all
+    importance_draws: int | None = Field(None, gt=0)  # also a bound of so many draws, for models that have one
+    against: str | None = None  # a data set whose samples ought to look strange to the model
 
 
 class Recipe(Config):
@@ -55,6 +58,8 @@ class Recipe(Config):
     training: Training
     evaluation: Evaluation = Evaluation()
     init_from: str | None = None  # a registered model whose weights training starts from
+    parents: dict[str, str] = Field(default_factory=dict)  # registered models it is built on, by role
+    keep_labels: tuple[int, ...] = ()  # train on these classes alone; empty: on all
 
     def digest(self, *context: str) -> str:
         """Twelve hexadecimal digits that change with any setting, or with ``context`` (data version, ...)."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from kinfolk.errors import ConfigError, RequestError
 
 __all__ = [
+    "FIRST_STAGE",
     "Batch",
     "Config",
     "ConfigError",
@@ -40,6 +41,7 @@ __all__ = [
 ]
 
 Kind = Literal["image", "audio", "video", "tokens", "vector"]
+FIRST_STAGE = "first_stage"  # the parent in this role encodes the data; losses then see its latents as ``batch.x``
 
 
 class Config(BaseModel):
@@ -125,6 +127,8 @@ class Progress:
     step: int
     generator: torch.Generator  # of (seed, rank, step, phase, microbatch), on the training device
     all_reduce: Callable[[Tensor], Tensor] = lambda value: value  # sum over workers
+    rank: int = 0  # of this worker
+    workers: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +185,9 @@ class SampleRequest:
     label: Tensor | None = None  # (N,) int64; None on a conditional model: each row's class follows from its seed
     caption: Tensor | None = None  # (N, E)
     x: Tensor | None = None  # (N, *) given data, for inpainting, upscaling, translation
-    mask: Tensor | None = None  # (N, *) 1 where x is given
+    mask: Tensor | None = None  # (N, *) 1 where x is given, 0 where it is asked for
+    seed_to: Tensor | None = None  # (N,) int64, CPU: the other end of each row's way, for interpolation
+    weight: Tensor | None = None  # (N,) float64 in [0, 1], CPU: how far along, 0 is the sample of ``seeds``
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +274,7 @@ class Tasks:
     render: Callable[[SamplerState], Tensor] | None = None  # (R, *shape): the picture so far
     conditions: frozenset[Literal["label", "caption"]] = frozenset()  # what ``sample`` may be told
     log_prob: Likelihood | None = None
+    importance_bound: Callable[[Batch, Tensor, int], Tensor] | None = None  # as ``log_prob``, of so many draws: (B,)
     encode: RowTask | None = None  # x -> latent
     decode: RowTask | None = None  # latent in ``batch.x`` -> x
     reconstruct: RowTask | None = None  # x -> x
@@ -288,11 +295,19 @@ class Family:
     build: Callable[[Any, DataSpec, Mapping[str, "Model"]], nn.Module]  # (config, spec, parents)
     phases: Callable[[Any], Sequence[Phase]]
     tasks: Callable[[Any], Tasks]
+    roles: frozenset[str] = frozenset()  # parents it may be built on
+    initialise: Callable[[Any, Batch, Progress], None] | None = None
+    """Initialisation from data, without gradient: called once, by each worker on its share of the first batch, with
+    equal generators. It must leave all workers with equal values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A built network with what it takes to build it again: what a parent is, and what a server holds."""
+    """A built network with what it takes to build it again: what a parent is, and what a server holds.
+
+    A parent is frozen and in eval mode. A module holds it as a plain attribute, never as a submodule, so that it is
+    in no checkpoint, average or phase of the child's; a copy of the child shares it.
+    """
 
     family: Family
     config: Config
@@ -304,3 +319,6 @@ class Model:
     def tasks(self) -> Tasks:
         """What this model can do."""
         return self.family.tasks(self.module)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self

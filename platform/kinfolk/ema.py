@@ -32,6 +32,11 @@ class Ema:
         live = [value.detach().float() for value in self._live.values()]
         torch._foreach_lerp_(list(self.average.values()), live, 1 - kept)
 
+    def restart(self) -> None:
+        """Begin again at the live parameters."""
+        self.load(self._live)
+
+    @torch.no_grad()
     def load(self, average: Mapping[str, Tensor]) -> None:
         """Take over a stored average."""
         for name, value in self.average.items():

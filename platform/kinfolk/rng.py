@@ -54,3 +54,31 @@ def row_uniform(seed: Tensor, call: Tensor, shape: Sequence[int], stream: Key = 
 def row_integers(seed: Tensor, high: int, stream: Key = "label") -> Tensor:
     """One integer in [0, high) for each row. (R,) int64 -> (R,) int64, on the CPU."""
     return _rows(seed, torch.zeros_like(seed), stream, lambda g: torch.randint(high, (), generator=g))
+
+
+def slerp(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+    """The point ``weight`` of the way from ``a`` to ``b`` along a great arc, the length changing evenly.
+
+    Between two draws of Gaussian noise every point is as long as noise is. (R, *), (R, *), (R,) in [0, 1] -> (R, *)
+    Source: Shoemake, 1985; White, 2016, https://arxiv.org/abs/1609.04468.
+    """
+    u, v = (x.flatten(1).double() for x in (a, b))
+    length_u, length_v = (x.norm(dim=1, keepdim=True).clamp(min=1e-12) for x in (u, v))
+    cosine = (u * v).sum(1, keepdim=True) / (length_u * length_v)
+    angle = cosine.clamp(-1, 1).arccos()
+    w = weight.double().reshape(-1, 1)
+    near = angle.sin().abs() < 1e-6  # no arc between parallel vectors
+    sine = torch.where(near, 1.0, angle.sin())
+    share_u = torch.where(near, 1 - w, ((1 - w) * angle).sin() / sine)
+    share_v = torch.where(near, w, (w * angle).sin() / sine)
+    length = torch.lerp(length_u, length_v, w)
+    return (length * (share_u * u / length_u + share_v * v / length_v)).to(a.dtype).reshape(a.shape)
+
+
+def row_between(seed: Tensor, seed_to: Tensor | None, weight: Tensor | None, shape: Sequence[int]) -> Tensor:
+    """First noise of each row: its own, or on the arc from its own to ``seed_to``'s. -> (R, *shape) on the CPU"""
+    zero = torch.zeros_like(seed)
+    noise = row_normal(seed, zero, shape)
+    if seed_to is None or weight is None:
+        return noise
+    return slerp(noise, row_normal(seed_to, zero, shape), weight)

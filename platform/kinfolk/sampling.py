@@ -4,13 +4,14 @@ Scripts and evaluation use it; the server's batcher drives the same three functi
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kinfolk.config import parse
-from kinfolk.contract import Family, Model, RequestError, SampleRequest, SamplerState, Tasks
+from kinfolk.contract import DataSpec, Family, Model, RequestError, SampleRequest, SamplerState, Tasks
 from kinfolk.errors import ConfigError, nearest
 
 LARGEST_N = 1_000_000  # of one request; more would be held in memory at once
@@ -57,6 +58,11 @@ def _labels(model: Model, tasks: Tasks, label: int | Sequence[int] | None, n: in
     return torch.tensor(labels, dtype=torch.int64)
 
 
+def _check_seed(field: str, seed: int) -> None:
+    if not 0 <= seed < 2**62:
+        raise RequestError(field, f"{field}={seed}: use an integer from 0 to 2^62 - 1.")
+
+
 def make_request(
     model: Model,
     n: int,
@@ -71,11 +77,41 @@ def make_request(
     """
     if not 1 <= n <= LARGEST_N:
         raise RequestError("n", f"n={n}: ask for 1 to {LARGEST_N} samples at once.")
-    if not 0 <= seed < 2**62:
-        raise RequestError("seed", f"seed={seed}: use an integer from 0 to 2^62 - 1.")
+    _check_seed("seed", seed)
     tasks = model.tasks
     resolved = resolve_options(model.family, tasks, options or {})
     return SampleRequest(row_seeds(seed, n), resolved, _labels(model, tasks, label, n))
+
+
+def interpolating(request: SampleRequest, seed_to: int) -> SampleRequest:
+    """The rows of ``request`` on the way from its first seed to ``seed_to``, both ends included.
+
+    Raises:
+        RequestError: ``seed_to`` is no seed, or there are no two rows for the ends.
+    """
+    n = len(request.seeds)
+    _check_seed("seed_to", seed_to)
+    if n < 2:
+        raise RequestError("n", f"n={n}: a way has two ends, ask for 2 samples or more.")
+    start = request.seeds[:1].expand(n).contiguous()
+    weight = torch.linspace(0, 1, n, dtype=torch.float64)
+    return replace(request, seeds=start, seed_to=torch.full_like(start, seed_to), weight=weight)
+
+
+def completing(request: SampleRequest, spec: DataSpec, x: Tensor, mask: Tensor) -> SampleRequest:
+    """``request`` for samples that hold ``x`` where ``mask`` is 1. (N, *), (N, *) or (*)
+
+    Raises:
+        RequestError: there is not one picture for each sample, or a mask of another shape or with other values.
+    """
+    wanted = (len(request.seeds), *spec.shape)
+    if tuple(x.shape) != wanted:
+        raise RequestError("x", f"x has shape {tuple(x.shape)}: give one sample for each row, {wanted}.")
+    if tuple(mask.shape) not in (wanted, wanted[1:]):
+        raise RequestError("mask", f"mask has shape {tuple(mask.shape)}: use {wanted} or {wanted[1:]}.")
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise RequestError("mask", "mask holds other values than 0 (asked for) and 1 (given).")
+    return replace(request, x=x, mask=mask.to(x.dtype).expand(wanted).contiguous())
 
 
 def start(tasks: Tasks, request: SampleRequest, task: str = "sample") -> SamplerState:
@@ -119,10 +155,20 @@ def sample(
     max_rows: int = 256,
 ) -> Tensor:
     """``n`` samples in chunks of ``max_rows``; chunking does not change a picture. -> (n, *) on the CPU"""
-    tasks, whole = model.tasks, make_request(model, n, seed, label, options)
-    parts = []
-    for first in range(0, n, max_rows):
-        rows = slice(first, first + max_rows)
-        labels = None if whole.label is None else whole.label[rows]
-        parts.append(run(tasks, SampleRequest(whole.seeds[rows], whole.options, labels)))
-    return torch.cat(parts)
+    return draw(model.tasks, make_request(model, n, seed, label, options), max_rows=max_rows)
+
+
+def draw(tasks: Tasks, request: SampleRequest, task: str = "sample", max_rows: int = 256) -> Tensor:
+    """Samples of any request in chunks of ``max_rows``. -> (N, *) on the CPU"""
+    starts = range(0, len(request.seeds), max_rows)
+    return torch.cat([run(tasks, rows_of(request, slice(first, first + max_rows)), task) for first in starts])
+
+
+def rows_of(request: SampleRequest, rows: slice) -> SampleRequest:
+    """Some rows of a request."""
+    parts = {
+        name: value[rows]
+        for name in ("seeds", "label", "caption", "x", "mask", "seed_to", "weight")
+        if (value := getattr(request, name)) is not None
+    }
+    return replace(request, **parts)

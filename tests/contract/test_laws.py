@@ -9,12 +9,15 @@ import torch
 
 from kinfolk import sampling
 from kinfolk.bundle import load_bundle, save_bundle
-from kinfolk.config import load_recipe, parse
-from kinfolk.contract import Batch, Progress, SamplerState
+from kinfolk.config import parse
+from kinfolk.contract import FIRST_STAGE, Batch, Progress, SamplerState
+from kinfolk.data.latents import encoded, latent_spec
+from kinfolk.data.source import TensorSource
 from kinfolk.errors import ConfigError, RequestError
 from kinfolk.families import family_names, find_family
 from kinfolk.step import World, trainable, turn
 from kinfolk.training.loop import build, prepare, take_step
+from kinfolk_pipelines.families import untrained
 
 RECIPES = sorted((Path(__file__).parents[2] / "pipelines" / "recipes" / "digits").glob("*.yaml"))
 CASES = [*RECIPES, "toy"]
@@ -25,12 +28,22 @@ ROWS = 5
 def case(request, digits):
     """A freshly built model with its small training plan."""
     if request.param == "toy":
-        family, values = kinfolk_toy.FAMILY, {}
-    else:
-        recipe = load_recipe(request.param)
-        family, values = find_family(recipe.family), recipe.model
-    config = parse(family.config, values, "model")
-    return family, config, build(family, config, digits.spec, seed=5)
+        return build(kinfolk_toy.FAMILY, kinfolk_toy.FAMILY.config(), digits.spec, seed=5)
+    return untrained(request.param, digits.spec)
+
+
+def again(model, seed=5):
+    """A model like ``model``, built anew."""
+    return build(model.family, model.config, model.spec, seed, parents=model.parents)
+
+
+def learned(model, digits):
+    """What the model trains on: the data, or what its first stage makes of it."""
+    source, stage = digits.source("train"), model.parents.get(FIRST_STAGE)
+    if stage is None:
+        return source
+    rows = encoded(stage, source.take(0, 128), torch.arange(128))
+    return TensorSource(latent_spec(stage, source.spec), rows.x, rows.label)
 
 
 def plan_of(**changes):
@@ -40,11 +53,10 @@ def plan_of(**changes):
 
 
 def trained(case, digits, steps=2, seed=5, **changes):
-    family, config, _ = case
-    plan = plan_of(**changes)
-    state = prepare(build(family, config, digits.spec, seed=5), plan)
+    plan, source = plan_of(**changes), learned(case, digits)
+    state = prepare(again(case), plan)
     for _ in range(steps):
-        take_step(state, digits.source("train"), plan, seed, World())
+        take_step(state, source, plan, seed, World())
     return state
 
 
@@ -57,7 +69,7 @@ def equal(a, b):
 
 
 def samplers(case):
-    tasks = case[2].tasks
+    tasks = case.tasks
     if "sample" not in tasks.starts:
         pytest.skip("this model draws no samples")
     return tasks
@@ -69,21 +81,19 @@ def labels_for(tasks, n):
 
 def fewer_calls(case, steps=7):
     """Other sampling options than the default, with fewer calls where the family has steps."""
-    return {"steps": steps} if "steps" in case[0].options.model_fields else {}
+    return {"steps": steps} if "steps" in case.family.options.model_fields else {}
 
 
 def test_every_parameter_belongs_to_exactly_one_phase(case):
-    family, _, model = case
-    owners = [parameter for phase in family.phases(model.module) for parameter in trainable(phase.module)]
+    owners = [parameter for phase in case.family.phases(case.module) for parameter in trainable(phase.module)]
     assert len({id(p) for p in owners}) == len(owners)
-    assert {id(p) for p in owners} == {id(p) for p in trainable(model.module)}
+    assert {id(p) for p in owners} == {id(p) for p in trainable(case.module)}
 
 
 def test_a_turn_gives_gradients_to_its_own_parameters_alone(case, digits):
-    family, config, _ = case
-    batch = digits.source("train").take(0, 16)
-    for index in range(len(family.phases(case[2].module))):
-        state = prepare(build(family, config, digits.spec, seed=5), plan_of())
+    batch = learned(case, digits).take(0, 16)
+    for index in range(len(case.family.phases(case.module))):
+        state = prepare(again(case), plan_of())
         phase = state.phases[index]
         progress = Progress(0, 0, torch.Generator().manual_seed(0))
         turn(phase, state.optimizers[phase.name], [batch], [progress], World())
@@ -93,12 +103,11 @@ def test_a_turn_gives_gradients_to_its_own_parameters_alone(case, digits):
 
 
 def test_a_step_moves_every_phase(case, digits):
-    family, config, _ = case
-    plan = plan_of()
-    state = prepare(build(family, config, digits.spec, seed=5), plan)
+    plan, source = plan_of(), learned(case, digits)
+    state = prepare(again(case), plan)
     before = {phase.name: [p.detach().clone() for p in trainable(phase.module)] for phase in state.phases}
     for _ in range(max(phase.every_steps for phase in state.phases) + 1):
-        take_step(state, digits.source("train"), plan, 5, World())
+        take_step(state, source, plan, 5, World())
     for phase in state.phases:
         moved = [not torch.equal(a, b) for a, b in zip(before[phase.name], trainable(phase.module), strict=True)]
         assert any(moved), f"phase {phase.name} stands still"
@@ -120,15 +129,15 @@ def test_building_and_training_leave_the_global_generator_alone(case, digits):
 def test_resuming_gives_the_same_bits(case, digits):
     whole = trained(case, digits, steps=4)
     half = trained(case, digits, steps=2)
-    plan, again = plan_of(), prepare(build(*case[:2], digits.spec, seed=99), plan_of())
-    again.load(copy.deepcopy(half.snapshot()))
+    plan, resumed = plan_of(), prepare(again(case, seed=99), plan_of())
+    resumed.load(copy.deepcopy(half.snapshot()))
     for _ in range(2):
-        take_step(again, digits.source("train"), plan, 5, World())
-    assert equal(dict(whole.snapshot().tensors), dict(again.snapshot().tensors))
+        take_step(resumed, learned(case, digits), plan, 5, World())
+    assert equal(dict(whole.snapshot().tensors), dict(resumed.snapshot().tensors))
 
 
 def test_a_sample_depends_on_its_own_seed_and_class_alone(case):
-    model, tasks = case[2], samplers(case)
+    model, tasks = case, samplers(case)
     labels = labels_for(tasks, ROWS)
     options = fewer_calls(case)
     together = sampling.sample(model, ROWS, 11, labels, options)
@@ -140,14 +149,14 @@ def test_a_sample_depends_on_its_own_seed_and_class_alone(case):
 
 def test_a_row_takes_the_calls_it_says(case):
     tasks = samplers(case)
-    states = list(sampling.trajectory(tasks, sampling.make_request(case[2], 2, 3, None, fewer_calls(case))))
+    states = list(sampling.trajectory(tasks, sampling.make_request(case, 2, 3, None, fewer_calls(case))))
     assert len(states) == 1 + int(states[0].calls[0])
     assert [int(state.call[0]) for state in states] == list(range(len(states)))
 
 
 def test_rows_of_different_requests_stand_in_one_state(case):
     """A request that joins in the middle, with other options, changes nobody's picture."""
-    model, tasks = case[2], samplers(case)
+    model, tasks = case, samplers(case)
     early = sampling.make_request(model, 3, 20, None, fewer_calls(case, 9))
     late = sampling.make_request(model, 2, 40, None, fewer_calls(case))
     with torch.no_grad():
@@ -170,10 +179,38 @@ def test_rows_of_different_requests_stand_in_one_state(case):
             assert torch.allclose(pictures[seed], alone[row], atol=1e-5)
 
 
+def test_the_ends_of_a_way_are_the_samples_of_its_seeds(case):
+    tasks = case.tasks
+    if "interpolate" not in tasks.starts:
+        pytest.skip("this model does not interpolate")
+    label = 3 if "label" in tasks.conditions else None
+    options = fewer_calls(case)
+    request = sampling.make_request(case, 3, 11, label, options)
+    way = sampling.draw(tasks, sampling.interpolating(request, 40), "interpolate")
+    for row, seed in ((0, 11), (2, 40)):
+        assert torch.allclose(way[row], sampling.sample(case, 1, seed, label, options)[0], atol=1e-4)
+    assert not torch.allclose(way[1], way[0], atol=1e-3)
+
+
+def test_given_elements_come_out_as_given(case, digits):
+    tasks = case.tasks
+    if "inpaint" not in tasks.starts:
+        pytest.skip("this model does not complete pictures")
+    x = digits.source("test").take(0, 3).x
+    mask = torch.zeros(digits.spec.shape)
+    mask[..., :4, :] = 1
+    request = sampling.completing(sampling.make_request(case, 3, 7, None, fewer_calls(case)), digits.spec, x, mask)
+    completed = sampling.draw(tasks, request, "inpaint")
+    assert torch.allclose(completed[..., :4, :], x[..., :4, :], atol=1e-5)
+    assert completed.isfinite().all()
+    alone = sampling.draw(tasks, sampling.rows_of(request, slice(1, 2)), "inpaint")
+    assert torch.allclose(alone[0], completed[1], atol=1e-4)
+
+
 def test_sampling_leaves_the_global_generator_alone_and_is_finite(case, digits):
     samplers(case)
     before = torch.random.get_rng_state()
-    x = sampling.sample(case[2], 2, 0, None, fewer_calls(case))
+    x = sampling.sample(case, 2, 0, None, fewer_calls(case))
     assert torch.equal(before, torch.random.get_rng_state())
     assert x.shape == (2, *digits.spec.shape)
     assert x.isfinite().all()
@@ -181,14 +218,14 @@ def test_sampling_leaves_the_global_generator_alone_and_is_finite(case, digits):
 
 def test_a_bundle_draws_the_same_pictures(case, tmp_path, monkeypatch, toy):
     samplers(case)
-    save_bundle(case[2], tmp_path / "bundle")
-    again = load_bundle(tmp_path / "bundle")
+    save_bundle(case, tmp_path / "bundle")
+    loaded = load_bundle(tmp_path / "bundle")
     options = fewer_calls(case)
-    assert torch.equal(sampling.sample(case[2], 3, 1, None, options), sampling.sample(again, 3, 1, None, options))
+    assert torch.equal(sampling.sample(case, 3, 1, None, options), sampling.sample(loaded, 3, 1, None, options))
 
 
 def test_a_misspelt_key_is_refused_with_the_nearest_one(case):
-    family = case[0]
+    family = case.family
     name = next(iter(family.config.model_fields))
     with pytest.raises(ConfigError, match=f"Did you mean '{name}'"):
         parse(family.config, {f"{name}x": 1}, "model")
@@ -197,16 +234,16 @@ def test_a_misspelt_key_is_refused_with_the_nearest_one(case):
 def test_an_option_or_class_the_model_lacks_is_refused(case):
     tasks = samplers(case)
     with pytest.raises(RequestError) as caught:
-        sampling.make_request(case[2], 1, options={"flavour": 3})
+        sampling.make_request(case, 1, options={"flavour": 3})
     assert caught.value.field == "flavour"
     with pytest.raises(RequestError) as caught:
-        sampling.make_request(case[2], 1, label=10)
+        sampling.make_request(case, 1, label=10)
     assert caught.value.field == "label"
     assert ("label" in tasks.conditions) == ("class-conditional" not in str(caught.value))
 
 
 def test_row_tasks_depend_on_their_row_alone(case, digits):
-    tasks = case[2].tasks
+    tasks = case.tasks
     batch = digits.source("test").take(0, 4)
     seeds = torch.arange(4)
     found = [tasks.encode, tasks.reconstruct, tasks.anomaly_score, tasks.classify]
@@ -220,7 +257,7 @@ def test_row_tasks_depend_on_their_row_alone(case, digits):
 
 
 def test_latents_are_what_the_model_says_and_decode_to_data(case, digits):
-    tasks = case[2].tasks
+    tasks = case.tasks
     if tasks.encode is None or tasks.decode is None:
         pytest.skip("this model has no latents to decode")
     batch = digits.source("test").take(0, 3)

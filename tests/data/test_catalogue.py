@@ -8,14 +8,14 @@ from kinfolk.errors import ConfigError, DataError
 
 
 def test_each_name_has_an_entry_of_that_name():
-    assert names() == ("digits", "mnist", "ring", "grid", "folder")
+    assert names() == ("digits", "mnist", "ring", "grid", "patches", "folder")
     for name in names():
         assert entry(name).name == name
         assert entry(name).summary
         assert entry(name).licence
 
 
-@pytest.mark.parametrize("name", ["digits", "ring", "grid"])
+@pytest.mark.parametrize("name", ["digits", "ring", "grid", "patches"])
 def test_the_preview_is_what_is_prepared_but_for_the_deviation(tmp_path, name):
     prepared = prepare(name, tmp_path / name)
     assert prepared.spec.model_copy(update={"data_std": 1.0}) == entry(name).spec

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kinfolk.contract import DataSpec
-from kinfolk.data.source import Rows, TensorSource, stored_dtype
+from kinfolk.data.source import Rows, TensorSource, keep, stored_dtype
 from kinfolk.errors import DataError
 
 SPEC = DataSpec(kind="image", shape=(1, 2, 2), levels=17, classes=3)
@@ -127,3 +127,20 @@ print(sorted(source.batch(0, 0, 4).x.flatten().tolist()))
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [round(value, 3) for value in eval(done.stdout)] == [-1.0, -0.333, 0.333, 1.0]
+
+
+def test_kept_classes_are_all_there_is_in_stored_order():
+    kept, whole = keep(source(), [2, 0]), source()
+    wanted = [i for i in range(10) if i % 3 != 1]
+    assert torch.equal(kept.take(0, len(kept)).x, whole.take(0, 10).x[wanted])
+    assert set(kept.batch(1, 0, 70).label.tolist()) == {0, 2}
+    assert keep(whole, ()) is whole
+
+
+@pytest.mark.parametrize(
+    ("labels", "spec", "said"),
+    [((3,), SPEC, "Use 0 to 2"), ((0,), SPEC.model_copy(update={"classes": None}), "has no classes")],
+)
+def test_a_class_that_is_not_there_cannot_be_kept(labels, spec, said):
+    with pytest.raises(DataError, match=said):
+        keep(source(spec=spec), labels)

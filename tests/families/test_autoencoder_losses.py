@@ -23,7 +23,7 @@ from kinfolk_families.autoencoder.config import (
 )
 from kinfolk_families.autoencoder.losses import kl_to_prior, log_weights
 from kinfolk_families.autoencoder.model import Posterior
-from kinfolk_families.autoencoder.sample import lower_bound
+from kinfolk_families.autoencoder.sample import importance_bound
 
 D, Z = 4, 2
 VECTOR = DataSpec(kind="vector", shape=(D,))
@@ -93,7 +93,9 @@ def test_one_importance_sample_is_the_elbo_on_average(linear_gaussian):
 def test_the_importance_weighted_bound_rises_with_its_draws_to_the_exact_log_prob(linear_gaussian):
     x = 1.5 * torch.randn(2000, D, generator=generator())
     exact = exact_log_prob(linear_gaussian, x).mean()
-    bounds = [lower_bound(linear_gaussian, Batch(x), torch.arange(2000), draws).mean() for draws in (1, 5, 50, 100)]
+    bounds = [
+        importance_bound(linear_gaussian, Batch(x), torch.arange(2000), draws).mean() for draws in (1, 5, 50, 100)
+    ]
     assert all(more - fewer > 1e-4 for fewer, more in pairwise(bounds))
     assert exact - 0.05 < bounds[-1] <= exact
 
@@ -102,7 +104,7 @@ def test_the_iwae_objective_is_the_bound_of_its_draws(linear_gaussian):
     batch = Batch(1.5 * torch.randn(4000, D, generator=generator()))
     objective = module_of(objective=IwaeConfig(draws=5))
     objective.load_state_dict(linear_gaussian.state_dict())
-    bound = lower_bound(linear_gaussian, batch, torch.arange(4000), draws=5).mean()
+    bound = importance_bound(linear_gaussian, batch, torch.arange(4000), draws=5).mean()
     torch.testing.assert_close(-loss_of(objective, batch).value, bound, rtol=0, atol=0.05)
 
 
@@ -112,9 +114,9 @@ def test_a_binary_model_gives_all_images_together_no_more_than_one():
     module.decoder[0][0].weight.mul_(3)
     images = Batch(torch.tensor(list(product([-1.0, 1.0], repeat=4))).view(16, 1, 2, 2))
     seeds = torch.arange(16)
-    many = lower_bound(module, images, seeds, draws=5000)
+    many = importance_bound(module, images, seeds, draws=5000)
     assert many.exp().sum() == pytest.approx(1, abs=0.03)
-    elbo = torch.stack([lower_bound(module, images, seeds + 16 * i, draws=1) for i in range(200)]).mean(0)
+    elbo = torch.stack([importance_bound(module, images, seeds + 16 * i, draws=1) for i in range(200)]).mean(0)
     assert elbo.exp().sum() < 1
 
 
@@ -150,7 +152,7 @@ def test_a_linear_vae_reaches_the_likelihood_of_ppca(variance):
     for _ in train(state, TensorSource(VECTOR, x), Training(samples=samples, batch_size=256), seed=0):
         pass
     with torch.no_grad():
-        bound = float(lower_bound(state.model.module, Batch(x), torch.arange(256), draws=1).mean())
+        bound = float(importance_bound(state.model.module, Batch(x), torch.arange(256), draws=1).mean())
     assert bound == pytest.approx(ppca_log_likelihood(x), abs=0.03)
 
 

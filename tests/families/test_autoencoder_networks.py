@@ -8,7 +8,7 @@ from kinfolk.contract import Batch, ConfigError, DataSpec, Progress
 from kinfolk.training.loop import build
 from kinfolk_families.autoencoder import FAMILY
 from kinfolk_families.autoencoder.config import AutoencoderConfig
-from kinfolk_families.autoencoder.networks import make_decoder, make_encoder
+from kinfolk_families.autoencoder.networks import beside, make_decoder, make_encoder
 
 IMAGE = DataSpec(kind="image", shape=(3, 8, 12), levels=17, classes=5)
 VECTOR = DataSpec(kind="vector", shape=(2,), classes=5)
@@ -22,6 +22,13 @@ OBJECTIVES = [
     {"kind": "elbo", "decoder": {"kind": "bernoulli"}},
     {"kind": "elbo", "decoder": {"kind": "discretised_logistic"}},
     {"kind": "iwae", "decoder": {"kind": "gaussian", "variance": "learned"}, "draws": 3},
+    {"kind": "denoising"},
+]
+SPATIAL = [
+    {"kind": "kl_regularised"},
+    {"kind": "elbo", "decoder": {"kind": "bernoulli"}},
+    {"kind": "vector_quantised", "codes": 5},
+    {"kind": "finite_scalar", "levels": [3, 4, 5]},
 ]
 
 
@@ -55,8 +62,22 @@ def test_every_output_of_every_pixel_is_written_by_every_element_of_the_code(net
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda n: n["kind"])
 @pytest.mark.parametrize("conditional", [False, True])
 def test_every_parameter_learns(network, objective, conditional):
-    config = config_of(network=network, objective=objective, conditional=conditional, latent=3)
+    check_every_parameter_learns(network=network, objective=objective, conditional=conditional, latent=3)
+
+
+@pytest.mark.parametrize("objective", SPATIAL, ids=lambda o: o["kind"])
+@pytest.mark.parametrize("network", NETWORKS[:2], ids=lambda n: n["kind"])
+@pytest.mark.parametrize("conditional", [False, True])
+def test_every_parameter_learns_where_the_latent_is_spatial(network, objective, conditional):
+    check_every_parameter_learns(network=network, objective=objective, conditional=conditional, latent=3, spatial=True)
+
+
+def check_every_parameter_learns(**config):
+    config = config_of(**config)
     module = build(FAMILY, config, IMAGE, seed=0).module
+    with torch.no_grad():
+        for value in module.encoder.parameters():
+            value.mul_(3)  # so that not every output is rounded to zero
     batch = Batch(torch.rand(4, 3, 8, 12) * 2 - 1, torch.arange(4))
     (phase,) = FAMILY.phases(module)
     phase.loss(batch, Progress(0, 0, torch.Generator().manual_seed(0))).value.backward()
@@ -73,6 +94,26 @@ def test_every_parameter_learns(network, objective, conditional):
 def test_sides_that_do_not_divide_are_refused_with_what_does(network, message):
     with pytest.raises(ConfigError, match=message):
         build(FAMILY, config_of(network=network), DataSpec(kind="image", shape=(1, 12, 18)), seed=0)
+
+
+@pytest.mark.parametrize("network", NETWORKS[:2], ids=lambda n: n["kind"])
+def test_a_spatial_latent_lies_on_the_grid_that_the_network_ends_in(network):
+    module = build(FAMILY, config_of(network=network, latent=3, spatial=True), IMAGE, seed=0).module
+    assert module.latent_shape == (3, 2, 3)
+    assert module.features(torch.zeros(2, 3, 8, 12), None).shape == (2, 6, 2, 3)
+
+
+def test_a_condition_stands_beside_every_place():
+    x, condition = torch.randn(2, 3, 4, 5), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    both = beside(x, condition)
+    assert torch.equal(both[:, :3], x)
+    assert torch.equal(both[:, 3:].mean((2, 3)), condition)
+    assert beside(x, condition[:, :0]) is x
+
+
+def test_a_perceptron_with_a_spatial_latent_is_refused():
+    with pytest.raises(ConfigError, match=r"has no grid for a spatial or quantised latent\. Use conv or transformer"):
+        build(FAMILY, config_of(spatial=True), IMAGE, seed=0)
 
 
 def test_odd_images_are_sent_from_convolutions_to_the_other_networks():

@@ -1,5 +1,7 @@
 """Tasks of built autoencoders: seeds, conditions and temperature do what they say."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from kinfolk_families.autoencoder import FAMILY
 from kinfolk_families.autoencoder.config import (
     AutoencoderConfig,
     BernoulliConfig,
+    ConvConfig,
     DiscretisedLogisticConfig,
     ElboConfig,
     GaussianConfig,
@@ -120,6 +123,39 @@ def test_a_bound_of_several_draws_depends_on_its_own_row_only():
     tasks = model_of(GaussianConfig(), conditional=True, likelihood_draws=3).tasks
     whole = tasks.log_prob.nats(Batch(X, LABEL), SEEDS)
     torch.testing.assert_close(tasks.log_prob.nats(Batch(X[3:5], LABEL[3:5]), SEEDS[3:5]), whole[3:5])
+
+
+def test_an_interpolation_begins_at_one_sample_and_ends_at_the_other():
+    model = model_of(BernoulliConfig())
+    request, ends = sampling.make_request(model, 3, 10), sampling.sample(model, 6, 10)
+    for weight, samples in ((0.0, ends[:3]), (1.0, ends[3:])):
+        way = replace(request, seed_to=request.seeds + 3, weight=torch.full((3,), weight, dtype=torch.float64))
+        torch.testing.assert_close(sampling.run(model.tasks, way, "interpolate"), samples)
+
+
+def test_the_interpolated_latent_is_as_long_as_noise_is():
+    model = model_of(GaussianConfig(), latent=400)
+    request = sampling.make_request(model, 50)
+    way = replace(request, seed_to=request.seeds + 50, weight=torch.full((50,), 0.5, dtype=torch.float64))
+    z = model.tasks.starts["interpolate"](way).carry["z"]
+    assert float(z.std()) == pytest.approx(1, abs=0.02)
+
+
+def test_a_spatial_model_samples_and_bounds_over_all_of_its_latent():
+    model = model_of(BernoulliConfig(), network=ConvConfig(width=4, halvings=1), spatial=True)
+    state = model.tasks.starts["sample"](sampling.make_request(model, 200))
+    assert state.carry["z"].shape == (200, 3, 2, 2)
+    assert float(state.carry["z"].std()) == pytest.approx(1, abs=0.05)
+    assert model.tasks.importance_bound(Batch(X), SEEDS, 3).shape == (6,)
+
+
+def test_a_bound_of_many_draws_depends_on_its_own_row_and_adds_up_its_chunks():
+    tasks = model_of(BernoulliConfig()).tasks
+    many = Batch(X.repeat(50, 1, 1, 1))  # more rows than are decoded at once
+    whole = tasks.importance_bound(many, torch.arange(300), 120)
+    torch.testing.assert_close(tasks.importance_bound(Batch(X), torch.arange(294, 300), 120), whole[294:])
+    first = tasks.importance_bound(many, torch.arange(300), 50)
+    assert bool((whole.exp() * 120 >= first.exp() * 50).all())  # the first 50 draws are among the 120
 
 
 def test_grey_targets_leave_a_score_but_no_likelihood():

@@ -5,18 +5,11 @@ import torch
 
 from kinfolk.contract import Batch, ConfigError, DataSpec, Progress
 from kinfolk.training.loop import build
+from kinfolk_families._shared.network_config import MlpConfig, TransformerConfig, UNetConfig
+from kinfolk_families._shared.networks import NoiseEmbedding, PixelAttention
 from kinfolk_families.diffusion import FAMILY
-from kinfolk_families.diffusion.config import (
-    DdpmConfig,
-    DiffusionConfig,
-    EdmConfig,
-    MlpConfig,
-    Options,
-    TransformerConfig,
-    UNetConfig,
-)
+from kinfolk_families.diffusion.config import DdpmConfig, DiffusionConfig, EdmConfig, FlowConfig, Options
 from kinfolk_families.diffusion.losses import denoising_loss, hidden, phases
-from kinfolk_families.diffusion.model import NoiseEmbedding, PixelAttention
 
 IMAGE = DataSpec(kind="image", shape=(1, 8, 8), levels=17, classes=3, data_std=0.7)
 COLOUR = DataSpec(kind="image", shape=(3, 12, 8), levels=256, classes=3)
@@ -28,9 +21,10 @@ NETWORKS = pytest.mark.parametrize(
         (TransformerConfig(width=16, depth=1, heads=2, patch=4), COLOUR),
         (UNetConfig(channels=8, heads=2), IMAGE),
         (UNetConfig(channels=8, multipliers=(1, 2, 4), heads=2, attention=0), COLOUR),
+        (UNetConfig(channels=8, multipliers=(1, 2), heads=2, patch=2), COLOUR),
         (MlpConfig(width=16, depth=2), VECTOR),
     ],
-    ids=["transformer", "transformer-colour", "unet", "unet-colour", "mlp"],
+    ids=["transformer", "transformer-colour", "unet", "unet-colour", "unet-patches", "mlp"],
 )
 
 
@@ -137,6 +131,8 @@ def test_the_noise_embedding_is_smooth():
     [
         ({"network": TransformerConfig(patch=3)}, IMAGE, "Use one of 1, 2, 4, 8"),
         ({"network": UNetConfig(multipliers=(1,) * 4)}, DataSpec(kind="image", shape=(1, 12, 24)), "at most 3 levels"),
+        ({"network": UNetConfig(patch=5)}, IMAGE, "Use one of 1, 2, 4, 8"),
+        ({"network": UNetConfig(patch=4, multipliers=(1, 1, 1))}, IMAGE, "2 x 2 positions can be halved only 1 times"),
         ({"network": MlpConfig()}, IMAGE, "Use transformer or unet"),
         ({"network": UNetConfig()}, VECTOR, "Use mlp"),
         ({"conditional": True}, DataSpec(kind="image", shape=(1, 8, 8)), "model.conditional=false"),
@@ -149,9 +145,10 @@ def test_a_recipe_that_does_not_fit_the_data_is_refused(config, spec, named):
         build(FAMILY, DiffusionConfig(**config), spec, seed=0)
 
 
-def test_a_parent_is_refused():
-    with pytest.raises(ConfigError, match="takes no parent, got teacher"):
-        FAMILY.build(DiffusionConfig(), IMAGE, {"teacher": None})
+def test_a_parent_in_a_role_there_is_not_is_refused():
+    parent = build(FAMILY, DiffusionConfig(), IMAGE, seed=0)
+    with pytest.raises(ConfigError, match=r"role 'teacher'. Its roles: base, first_stage"):
+        build(FAMILY, DiffusionConfig(), IMAGE, seed=0, parents={"teacher": parent})
 
 
 def test_the_loss_is_a_weighted_mean_over_samples_and_elements():
@@ -187,6 +184,14 @@ def test_the_loss_of_edm_starts_at_one_for_gaussian_data():
     assert loss_of(module.float(), batch, 0).item() == pytest.approx(1, abs=0.06)
 
 
+def test_the_loss_of_flow_matching_starts_at_one():
+    """A velocity predicted as zero is off by x - noise, whose variance is what the loss is divided by."""
+    module = denoiser(MlpConfig(width=8, depth=1), VECTOR, stirred=False, preconditioning=FlowConfig())
+    x = torch.randn(4000, 2, generator=torch.Generator().manual_seed(3))
+    batch = Batch(x, torch.zeros(4000, dtype=torch.int64))
+    assert loss_of(module.float(), batch, 0).item() == pytest.approx(1, abs=0.06)
+
+
 @pytest.fixture
 def one_thread():
     """Networks this small only wait for a second one."""
@@ -208,7 +213,12 @@ def taught(module, x, steps, lr=3e-3):
     return module
 
 
-@pytest.mark.parametrize("preconditioning", [EdmConfig(), DdpmConfig()], ids=["edm", "ddpm"])
+PRECONDITIONINGS = pytest.mark.parametrize(
+    "preconditioning", [EdmConfig(), DdpmConfig(), FlowConfig()], ids=["edm", "ddpm", "flow"]
+)
+
+
+@PRECONDITIONINGS
 def test_two_points_teach_the_denoiser_that_is_known_for_them(preconditioning, one_thread):
     """E[x | x_t] = 0.5 tanh(0.5 x_t / sigma^2) for data that is -0.5 or 0.5, learnt from samples alone."""
     config = DiffusionConfig(network=MlpConfig(width=32, depth=2), preconditioning=preconditioning)

@@ -8,17 +8,21 @@ import torch
 from kinfolk.config import parse
 from kinfolk.errors import ConfigError
 from kinfolk_families.diffusion import FAMILY
-from kinfolk_families.diffusion.config import DdpmConfig, EdmConfig
-from kinfolk_families.diffusion.preconditioning import Ddpm, Edm, ddpm_betas, ddpm_sigmas, preconditioner
+from kinfolk_families.diffusion.config import DdpmConfig, EdmConfig, FlowConfig
+from kinfolk_families.diffusion.preconditioning import Ddpm, Edm, Flow, ddpm_betas, ddpm_sigmas, preconditioner
 
 SIGMA = torch.logspace(-3, 2, 200, dtype=torch.float64)
 DATA_STD = 0.7
 EDM = Edm(EdmConfig(), DATA_STD)
 DDPM = Ddpm(DdpmConfig())
+FLOW = Flow(FlowConfig(), DATA_STD)
 BOTH = pytest.mark.parametrize(("conditioner", "data_std"), [(EDM, DATA_STD), (DDPM, 1.0)], ids=["edm", "ddpm"])
+ALL = pytest.mark.parametrize(
+    ("conditioner", "data_std"), [(EDM, DATA_STD), (DDPM, 1.0), (FLOW, DATA_STD)], ids=["edm", "ddpm", "flow"]
+)
 
 
-@BOTH
+@ALL
 def test_every_noise_level_has_the_same_weight_at_the_networks_output(conditioner, data_std):
     one = conditioner.weight(SIGMA) * conditioner.scales(SIGMA).out ** 2
     assert torch.allclose(one, torch.ones_like(one), rtol=1e-12)
@@ -30,7 +34,7 @@ def test_the_networks_input_has_unit_variance(conditioner, data_std):
     assert torch.allclose(variance, torch.ones_like(variance), rtol=1e-12)
 
 
-@BOTH
+@ALL
 def test_the_networks_target_has_unit_variance(conditioner, data_std):
     """The target is (x - skip (x + sigma n)) / out."""
     scale = conditioner.scales(SIGMA)
@@ -67,8 +71,14 @@ def test_edm_trains_at_log_normal_levels():
 
 def levels(conditioner, steps, count=None, smooth=False):
     """The first ``count`` noise levels of a run, by default all and the zero it ends with."""
+    return levels_from(math.inf, conditioner, steps, count, smooth)
+
+
+def levels_from(top, conditioner, steps, count=None, smooth=False):
+    """The same of a run that starts at ``top``."""
     step = torch.arange(count or steps + 1)
-    return conditioner.level(step, torch.tensor(steps), torch.tensor(smooth))
+    top = torch.tensor(top, dtype=torch.float64)
+    return conditioner.level(step, torch.tensor(steps), torch.tensor(smooth), top)
 
 
 @pytest.mark.parametrize("smooth", [False, True])
@@ -82,7 +92,7 @@ def test_edm_steps_are_even_in_the_rho_th_root(smooth):
 
 
 @pytest.mark.parametrize("smooth", [False, True])
-@pytest.mark.parametrize("conditioner", [EDM, DDPM], ids=["edm", "ddpm"])
+@pytest.mark.parametrize("conditioner", [EDM, DDPM, FLOW], ids=["edm", "ddpm", "flow"])
 def test_one_step_starts_at_the_largest_level(conditioner, smooth):
     first, last = levels(conditioner, 1, smooth=smooth)
     assert first == levels(conditioner, 50, smooth=smooth)[0]
@@ -153,3 +163,65 @@ def test_ddpm_trains_at_every_time_alike_and_never_at_none():
 def test_settings_that_cannot_be_are_refused_by_name(values, named):
     with pytest.raises(ConfigError, match=named):
         parse(FAMILY.config, values, "model")
+
+
+def straight(x, noise, time):
+    """What flow matching shows its network, and the velocity it wants of it."""
+    return (1 - time) * noise + time * x, x - noise
+
+
+def test_flow_matching_in_the_words_of_its_paper():
+    """The state of the straight way is what the network sees, and the velocity of the way makes D the data."""
+    x, noise = torch.randn(2, len(SIGMA), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    state, velocity = straight(x, noise, time=1 / (1 + SIGMA))
+    scale, x_t = FLOW.scales(SIGMA), x + SIGMA * noise
+    assert torch.allclose(scale.into * x_t, state)
+    assert torch.allclose(scale.skip * x_t + scale.out * velocity / math.sqrt(1 + DATA_STD**2), x)
+
+
+def test_the_flow_loss_is_the_squared_error_of_the_velocity_over_its_variance():
+    x, noise, predicted = torch.randn(3, len(SIGMA), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    scale, x_t = FLOW.scales(SIGMA), x + SIGMA * noise
+    error = scale.skip * x_t + scale.out * predicted - x
+    velocity_std = math.sqrt(1 + DATA_STD**2)
+    wanted = (velocity_std * predicted - (x - noise)) ** 2 / velocity_std**2
+    assert torch.allclose(FLOW.weight(SIGMA) * error**2, wanted)
+
+
+def test_flow_matching_trains_at_times_uniform_between_the_levels_it_samples():
+    sigma = FLOW.draw(100_000, torch.Generator().manual_seed(2))
+    assert 0.002 * 0.999 < float(sigma.min()) < 0.0021
+    assert 75 < float(sigma.max()) < 80.1
+    time = (1 / (1 + sigma)).sort().values
+    assert torch.allclose(time, torch.linspace(1 / 81, 1 / 1.002, 100_000), atol=0.01)
+
+
+def test_skewed_times_are_those_of_log_normal_levels():
+    skewed = Flow(FlowConfig(times="skewed", p_mean=-0.5, p_std=0.7), 1.0)
+    log_sigma = skewed.draw(200_000, torch.Generator().manual_seed(1)).log()
+    assert float(log_sigma.mean()) == pytest.approx(-0.5, abs=0.01)
+    assert float(log_sigma.std()) == pytest.approx(0.7, abs=0.01)
+
+
+def test_flow_steps_are_even_in_time_and_edms_where_smooth():
+    time = 1 / (1 + levels(FLOW, 20, count=22))
+    assert torch.allclose(time[:21], torch.linspace(1 / 81, 1, 21, dtype=torch.float64))
+    assert time[21] == 1
+    assert torch.equal(levels(FLOW, 18, smooth=True), levels(EDM, 18))
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+@pytest.mark.parametrize("conditioner", [EDM, DDPM, FLOW], ids=["edm", "ddpm", "flow"])
+@pytest.mark.parametrize("top", [0.07, 0.5, 3.0])
+def test_a_run_may_start_at_any_level_and_falls_from_there(conditioner, smooth, top):
+    sigma = levels_from(top, conditioner, 40, smooth=smooth)
+    assert float(sigma[0]) == pytest.approx(top, rel=1e-12)
+    assert (sigma.diff() <= 0).all()
+    assert sigma[-1] == 0
+    assert sigma[-2] > 0
+
+
+@pytest.mark.parametrize("conditioner", [EDM, DDPM, FLOW], ids=["edm", "ddpm", "flow"])
+def test_the_ends_are_those_of_a_smooth_run(conditioner):
+    sigma = levels(conditioner, 18, smooth=True)
+    assert conditioner.ends == pytest.approx((float(sigma[-2]), float(sigma[0])))

@@ -8,14 +8,16 @@ import torch
 
 from kinfolk.contract import SampleRequest
 from kinfolk.rng import row_normal
-from kinfolk_families.diffusion.config import DdpmConfig, EdmConfig, Options
-from kinfolk_families.diffusion.preconditioning import Ddpm, Edm, ddpm_betas, ddpm_sigmas
+from kinfolk_families.diffusion.config import DdpmConfig, EdmConfig, FlowConfig, Options
+from kinfolk_families.diffusion.preconditioning import Ddpm, Edm, Flow, ddpm_betas, ddpm_sigmas
 from kinfolk_families.diffusion.sample import Sampler
-from kinfolk_families.diffusion.solvers import SOLVERS, Stage, ddim, ddpm, dpmpp_2m
+from kinfolk_families.diffusion.solvers import CODES, SOLVERS, Settings, Stage, ddim, ddpm, dpmpp_2m, stage
 
 STD = torch.tensor([0.3, 1.0, 2.0], dtype=torch.float64)  # of Gaussian data, one axis each
 FINE = Edm(EdmConfig(sigma_min=1e-5, sigma_max=20.0), 1.0)  # so that the last step is exact to rounding
 DDPM = Ddpm(DdpmConfig())
+FLOW = Flow(FlowConfig(), 1.0)
+FAR = torch.tensor(math.inf, dtype=torch.float64)  # start at the highest level there is
 COSINE = Ddpm(DdpmConfig(schedule="cosine"))
 
 
@@ -40,7 +42,7 @@ def request(rows, **options):
 def states(denoise, conditioner, rows=4, shape=(3,), **options):
     """Every state of a run, the start included."""
     sampler = Sampler(denoise, conditioner, shape)
-    state = sampler.start(request(rows, **options))
+    state = sampler.sample(request(rows, **options))
     found = [state]
     while not bool(state.done.all()):
         state = sampler.advance(state)
@@ -74,7 +76,9 @@ def test_error_falls_by_two_to_the_order_when_steps_double(solver, order):
         assert measured == pytest.approx(order, abs=0.15)
 
 
-@pytest.mark.parametrize("conditioner", [Edm(EdmConfig(), 1.0), DDPM, COSINE], ids=["edm", "ddpm", "cosine"])
+@pytest.mark.parametrize(
+    "conditioner", [Edm(EdmConfig(), 1.0), DDPM, COSINE, FLOW], ids=["edm", "ddpm", "cosine", "flow"]
+)
 @pytest.mark.parametrize("solver", ["heun", "dpmpp_2m"])
 def test_second_order_comes_close_in_eighteen_steps_whatever_was_trained(solver, conditioner):
     run = states(gaussian, conditioner, solver=solver, steps=18)
@@ -143,7 +147,7 @@ def drawn(call, rows=4, shape=(3,)):
 def test_heun_is_algorithm_2_of_edm(churn):
     """The paper's loop written out, with the sampler's own noise. Both calls of a step share what it starts from."""
     steps = 9
-    sigma = FINE.level(torch.arange(steps + 1), torch.tensor(steps), torch.tensor(True))
+    sigma = FINE.level(torch.arange(steps + 1), torch.tensor(steps), torch.tensor(True), FAR)
     gamma = min(churn / steps, math.sqrt(2) - 1)
     x = states(gaussian, FINE, solver="heun", steps=steps, churn=churn)[0].x
     assert torch.allclose(x, sigma[0] * (1 + gamma) * drawn(0))
@@ -167,7 +171,7 @@ def test_ddim_with_eta_one_is_ancestral_sampling():
 
 def sampled_std(steps, large):
     """Standard deviation of ancestral samples of data N(0, 1), from the factors alone."""
-    level = DDPM.level(torch.arange(steps + 1), torch.tensor(steps), torch.tensor(False))
+    level = DDPM.level(torch.arange(steps + 1), torch.tensor(steps), torch.tensor(False), FAR)
     sigma, after = level[:-1], level[1:]
     rule = ddpm(at(math.inf, sigma, after, large=large))
     factor, variance = rule.x + rule.denoised / (1 + sigma**2), float(1 + sigma[0] ** 2)
@@ -195,7 +199,9 @@ def test_ancestral_samples_have_the_moments_of_the_data():
     assert abs(float(x.std()) - 1) < 3 / math.sqrt(2 * x.numel())
 
 
-@pytest.mark.parametrize("conditioner", [Edm(EdmConfig(), 0.5), DDPM, COSINE], ids=["edm", "ddpm", "cosine"])
+@pytest.mark.parametrize(
+    "conditioner", [Edm(EdmConfig(), 0.5), DDPM, COSINE, FLOW], ids=["edm", "ddpm", "cosine", "flow"]
+)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_two_points_are_found_half_and_half(solver, conditioner):
     x = finished(two_points, conditioner, 200, (1,), solver=solver, steps=30)
@@ -214,3 +220,56 @@ def test_a_run_takes_its_calls_and_ends_on_the_last_estimate(solver, calls):
 def test_one_step_is_the_estimate_from_pure_noise(solver):
     (start, end) = states(gaussian, FINE, solver=solver, steps=1)
     assert torch.allclose(end.x, gaussian(start.x, torch.full((4,), 20.0), None), rtol=1e-12)
+
+
+def test_ddim_is_eulers_method_on_the_velocity_of_flow_matching():
+    """The paper's state t x_t moves by its velocity (D - t x_t) / (1 - t), at times evenly spaced."""
+    steps = 7
+    x = states(gaussian, FLOW, solver="ddim", steps=steps)[0].x
+    times = torch.linspace(1 / 81, 1, steps + 1, dtype=torch.float64)
+    state = times[0] * x
+    for time, following in pairwise(times):
+        denoised = gaussian(state / time, ((1 - time) / time).expand(4), None)
+        state = state + (following - time) * (denoised - state) / (1 - time)
+    assert torch.allclose(finished(gaussian, FLOW, solver="ddim", steps=steps), state, rtol=1e-9)
+
+
+def walked(solver, steps, resample, churn=0.0):
+    """The stage of every call of a run that takes each step but the last ``resample`` times."""
+    calls = SOLVERS[solver].calls(steps, resample)
+    numbers = {"steps": steps, "resample": resample}
+    row = Settings(
+        *(torch.full((calls,), numbers.get(name, {"solver": CODES[solver]}.get(name, 0))) for name in Settings._fields)
+    )._replace(top=torch.full((calls,), math.inf), churn=torch.full((calls,), churn))
+    return stage(row, torch.arange(calls), FINE.level)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("resample", [1, 3])
+def test_a_step_taken_again_goes_back_to_where_it_started(solver, resample):
+    """Variance: what a call ends at plus what is put back is where the next call stands, from first call to last."""
+    at = walked(solver, 5, resample, churn=1.5)
+    per_step = SOLVERS[solver].calls_per_step
+    ends = torch.arange(len(at.sigma) - 1) % per_step == per_step - 1
+    reached = torch.where(ends, (at.after.square() + at.lift.square()).sqrt()[:-1], at.after[:-1])
+    assert torch.allclose(reached, at.evaluated[1:], rtol=1e-9)
+    visits = [resample * per_step] * 4 + [1]
+    assert at.sigma.unique_consecutive(return_counts=True)[1].tolist() == visits
+    assert at.after[-1] == 0
+
+
+def test_a_step_taken_again_forgets_the_estimate_of_the_level_before():
+    at = walked("dpmpp_2m", 4, 2)
+    assert at.before.isinf().tolist() == [True, True, False, True, False, True, False]
+    assert torch.equal(at.before[2::2], at.sigma[:-1:2])
+
+
+@pytest.mark.parametrize("options", [{"solver": "heun"}, {"solver": "ddpm", "variance": "large"}], ids=["heun", "ddpm"])
+def test_noise_put_back_and_taken_away_again_leaves_the_distribution(options):
+    """Rows of N(0, 1) data with every step taken three times are still N(0, 1), to 4 standard errors and 1 %."""
+    sampler, nothing = Sampler(unit_gaussian, Edm(EdmConfig(), 1.0), (100,)), torch.zeros(60, 100)
+    asked = SampleRequest(torch.arange(60), Options(steps=40, resample=3, **options), x=nothing, mask=nothing)
+    state = sampler.inpaint(asked)
+    while not bool(state.done.all()):
+        state = sampler.advance(state)
+    assert float(state.x.std()) == pytest.approx(1, abs=0.01 + 4 / math.sqrt(2 * state.x.numel()))

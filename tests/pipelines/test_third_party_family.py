@@ -13,9 +13,10 @@ from rich.console import Console
 from kinfolk import sampling
 from kinfolk_pipelines.evaluate import evaluate
 from kinfolk_pipelines.models import load_model
+from kinfolk_pipelines.plan import plan
 from kinfolk_pipelines.promotion import promote_version
 from kinfolk_pipelines.settings import Settings
-from kinfolk_pipelines.train import plan, train
+from kinfolk_pipelines.train import train
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """

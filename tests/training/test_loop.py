@@ -1,15 +1,16 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from kinfolk_toy import FAMILY as TOY
-from kinfolk_toy import GaussianConfig
+from kinfolk_toy import Gaussian, GaussianConfig
 
 from kinfolk.checkpoint import Snapshot
 from kinfolk.config import Training
 from kinfolk.errors import ConfigError, DivergenceError
 from kinfolk.step import World
-from kinfolk.training.loop import build, prepare, take_step, train
+from kinfolk.training.loop import build, initialise, prepare, take_step, train
 
 
 def training(**changes):
@@ -116,7 +117,9 @@ def test_the_last_report_is_a_checkpoint_even_when_intervals_do_not_divide(digit
     assert {"gaussian/loss", "gaussian/log_prob", "gaussian/gradient_norm", "samples_per_second"} == set(logs[0].logs)
 
 
-@pytest.mark.parametrize(("batch", "workers", "accumulate", "hint"), [(33, 2, 1, "32 or 34"), (1, 4, 1, "e.g. 4"), (32, 1, 3, "30 or 33")])
+@pytest.mark.parametrize(
+    ("batch", "workers", "accumulate", "hint"), [(33, 2, 1, "32 or 34"), (1, 4, 1, "e.g. 4"), (32, 1, 3, "30 or 33")]
+)
 def test_a_batch_that_cannot_be_shared_is_refused_with_one_that_can(digits, batch, workers, accumulate, hint):
     plan = training(batch_size=batch, accumulate=accumulate)
     with pytest.raises(ConfigError, match=hint):
@@ -127,3 +130,65 @@ def test_a_family_is_refused_for_data_it_cannot_learn(digits):
     tokens = digits.spec.model_copy(update={"kind": "tokens"})
     with pytest.raises(ConfigError, match="gaussian learns image, vector data"):
         build(TOY, GaussianConfig(), tokens, seed=0)
+
+
+def centred(module, batch, progress):
+    """Initialise the mean at that of the first batch, over all workers."""
+    total = progress.all_reduce(torch.cat([batch.x.sum(0).flatten(), torch.tensor([float(len(batch.x))])]))
+    module.mean.copy_((total[:-1] / total[-1]).view_as(module.mean))
+
+
+def initialised(digits, plan, seed=3):
+    return prepare(build(replace(TOY, initialise=centred), GaussianConfig(), digits.spec, seed), plan)
+
+
+def test_initialisation_from_data_sees_the_first_batch_once_and_the_average_starts_there(digits):
+    plan, source = training(ema_halflife_samples=10**9, ema_ramp=10**9), digits.source("train")
+    state = initialised(digits, plan)
+    take_step(state, source, plan, 3, World())
+    assert torch.allclose(state.ema.average["mean"], source.batch(3, 0, 32).x.mean(0), atol=0.01)
+    moved = state.model.module.mean.detach().clone()
+    take_step(state, source, plan, 3, World())
+    assert float((state.model.module.mean.detach() - moved).abs().max()) < 0.05  # a step, not a fresh start
+
+
+def test_two_workers_initialise_as_one_does(digits):
+    plan, source = training(), digits.source("train")
+    alone = initialised(digits, plan)
+    initialise(alone, source.batch(3, 0, 32), 3, World())
+    halves = [source.batch(3, 0, 16), source.batch(3, 16, 32)]
+    other = torch.cat([halves[1].x.sum(0).flatten(), torch.tensor([16.0])])
+    first = initialised(digits, plan)
+    initialise(first, halves[0], 3, World(0, 2, lambda value: value + other))
+    assert torch.allclose(first.model.module.mean, alone.model.module.mean, atol=1e-6)
+
+
+def test_given_weights_are_not_initialised_again(digits):
+    plan, source = training(), digits.source("train")
+    state = initialised(digits, plan)
+    before = state.model.module.mean.detach().clone()
+    state.tuned = True
+    take_step(state, source, plan, 3, World())
+    assert float((state.model.module.mean.detach() - before).abs().max()) < 0.05
+
+
+def test_a_parent_in_a_role_the_family_lacks_is_refused(digits):
+    parent = build(TOY, GaussianConfig(), digits.spec, seed=3)
+    with pytest.raises(ConfigError, match=r"'teacher'\. Its roles: none"):
+        build(TOY, GaussianConfig(), digits.spec, seed=3, parents={"teacher": parent})
+
+
+def test_a_parent_is_frozen_and_shared_and_in_no_checkpoint(digits):
+    def built_on(config, spec, parents):
+        module = Gaussian(config, spec)
+        module.teacher = parents["teacher"]
+        return module
+
+    parent = build(TOY, GaussianConfig(), digits.spec, seed=4)
+    family = replace(TOY, build=built_on, roles=frozenset({"teacher"}))
+    state = prepare(build(family, GaussianConfig(), digits.spec, seed=3, parents={"teacher": parent}), training())
+    teacher = state.model.parents["teacher"]
+    assert not any(p.requires_grad for p in teacher.module.parameters())
+    assert not teacher.module.training
+    assert {name.split(".")[1] for name in state.snapshot().tensors if name.startswith("model.")} == {"mean", "log_std"}
+    assert state.served().module.teacher is teacher

@@ -78,12 +78,62 @@ class ReconstructionConfig(Config):
     kind: Literal["reconstruction"] = "reconstruction"
 
 
+class DenoisingConfig(Config):
+    """Denoising autoencoder: squared error of x reconstructed from x plus Gaussian noise of one level."""
+
+    kind: Literal["denoising"] = "denoising"
+    sigma: float = Field(0.5, gt=0)  # standard deviation of the noise, in the units of x
+
+
+class KlRegularisedConfig(Config):
+    """First stage of latent diffusion: squared error, and a KL divergence too light for the prior to be sampled."""
+
+    kind: Literal["kl_regularised"] = "kl_regularised"
+    weight: float = Field(1e-6, gt=0)  # Rombach et al., 2022, section 3.1: about 1e-6
+
+
+class VectorQuantisedConfig(Config):
+    """VQ-VAE: each latent position is one of K learned codes, which follow the encoder by a moving average."""
+
+    kind: Literal["vector_quantised"] = "vector_quantised"
+    codes: int = Field(256, ge=2)  # K
+    commitment: float = Field(0.25, ge=0)  # weight of the distance of encoder outputs to their codes; eq. 3 there
+    halflife_samples: int = Field(8800, gt=0)  # of the codes' moving average; 0.99 a step at a batch of 128
+    restart_below: float = Field(1.0, ge=0)  # tokens a step, on average: a code with fewer is dead (Jukebox: 1.0)
+
+
+class FiniteScalarConfig(Config):
+    """FSQ: each latent position is rounded to a fixed grid, so there is no codebook that could die."""
+
+    kind: Literal["finite_scalar"] = "finite_scalar"
+    levels: tuple[Annotated[int, Field(ge=2)], ...] = Field((8, 6, 5), min_length=1)  # of each channel; Table 1 there
+
+
+class CapacityConfig(Config):
+    """A KL divergence led along a rising line instead of weighed: more detail is let in as training goes on."""
+
+    nats: float = Field(25.0, gt=0)  # Burgess et al., 2018, section 5: 0 to 25 nats
+    samples: int = Field(gt=0)  # over which the line rises from 0
+    weight: float = Field(1000.0, gt=0)  # gamma, of the distance to the line; 1000 there
+
+    def at(self, samples_seen: int) -> float:
+        """The KL divergence wanted after ``samples_seen`` samples, nats."""
+        return self.nats * min(samples_seen / self.samples, 1.0)
+
+
 class ElboConfig(Config):
     """Evidence lower bound: the VAE at beta 1, the beta-VAE elsewhere."""
 
     kind: Literal["elbo"] = "elbo"
     decoder: DistributionConfig = GaussianConfig()
     beta: float = Field(1.0, ge=0)  # weight of the KL divergence
+    capacity: CapacityConfig | None = None  # leads the KL divergence in place of beta
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> "ElboConfig":
+        if self.capacity is not None and self.beta != 1:
+            raise ValueError(f"capacity takes the place of beta={self.beta}; leave beta out, or capacity")
+        return self
 
 
 class IwaeConfig(Config):
@@ -92,6 +142,14 @@ class IwaeConfig(Config):
     kind: Literal["iwae"] = "iwae"
     decoder: DistributionConfig = GaussianConfig(variance="learned")
     draws: int = Field(10, ge=1)  # of z for each sample and step
+    growth_samples: int = Field(0, ge=0)  # over which draws grow from 1, each by the same factor; the cost is theirs
+    gradient: Literal["standard", "doubly_reparameterised"] = "standard"  # the latter's noise falls with more draws
+
+    def draws_at(self, samples_seen: int) -> int:
+        """Draws of z for each sample after ``samples_seen`` samples."""
+        if samples_seen >= self.growth_samples:
+            return self.draws
+        return round(self.draws ** (samples_seen / self.growth_samples))
 
     @model_validator(mode="after")
     def _variance(self) -> "IwaeConfig":
@@ -100,13 +158,37 @@ class IwaeConfig(Config):
         return self
 
 
+Objective = (
+    ReconstructionConfig
+    | DenoisingConfig
+    | KlRegularisedConfig
+    | VectorQuantisedConfig
+    | FiniteScalarConfig
+    | ElboConfig
+    | IwaeConfig
+)
+
+
 class AutoencoderConfig(Config):
     """An autoencoder: what it minimises, its networks, its latent and how it is trained."""
 
-    objective: Annotated[ReconstructionConfig | ElboConfig | IwaeConfig, Field(discriminator="kind")] = ElboConfig()
+    objective: Annotated[Objective, Field(discriminator="kind")] = ElboConfig()
     network: Annotated[ConvConfig | TransformerConfig | MlpConfig, Field(discriminator="kind")] = MlpConfig()
-    latent: int = Field(16, gt=0)  # Z
+    latent: int = Field(16, gt=0)  # Z: elements of the latent, or its channels where it is spatial
+    spatial: bool = False  # a latent of (Z, h, w) on the grid the network ends in; always so where it is quantised
     conditional: bool = False  # encoder and decoder are told the class
     likelihood_draws: int = Field(1, ge=1)  # importance samples behind each log_prob; more tighten the bound
     optimizer: OptimizerConfig = OptimizerConfig(kind="adam", lr=1e-3)
     sampler: Options = Options()
+
+    @property
+    def on_grid(self) -> bool:
+        """Whether the latent is (Z, h, w), not (Z,)."""
+        return self.spatial or isinstance(self.objective, VectorQuantisedConfig | FiniteScalarConfig)
+
+    @model_validator(mode="after")
+    def _channels(self) -> "AutoencoderConfig":
+        if isinstance(self.objective, FiniteScalarConfig) and self.latent != len(self.objective.levels):
+            n = len(self.objective.levels)
+            raise ValueError(f"latent={self.latent}, but objective.levels has {n} entries: set latent to {n}")
+        return self

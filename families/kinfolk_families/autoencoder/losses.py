@@ -1,6 +1,6 @@
-"""What an autoencoder minimises: squared error, the negative evidence lower bound, the importance-weighted bound.
+"""What an autoencoder minimises: squared errors with what holds their latents together, and bounds of log p(x).
 
-Shapes: S draws, B batch, Z latent. Sums over a sample's elements, means over samples, nats.
+Shapes: S draws, B batch, ``z`` one latent, ``*`` one sample. Sums over a sample's elements, means over samples, nats.
 """
 
 import math
@@ -10,15 +10,23 @@ import torch
 from torch import Tensor
 
 from kinfolk.contract import Batch, Loss, Phase, Progress
-from kinfolk_families.autoencoder.config import ElboConfig, IwaeConfig
+from kinfolk_families.autoencoder.config import (
+    AutoencoderConfig,
+    DenoisingConfig,
+    ElboConfig,
+    IwaeConfig,
+)
 from kinfolk_families.autoencoder.distributions import gaussian_log_prob
 from kinfolk_families.autoencoder.model import (
     Autoencoder,
     EncoderDecoder,
     Pass,
     Posterior,
+    QuantisedAutoencoder,
+    RegularisedAutoencoder,
     VariationalAutoencoder,
 )
+from kinfolk_families.autoencoder.quantisers import Codebook, Quantised, code_use
 
 
 def squared_error(x: Tensor, reconstruction: Tensor) -> Tensor:
@@ -32,14 +40,14 @@ def kl_to_prior(posterior: Posterior) -> Tensor:
     Source: Kingma and Welling, 2014, appendix B, https://arxiv.org/abs/1312.6114.
     """
     mu, log_var = posterior
-    return 0.5 * (mu.square() + log_var.exp() - 1 - log_var).sum(1)
+    return 0.5 * (mu.square() + log_var.exp() - 1 - log_var).flatten(1).sum(1)
 
 
 def log_weights(log_px: Tensor, z: Tensor, posterior: Posterior) -> Tensor:
-    """log p(x | z) + log p(z) - log q(z | x) of each draw. (S, B), (S, B, Z) -> (S, B)"""
+    """log p(x | z) + log p(z) - log q(z | x) of each draw. (S, B), (S, B, z) -> (S, B)"""
     mu, log_var = posterior
     log_prior = gaussian_log_prob(torch.zeros_like(z), z.new_zeros(()), z)
-    return log_px + (log_prior - gaussian_log_prob(mu, log_var / 2, z)).sum(2)
+    return log_px + (log_prior - gaussian_log_prob(mu, log_var / 2, z)).flatten(2).sum(2)
 
 
 def importance_weighted_bound(log_w: Tensor) -> Tensor:
@@ -50,8 +58,28 @@ def importance_weighted_bound(log_w: Tensor) -> Tensor:
     return log_w.logsumexp(0) - math.log(len(log_w))
 
 
+def doubly_reparameterised_bound(log_px: Tensor, z: Tensor, posterior: Posterior) -> Tensor:
+    """The importance-weighted bound, with a gradient for the encoder that does not drown in noise. -> (B,)
+
+    With w the normalised weights, the decoder gets sum_s w_s grad log p(x, z_s) as ever; the encoder gets
+    sum_s w_s^2 (d log w_s / d z_s) grad z_s, the density of q being held still. The surrogate's gradient carries one
+    factor w_s, the hook on z the other. Source: Tucker et al., 2019 (DReG), https://arxiv.org/abs/1810.04152.
+    """
+    held = Posterior(posterior.mu.detach(), posterior.log_var.detach())
+    log_w = log_weights(log_px, z, held)
+    weights = log_w.detach().softmax(0)  # (S, B)
+    if z.requires_grad:
+        z.register_hook(lambda gradient: gradient * weights.view(*weights.shape, *[1] * (z.ndim - 2)))
+    surrogate = (weights * log_w).sum(0)
+    return surrogate + (importance_weighted_bound(log_w) - surrogate).detach()
+
+
 def _means(**values: Tensor) -> dict[str, Tensor]:
     return {name: value.detach().mean() for name, value in values.items()}
+
+
+def _noise(shape: tuple[int, ...], progress: Progress) -> Tensor:
+    return torch.randn(shape, generator=progress.generator, device=progress.generator.device)
 
 
 def reconstruction_loss(module: Autoencoder, batch: Batch) -> Loss:
@@ -60,40 +88,99 @@ def reconstruction_loss(module: Autoencoder, batch: Batch) -> Loss:
     return Loss(error.mean(), _means(squared_error=error))
 
 
+def denoising_loss(module: Autoencoder, sigma: float, batch: Batch, progress: Progress) -> Loss:
+    """Mean squared error of the samples, as reconstructed from noised ones; least at the posterior's mean.
+
+    Source: Vincent et al., 2010, https://www.jmlr.org/papers/v11/vincent10a.html.
+    """
+    x_t = batch.x + sigma * _noise(batch.x.shape, progress)
+    error = squared_error(batch.x, module(x_t, batch.label))
+    return Loss(error.mean(), _means(squared_error=error))
+
+
+def kl_regularised_loss(module: RegularisedAutoencoder, batch: Batch, progress: Progress) -> Loss:
+    """Squared error at one draw of z, plus a light KL divergence.
+
+    Source: Rombach et al., 2022, section 3.1, https://arxiv.org/abs/2112.10752; without its perceptual and adversarial
+    terms.
+    """
+    posterior, reconstruction = module(batch.x, batch.label, _noise((len(batch), *module.latent_shape), progress))
+    error, kl = squared_error(batch.x, reconstruction), kl_to_prior(posterior)
+    return Loss((error + module.objective.weight * kl).mean(), _means(squared_error=error, kl=kl))
+
+
+def commitment(quantised: Quantised) -> Tensor:
+    """Mean squared distance of encoder outputs to their codes, felt by the outputs alone. -> (B,)"""
+    return (quantised.z - quantised.codes.detach()).square().flatten(1).mean(1)
+
+
+def quantised_loss(module: QuantisedAutoencoder, batch: Batch, progress: Progress) -> Loss:
+    """Share of the data's variance that is lost and, with a codebook, the weighted commitment to it.
+
+    Source: van den Oord et al., 2017 (VQ-VAE), eq. 3, https://arxiv.org/abs/1711.00937; its second term is replaced by
+    the moving averages of appendix A.1. Means over elements, and the error by the data's variance, as in Sonnet.
+    """
+    quantised, reconstruction = module(batch.x, batch.label)
+    error, distance = squared_error(batch.x, reconstruction), commitment(quantised)
+    value = error.mean() / (module.spec.dims * module.spec.data_std**2)
+    if isinstance(module.quantiser, Codebook):
+        value = value + module.quantiser.config.commitment * distance.mean()
+        module.quantiser.record(quantised, progress.generator)
+    use = code_use(quantised.tokens, module.quantiser.levels)
+    return Loss(value, {**_means(squared_error=error, quantisation_error=distance), **use})
+
+
 def _terms(module: VariationalAutoencoder, batch: Batch, progress: Progress, draws: int) -> tuple[Pass, Tensor]:
     """A pass through the model with all randomness from the step's generator, and log p(x | z) (S, B)."""
     generator = progress.generator
-    device = generator.device
-    x = module.observe(batch.x, lambda: torch.rand(batch.x.shape, generator=generator, device=device))
-    noise = torch.randn(draws, len(x), module.latent, generator=generator, device=device)
-    passed: Pass = module(x, batch.label, noise)
+    x = module.observe(batch.x, lambda: torch.rand(batch.x.shape, generator=generator, device=generator.device))
+    passed: Pass = module(x, batch.label, _noise((draws, len(x), *module.latent_shape), progress))
     module.distribution.record(passed.outputs, x)
     return passed, module.distribution.log_prob(passed.outputs, x)
 
 
-def elbo_loss(module: VariationalAutoencoder, beta: float, batch: Batch, progress: Progress) -> Loss:
-    """Negative log p(x | z) plus beta times the KL divergence, at one draw of z.
+def kl_penalty(kl: Tensor, objective: ElboConfig, samples_seen: int) -> Tensor:
+    """beta times the KL divergence or, with a capacity, gamma times its distance to the line. (B,) -> (B,)
 
-    Source: Higgins et al., 2017 (beta-VAE), eq. 4, https://openreview.net/forum?id=Sy2fzU9gl.
+    Sources: Higgins et al., 2017 (beta-VAE), eq. 4, https://openreview.net/forum?id=Sy2fzU9gl; Burgess et al., 2018,
+    eq. 8, https://arxiv.org/abs/1804.03599.
     """
+    capacity = objective.capacity
+    if capacity is None:
+        return objective.beta * kl
+    return capacity.weight * (kl - capacity.at(samples_seen)).abs()
+
+
+def elbo_loss(module: VariationalAutoencoder, objective: ElboConfig, batch: Batch, progress: Progress) -> Loss:
+    """Negative log p(x | z) plus the penalty of the KL divergence, at one draw of z."""
     passed, log_px = _terms(module, batch, progress, draws=1)
     kl = kl_to_prior(passed.posterior)
-    return Loss((beta * kl - log_px[0]).mean(), _means(elbo=log_px[0] - kl, kl=kl))
+    penalty = kl_penalty(kl, objective, progress.samples_seen)
+    return Loss((penalty - log_px[0]).mean(), _means(elbo=log_px[0] - kl, kl=kl))
 
 
-def iwae_loss(module: VariationalAutoencoder, draws: int, batch: Batch, progress: Progress) -> Loss:
-    """Negative importance-weighted bound; its gradient goes through z to the encoder."""
-    passed, log_px = _terms(module, batch, progress, draws)
-    bound = importance_weighted_bound(log_weights(log_px, passed.z, passed.posterior))
-    return Loss(-bound.mean(), _means(iwae_bound=bound, kl=kl_to_prior(passed.posterior)))
+def iwae_loss(module: VariationalAutoencoder, objective: IwaeConfig, batch: Batch, progress: Progress) -> Loss:
+    """Negative importance-weighted bound, by either of its gradients."""
+    (posterior, z, _), log_px = _terms(module, batch, progress, objective.draws_at(progress.samples_seen))
+    if objective.gradient == "doubly_reparameterised":
+        bound = doubly_reparameterised_bound(log_px, z, posterior)
+    else:
+        bound = importance_weighted_bound(log_weights(log_px, z, posterior))
+    return Loss(-bound.mean(), _means(iwae_bound=bound, kl=kl_to_prior(posterior)))
 
 
 def _loss(module: EncoderDecoder, batch: Batch, progress: Progress) -> Loss:
     match module:
-        case VariationalAutoencoder(objective=ElboConfig(beta=beta)):
-            return elbo_loss(module, beta, batch, progress)
-        case VariationalAutoencoder(objective=IwaeConfig(draws=draws)):
-            return iwae_loss(module, draws, batch, progress)
+        case VariationalAutoencoder(objective=ElboConfig() as objective):
+            return elbo_loss(module, objective, batch, progress)
+        case VariationalAutoencoder(objective=IwaeConfig() as objective):
+            return iwae_loss(module, objective, batch, progress)
+        case RegularisedAutoencoder():
+            return kl_regularised_loss(module, batch, progress)
+        case QuantisedAutoencoder():
+            return quantised_loss(module, batch, progress)
+        case Autoencoder(config=AutoencoderConfig(objective=DenoisingConfig(sigma=sigma))):
+            return denoising_loss(module, sigma, batch, progress)
         case Autoencoder():
             return reconstruction_loss(module, batch)
     raise AssertionError(type(module))
@@ -101,5 +188,4 @@ def _loss(module: EncoderDecoder, batch: Batch, progress: Progress) -> Loss:
 
 def phases(module: EncoderDecoder) -> list[Phase]:
     """One phase that moves the whole module."""
-    after = module.distribution.after if isinstance(module, VariationalAutoencoder) else None
-    return [Phase("autoencoder", module, partial(_loss, module), module.config.optimizer, after=after)]
+    return [Phase("autoencoder", module, partial(_loss, module), module.config.optimizer, after=module.after)]

@@ -1,34 +1,36 @@
 """What a built autoencoder can do. All randomness of a row comes from its seed.
 
-Shapes: N samples asked, R rows, S draws, B batch, Z latent.
+Shapes: N samples asked, R rows, S draws, B batch, ``z`` one latent.
 """
 
+import math
 from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from kinfolk.contract import Batch, DataSpec, Likelihood, SampleRequest, SamplerState, Tasks
-from kinfolk.rng import row_normal, row_uniform
+from kinfolk.contract import Batch, Likelihood, RequestError, SampleRequest, SamplerState, Tasks
+from kinfolk.rng import row_between, row_normal, row_uniform
 from kinfolk_families._shared.labels import device_of, row_labels
-from kinfolk_families.autoencoder.config import Options
-from kinfolk_families.autoencoder.losses import importance_weighted_bound, log_weights, squared_error
-from kinfolk_families.autoencoder.model import EncoderDecoder, VariationalAutoencoder
+from kinfolk_families.autoencoder.config import DenoisingConfig, Options
+from kinfolk_families.autoencoder.losses import log_weights, squared_error
+from kinfolk_families.autoencoder.model import Autoencoder, EncoderDecoder, VariationalAutoencoder
 
-DRAWS_AT_ONCE = 50  # bounds memory: a chunk decodes this many times the batch
+DRAWS_AT_ONCE = 50  # of one row: a chunk of draws has one noise, whatever rows it is for
+DECODED_AT_ONCE = 5000  # rows times draws; bounds memory
 
 
 def start(module: VariationalAutoencoder, request: SampleRequest) -> SamplerState:
-    """Rows with z from the tempered prior and a blank sample, one call before they are done."""
+    """Rows with z from the tempered prior, or on the way between two, one call before they are done."""
     options = request.options
     assert isinstance(options, Options)
-    z = options.temperature * row_normal(request.seeds, torch.zeros_like(request.seeds), (module.latent,))
+    noise = row_between(request.seeds, request.seed_to, request.weight, module.latent_shape)
     device = device_of(module)
-    carry = {"z": z.to(device)}
+    carry = {"z": (options.temperature * noise).to(device)}
     if module.classes:
         carry["label"] = row_labels(request, module.classes).to(device)
-    x = torch.zeros(len(z), *module.spec.shape, device=device)
+    x = torch.zeros(len(noise), *module.spec.shape, device=device)
     return SamplerState.start(x, request, 1, 1, **carry)
 
 
@@ -48,7 +50,7 @@ def _seen(module: EncoderDecoder, batch: Batch, seeds: Tensor) -> Tensor:
 
 
 def encode(module: EncoderDecoder, batch: Batch, seeds: Tensor) -> Tensor:
-    """The latent of x, the posterior's mean where there is a posterior. -> (B, Z)"""
+    """The latent of x: the posterior's mean where there is a posterior, or tokens. -> (B, z) or (B, T)"""
     return module.encode(_seen(module, batch, seeds), batch.label)
 
 
@@ -67,48 +69,87 @@ def reconstruction_error(module: EncoderDecoder, batch: Batch, seeds: Tensor) ->
     return squared_error(batch.x, reconstruct(module, batch, seeds))
 
 
-def lower_bound(module: VariationalAutoencoder, batch: Batch, seeds: Tensor, draws: int) -> Tensor:
+def denoise(module: Autoencoder, known: float, x_t: Tensor, sigma: Tensor, label: Tensor | None) -> Tensor:
+    """The estimate of x from x_t = x + sigma * noise. (B, *), (B,), (B,) -> (B, *)
+
+    Raises:
+        RequestError: ``sigma`` is not the level the model was trained at, and it is told of no other.
+    """
+    if not torch.allclose(sigma, torch.full_like(sigma, known)):
+        raise RequestError("sigma", f"sigma={sigma.tolist()}: this autoencoder removes noise of sigma={known} only.")
+    return module(x_t, label)
+
+
+def denoising_error(module: Autoencoder, sigma: float, batch: Batch, seeds: Tensor) -> Tensor:
+    """Squared distance of x to what x with the noise of its row's seed is denoised to. -> (B,)"""
+    noise = row_normal(seeds, torch.zeros_like(seeds), batch.x.shape[1:], "denoise").to(batch.x)
+    return squared_error(batch.x, module(batch.x + sigma * noise, batch.label))
+
+
+def _log_sum(module: VariationalAutoencoder, seen: Batch, seeds: Tensor, draws: int) -> Tensor:
+    """log of the summed importance weights of ``draws``, a chunk at a time. -> (B,)"""
+    posterior = module.posterior(seen.x, seen.label)
+    chunks = []
+    for first in range(0, draws, DRAWS_AT_ONCE):
+        shape = (min(DRAWS_AT_ONCE, draws - first), *module.latent_shape)
+        noise = row_normal(seeds, torch.full_like(seeds, first), shape, "posterior").transpose(0, 1)  # (S, B, z)
+        z = posterior.draw(noise.to(seen.x))
+        log_px = module.distribution.log_prob(module.outputs_of_draws(z, seen.label), seen.x)
+        chunks.append(log_weights(log_px, z, posterior).logsumexp(0))
+    return torch.stack(chunks).logsumexp(0)
+
+
+def _rows(batch: Batch, first: int, count: int) -> Batch:
+    return batch.map(lambda value: value[first : first + count])
+
+
+def importance_bound(module: VariationalAutoencoder, batch: Batch, seeds: Tensor, draws: int) -> Tensor:
     """Importance-weighted lower bound of log p(x) with ``draws`` of z from each row's seed, nats. -> (B,)
 
     One draw estimates the ELBO; the bound tightens as draws grow.
+    Source: Burda et al., 2016 (IWAE), eq. 8, https://arxiv.org/abs/1509.00519.
     """
-    x = _seen(module, batch, seeds)
-    chunks = []
-    for first in range(0, draws, DRAWS_AT_ONCE):
-        shape = (min(DRAWS_AT_ONCE, draws - first), module.latent)
-        noise = row_normal(seeds, torch.full_like(seeds, first), shape, "posterior").transpose(0, 1)  # (S, B, Z)
-        posterior, z, outputs = module(x, batch.label, noise.to(x))
-        chunks.append(log_weights(module.distribution.log_prob(outputs, x), z, posterior))
-    return importance_weighted_bound(torch.cat(chunks))
+    seen = replace(batch, x=_seen(module, batch, seeds))
+    rows = max(1, DECODED_AT_ONCE // min(draws, DRAWS_AT_ONCE))
+    starts = range(0, len(seen), rows)
+    sums = [_log_sum(module, _rows(seen, first, rows), seeds[first : first + rows], draws) for first in starts]
+    return torch.cat(sums) - math.log(draws)
 
 
 def surprise(module: VariationalAutoencoder, batch: Batch, seeds: Tensor) -> Tensor:
     """Negative lower bound of log p(x), nats. -> (B,)"""
-    return -lower_bound(module, batch, seeds, module.config.likelihood_draws)
+    return -importance_bound(module, batch, seeds, module.config.likelihood_draws)
 
 
 def tasks(module: EncoderDecoder) -> Tasks:
-    """The plain autoencoder has no prior, so nothing to sample from and no likelihood."""
-    latent = DataSpec(kind="vector", shape=(module.latent,), classes=module.spec.classes)
+    """Only a variational autoencoder has a prior that can be sampled, and a likelihood."""
     common = Tasks(
         options=module.config.sampler,
         encode=partial(encode, module),
         decode=partial(decode, module),
         reconstruct=partial(reconstruct, module),
         anomaly_score=partial(reconstruction_error, module),
-        latent_spec=latent,
+        latent_spec=module.latent_spec,
     )
-    return _with_prior(module, common) if isinstance(module, VariationalAutoencoder) else common
+    if isinstance(module, VariationalAutoencoder):
+        return _with_prior(module, common)
+    objective = module.config.objective
+    if isinstance(module, Autoencoder) and isinstance(objective, DenoisingConfig):
+        score = partial(denoising_error, module, objective.sigma)
+        return replace(common, denoise=partial(denoise, module, objective.sigma), anomaly_score=score)
+    return common
 
 
 def _with_prior(module: VariationalAutoencoder, common: Tasks) -> Tasks:
     of, draws = module.distribution.of, module.config.likelihood_draws
+    begin = partial(start, module)
     return replace(
         common,
-        starts={"sample": partial(start, module)},
+        starts={"sample": begin, "interpolate": begin},
         advance=partial(advance, module),
         render=render,
         conditions=frozenset({"label"}) if module.classes else frozenset(),
-        log_prob=None if of is None else Likelihood(partial(lower_bound, module, draws=draws), "lower_bound", of),
+        log_prob=None if of is None else Likelihood(partial(importance_bound, module, draws=draws), "lower_bound", of),
+        importance_bound=None if of is None else partial(importance_bound, module),
         anomaly_score=partial(surprise, module),
     )

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from kinfolk.contract import Batch, Loss, Phase, Progress
-from kinfolk_families.diffusion.model import Diffusion
+from kinfolk_families.diffusion.model import Adapted, Diffusion
 from kinfolk_families.diffusion.preconditioning import per_row
 
 
@@ -24,11 +24,11 @@ def hidden(label: Tensor, unknown: int, share: float, generator: Generator) -> T
     return torch.where(drawn < share, unknown, label)
 
 
-def phases(module: Diffusion) -> Sequence[Phase]:
+def phases(module: Diffusion | Adapted) -> Sequence[Phase]:
     """One phase: the denoiser learns at noise levels its preconditioner draws."""
 
     def loss(batch: Batch, progress: Progress) -> Loss:
-        x, generator = batch.x, progress.generator
+        x, generator = module.learnt(batch.x), progress.generator
         sigma = module.preconditioner.draw(len(x), generator)  # (B,)
         noise = torch.randn(x.shape, generator=generator, device=generator.device)
         label = None

@@ -1,38 +1,40 @@
-"""The denoiser: a preconditioned network, told the noise level and the class. Networks: transformer, U-Net, perceptron.
+"""The denoiser: a preconditioned network, told the noise level and the class; or a frozen one with an adapter.
 
-Sources: Peebles & Xie, 2023 (DiT), https://arxiv.org/abs/2212.09748; Ronneberger et al., 2015 (U-Net),
-https://arxiv.org/abs/1505.04597, in the form of Dhariwal & Nichol, 2021, https://arxiv.org/abs/2105.05233.
-Shapes: B batch, C channels, H W pixels, T tokens, D width, E condition.
+With a first stage for parent it learns that one's latents in place of pictures (latent diffusion: Rombach et al., 2022,
+https://arxiv.org/abs/2112.10752).
 """
 
-import math
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from kinfolk.contract import ConfigError, DataSpec, Model
-from kinfolk_families._shared.transformer import Attention, Block, Positions, patchify, unpatchify
-from kinfolk_families.diffusion.config import DiffusionConfig, MlpConfig, TransformerConfig, UNetConfig, check
+from kinfolk.contract import FIRST_STAGE, Batch, ConfigError, DataSpec, Model, Progress
+from kinfolk_families._shared.networks import NoiseEmbedding, make_network
+from kinfolk_families.diffusion.adapter import LowRank, adapted_weights, inherited
+from kinfolk_families.diffusion.config import AdapterConfig, DiffusionConfig, check
 from kinfolk_families.diffusion.preconditioning import per_row, preconditioner
 
-GROUPS = 8  # of group norm; channels are multiples of it
+BASE = "base"  # the parent in this role is what an adapter changes
 
 
 class Diffusion(nn.Module):
-    """``D(x_t, sigma, label)``, an estimate of the clean ``x``."""
+    """``D(x_t, sigma, label)``, an estimate of the clean ``x``, where ``x`` may be scaled latents."""
 
-    def __init__(self, config: DiffusionConfig, spec: DataSpec) -> None:
+    scale: Tensor  # () of latents only: 1 / their standard deviation
+
+    def __init__(self, config: DiffusionConfig, spec: DataSpec, first_stage: Model | None = None) -> None:
         super().__init__()
-        self.config = config
-        self.spec = spec
+        self.config, self.spec, self.first_stage = config, spec, first_stage
         self.classes = (spec.classes or 0) if config.conditional else 0
         self.preconditioner = preconditioner(config.preconditioning, spec.data_std)
-        self.network = _network(config, spec.shape)
+        self.network = make_network(config.network, spec.shape)
         width = self.network.condition_width
         self.noise_embedding = NoiseEmbedding(width, config.max_frequency)
         self.label_embedding = nn.Embedding(self.classes + 1, width) if self.classes else None
+        if first_stage is not None:
+            self.register_buffer("scale", torch.ones(()))
 
     def forward(self, x_t: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
         """(B, *), (B,), (B,) with ``classes`` for "unknown" -> (B, *) in the dtype of ``x_t``"""
@@ -44,193 +46,115 @@ class Diffusion(nn.Module):
         output = self.network((per_row(scale.into, x_t) * x_t).float(), condition).to(x_t.dtype)
         return per_row(scale.skip, x_t) * x_t + per_row(scale.out, x_t) * output
 
+    def learnt(self, x: Tensor) -> Tensor:
+        """What is denoised in place of a batch's x: latents at unit variance, or x itself. (B, *) -> (B, *)"""
+        return x if self.first_stage is None else x * self.scale
 
-class NoiseEmbedding(nn.Module):
-    """Sines and cosines of ln(sigma) / 4 and two layers. (B,) -> (B, E)
+    def picture(self, x: Tensor, label: Tensor | None, seeds: Tensor) -> Tensor:
+        """The sample a denoised estimate stands for. (B, *), (B,), (B,) -> (B, *shape)"""
+        if self.first_stage is None:
+            return x
+        decode = self.first_stage.tasks.decode
+        assert decode is not None
+        return decode(Batch(x / self.scale, label if self.classes else None), seeds)
 
-    Frequencies stay low: the denoiser must be smooth in sigma for a solver of second order to gain by it.
+
+class Adapted(nn.Module):
+    """A frozen denoiser seen through its adapter: what ``Diffusion`` is, with A and B for its only parameters.
+
+    At the sizes of this room a merged weight is cheaper than two more layers, so weights are merged at each call.
     """
 
-    def __init__(self, width: int, max_frequency: float) -> None:
+    def __init__(self, config: DiffusionConfig, adapter: AdapterConfig, spec: DataSpec, base: Model) -> None:
         super().__init__()
-        frequencies = torch.linspace(0, math.log(max_frequency), width // 2).exp()
-        self.register_buffer("frequencies", frequencies, persistent=False)
-        self.layers = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.config, self.spec, self.base = config, spec, base
+        self.classes, self.preconditioner = self.core.classes, self.core.preconditioner
+        self.first_stage = self.core.first_stage
+        chosen = adapted_weights(self.core, adapter.targets)
+        self.changes = nn.ModuleDict({name.replace(".", "/"): LowRank(w, adapter) for name, w in chosen.items()})
 
-    def forward(self, noise: Tensor) -> Tensor:
-        """(B,) -> (B, E)"""
-        angles = noise[:, None] * self.get_buffer("frequencies")
-        return self.layers(torch.cat([angles.cos(), angles.sin()], dim=1))
+    @property
+    def core(self) -> Diffusion:
+        """The base's module, which is no part of this one."""
+        assert isinstance(self.base.module, Diffusion)
+        return self.base.module
 
+    def merged(self) -> dict[str, Tensor]:
+        """The changed weights, by their name in the base."""
+        changes = {name.replace("/", "."): change for name, change in self.changes.items()}
+        return {name: self.core.get_parameter(name) + change() for name, change in changes.items()}
 
-def modulated(x: Tensor, modulation: Tensor) -> Tensor:
-    """``x`` shifted and scaled. (B, D, ...), (B, 2D) -> (B, D, ...)"""
-    shift, scale = modulation.view(*modulation.shape, *[1] * (x.ndim - 2)).chunk(2, dim=1)
-    return x * (1 + scale) + shift
+    def forward(self, x_t: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
+        """(B, *), (B,), (B,) with ``classes`` for "unknown" -> (B, *) in the dtype of ``x_t``"""
+        estimate: Tensor = functional_call(self.core, self.merged(), (x_t, sigma, label))
+        return estimate
 
+    def learnt(self, x: Tensor) -> Tensor:
+        """As the base does. (B, *) -> (B, *)"""
+        return self.core.learnt(x)
 
-def zeroed(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
-    """``layer`` with weights and bias at zero, so that a residual branch or an output starts as nothing."""
-    nn.init.zeros_(layer.weight)
-    assert layer.bias is not None
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-class Transformer(nn.Module):
-    """DiT: patches as tokens, every block and the output modulated by the condition (adaLN-Zero)."""
-
-    def __init__(self, config: TransformerConfig, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        C, H, W = shape
-        self.shape, self.patch, self.condition_width = (C, H, W), config.patch, config.width
-        self.embed = nn.Linear(C * config.patch**2, config.width)
-        self.positions = Positions(H * W // config.patch**2, config.width)
-        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.width) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(config.width, elementwise_affine=False)
-        self.modulation = zeroed(nn.Linear(config.width, 2 * config.width))
-        self.output = zeroed(nn.Linear(config.width, C * config.patch**2))
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """(B, C, H, W), (B, E) -> (B, C, H, W)"""
-        tokens = self.positions(self.embed(patchify(x, self.patch)))  # (B, T, D)
-        for block in self.blocks:
-            tokens = block(tokens, condition)
-        shift, scale = self.modulation(F.silu(condition))[:, None].chunk(2, dim=-1)  # (B, 1, D) each
-        return unpatchify(self.output(self.norm(tokens) * (1 + scale) + shift), self.shape, self.patch)
+    def picture(self, x: Tensor, label: Tensor | None, seeds: Tensor) -> Tensor:
+        """As the base does. (B, *), (B,), (B,) -> (B, *shape)"""
+        return self.core.picture(x, label, seeds)
 
 
-class ConvBlock(nn.Module):
-    """Two convolutions around a residual, the second one modulated by the condition; attention after it if asked."""
-
-    def __init__(self, channels_in: int, channels: int, condition: int, heads: int = 0) -> None:
-        super().__init__()
-        self.first = nn.Sequential(
-            nn.GroupNorm(GROUPS, channels_in), nn.SiLU(), nn.Conv2d(channels_in, channels, 3, padding=1)
-        )
-        self.norm = nn.GroupNorm(GROUPS, channels)
-        self.modulation = nn.Linear(condition, 2 * channels)
-        self.second = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
-        self.skip = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
-        self.attention = PixelAttention(channels, heads) if heads else nn.Identity()
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """(B, C_in, H, W), (B, E) -> (B, C, H, W)"""
-        h = modulated(self.norm(self.first(x)), self.modulation(F.silu(condition)))
-        return self.attention(self.skip(x) + self.second(F.silu(h)))
-
-
-class PixelAttention(nn.Module):
-    """Self-attention with each pixel a token, on a residual branch that starts as nothing."""
-
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(GROUPS, channels)
-        self.attention = Attention(channels, heads)
-        zeroed(self.attention.out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)"""
-        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
-        return x + self.attention(tokens).transpose(1, 2).reshape(x.shape)
-
-
-class Level(nn.Module):
-    """One resolution of a U-Net and all lower ones inside it. (B, C_in, H, W), (B, E) -> (B, C, H, W)"""
-
-    def __init__(self, channels: int, condition: int, config: UNetConfig, height: int, level: int = 0) -> None:
-        super().__init__()
-        width = config.channels * config.multipliers[level]
-        lowest = level + 1 == len(config.multipliers)
-        heads = config.heads if lowest or height <= config.attention else 0
-        self.inner = None if lowest else Level(width, condition, config, height // 2, level + 1)
-        self.down, joined = _stack(channels, width, condition, heads, config.blocks), width
-        if not lowest:
-            joined += config.channels * config.multipliers[level + 1]
-        self.up = _stack(joined, width, condition, heads, config.blocks)
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """(B, C_in, H, W), (B, E) -> (B, C, H, W)"""
-        for block in self.down:
-            x = block(x, condition)
-        if self.inner is not None:
-            below = self.inner(F.avg_pool2d(x, 2), condition)
-            x = torch.cat([x, F.interpolate(below, scale_factor=2)], dim=1)
-        for block in self.up:
-            x = block(x, condition)
-        return x
-
-
-def _stack(channels: int, width: int, condition: int, heads: int, count: int) -> nn.ModuleList:
-    return nn.ModuleList(ConvBlock(width if i else channels, width, condition, heads) for i in range(count))
-
-
-class UNet(nn.Module):
-    """Convolutions that go down in resolution and up again, each level joined to itself across."""
-
-    def __init__(self, config: UNetConfig, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        C, H, _ = shape
-        self.condition_width = 4 * config.channels
-        self.stem = nn.Conv2d(C, config.channels, 3, padding=1)
-        self.level = Level(config.channels, self.condition_width, config, H)
-        top = config.channels * config.multipliers[0]
-        self.output = nn.Sequential(nn.GroupNorm(GROUPS, top), nn.SiLU(), zeroed(nn.Conv2d(top, C, 3, padding=1)))
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """(B, C, H, W), (B, E) -> (B, C, H, W)"""
-        return self.output(self.level(self.stem(x), condition))
-
-
-class MlpBlock(nn.Module):
-    """Two linear maps on a normalised residual branch, modulated by the condition."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation = nn.Linear(width, 2 * width)
-        self.layers = nn.Sequential(nn.Linear(width, width), nn.SiLU(), zeroed(nn.Linear(width, width)))
-
-    def forward(self, h: Tensor, condition: Tensor) -> Tensor:
-        """(B, D), (B, D) -> (B, D)"""
-        return h + self.layers(modulated(self.norm(h), self.modulation(F.silu(condition))))
-
-
-class Mlp(nn.Module):
-    """Residual perceptron over vectors."""
-
-    def __init__(self, config: MlpConfig, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.condition_width = config.width
-        self.embed = nn.Linear(shape[0], config.width)
-        self.blocks = nn.ModuleList(MlpBlock(config.width) for _ in range(config.depth))
-        self.output = nn.Sequential(nn.LayerNorm(config.width), zeroed(nn.Linear(config.width, shape[0])))
-
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """(B, D), (B, E) -> (B, D)"""
-        h = self.embed(x)
-        for block in self.blocks:
-            h = block(h, condition)
-        return self.output(h)
-
-
-def _network(config: DiffusionConfig, shape: tuple[int, ...]) -> Transformer | UNet | Mlp:
-    match config.network:
-        case TransformerConfig() as network:
-            return Transformer(network, shape)
-        case UNetConfig() as network:
-            return UNet(network, shape)
-        case MlpConfig() as network:
-            return Mlp(network, shape)
-
-
-def build(config: DiffusionConfig, spec: DataSpec, parents: Mapping[str, Model]) -> Diffusion:
+def build(config: DiffusionConfig, spec: DataSpec, parents: Mapping[str, Model]) -> Diffusion | Adapted:
     """The untrained denoiser of a recipe for ``spec``; draws from torch's global generator.
 
     Raises:
-        ConfigError: the recipe does not fit the data, or names a parent.
+        ConfigError: the recipe does not fit the data or its parents.
     """
-    if parents:
-        raise ConfigError(f"diffusion takes no parent, got {', '.join(parents)}. Remove it from the recipe.")
-    check(config, spec)
-    return Diffusion(config, spec)
+    stage, base = parents.get(FIRST_STAGE), parents.get(BASE)
+    learnt = spec if stage is None else _latents(stage, spec, config)
+    if config.adapter is not None:
+        return _adapted(config, config.adapter, learnt, base, stage)
+    if base is not None:
+        raise ConfigError("A base is what an adapter changes, and there is none. Set model.adapter, or leave base out.")
+    check(config, learnt)
+    return Diffusion(config, learnt, stage)
+
+
+def _latents(stage: Model, spec: DataSpec, config: DiffusionConfig) -> DataSpec:
+    """What is learnt from a first stage: its latents, continuous and scaled to unit variance."""
+    latent = stage.tasks.latent_spec
+    if latent is None or stage.tasks.decode is None or latent.kind == "tokens":
+        raise ConfigError(
+            f"The first stage, {stage.family.name}, has no continuous latents that it can decode. Use an autoencoder "
+            "with such, e.g. parents: {first_stage: digits-kl-autoencoder@champion}."
+        )
+    if "label" in stage.tasks.conditions and not config.conditional:
+        raise ConfigError("The first stage wants labels to decode. Set model.conditional=true, or use another.")
+    return DataSpec(kind=latent.kind, shape=latent.shape, classes=spec.classes)
+
+
+def _adapted(
+    config: DiffusionConfig, adapter: AdapterConfig, spec: DataSpec, base: Model | None, stage: Model | None
+) -> Adapted:
+    if base is None:
+        raise ConfigError("adapter needs a base. Name it in the recipe, e.g. parents: {base: digits-edm@champion}.")
+    core = base.module
+    if not isinstance(core, Diffusion):
+        raise ConfigError(f"base must be a diffusion model without an adapter, got {base.family.name}. Name its base.")
+    if (core.first_stage is None) != (stage is None):
+        raise ConfigError("A base and its adapter have the same first stage: name it in parents, or leave it out.")
+    if (spec.kind, spec.shape) != (core.spec.kind, core.spec.shape):
+        raise ConfigError(f"The base learned {core.spec.kind} of shape {core.spec.shape}, this is {spec.shape}.")
+    if core.classes and core.classes != spec.classes:
+        raise ConfigError(f"The base knows {core.classes} classes, the data has {spec.classes}. Use other data.")
+    whole = inherited(config, core.config)
+    check(whole, spec)
+    return Adapted(whole, adapter, spec, base)
+
+
+def initialise(module: Diffusion | Adapted, batch: Batch, progress: Progress) -> None:
+    """Measure the scale of latents on the first batch of all workers; an adapter keeps its base's.
+
+    Source: Rombach et al., 2022, appendix G.
+    """
+    if module.first_stage is None or isinstance(module, Adapted):
+        return
+    z = batch.x.double()
+    sums = torch.stack([z.new_tensor(z.numel()), z.sum(), z.square().sum()])
+    count, total, squares = progress.all_reduce(sums)
+    variance = squares / count - (total / count).square()
+    module.scale.copy_(variance.clamp(min=1e-12).rsqrt())  # latents that are all equal have no scale

@@ -1,10 +1,12 @@
 """From a network to a denoiser, and the noise levels it is trained and sampled at.
 
 All of the room speaks EDM's language: ``x_t = x + sigma * noise`` and ``D(x_t, sigma)`` estimates ``x``. A DDPM state
-is ``sqrt(abar) * x_t`` with ``sigma = sqrt((1 - abar) / abar)``, so one set of solvers serves both.
+is ``sqrt(abar) * x_t`` with ``sigma = sqrt((1 - abar) / abar)``, a state of flow matching ``t * x_t`` with
+``sigma = (1 - t) / t``, so one set of solvers serves all.
 
 Sources: Karras et al., 2022 (EDM), https://arxiv.org/abs/2206.00364; Ho et al., 2020 (DDPM),
-https://arxiv.org/abs/2006.11239; Nichol & Dhariwal, 2021 (cosine), https://arxiv.org/abs/2102.09672.
+https://arxiv.org/abs/2006.11239; Nichol & Dhariwal, 2021 (cosine), https://arxiv.org/abs/2102.09672; Lipman et al.,
+2023 (flow matching), https://arxiv.org/abs/2210.02747.
 """
 
 import math
@@ -15,7 +17,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Generator, Tensor
 
-from kinfolk_families.diffusion.config import DdpmConfig, EdmConfig
+from kinfolk_families.diffusion.config import DdpmConfig, EdmConfig, FlowConfig, Levels
 
 
 class Scales(NamedTuple):
@@ -34,6 +36,10 @@ class Preconditioner(Protocol):
     def max_steps(self) -> int | None:
         """The most levels ``level`` can tell apart; None for any number."""
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The lowest and the highest sigma that a smooth run visits."""
+
     def scales(self, sigma: Tensor) -> Scales:
         """The four scalings at ``sigma`` (B,) > 0."""
 
@@ -43,10 +49,11 @@ class Preconditioner(Protocol):
     def draw(self, count: int, generator: Generator) -> Tensor:
         """Noise levels to train at. -> (count,) on the generator's device"""
 
-    def level(self, step: Tensor, steps: Tensor, smooth: Tensor) -> Tensor:
+    def level(self, step: Tensor, steps: Tensor, smooth: Tensor, top: Tensor) -> Tensor:
         """Sigma where ``step`` of ``steps`` starts: largest at 0, zero at the end. (R,), (R,) int64 -> (R,) float64
 
-        Rows that are ``smooth`` (R,) bool get levels spaced for a solver of second order, where it makes a difference.
+        A run starts at ``top`` (R,), or at the highest level there is, if that is lower. Rows that are ``smooth`` (R,)
+        bool get levels spaced for a solver of second order, where it makes a difference.
         """
 
 
@@ -57,6 +64,11 @@ class Edm:
     config: EdmConfig
     sigma_data: float
     max_steps: None = None
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """sigma_min and sigma_max."""
+        return self.config.sigma_min, self.config.sigma_max
 
     def scales(self, sigma: Tensor) -> Scales:
         """EDM Table 1, "Network and preconditioning"."""
@@ -74,12 +86,56 @@ class Edm:
 
     def draw(self, count: int, generator: Generator) -> Tensor:
         """EDM Table 1, "Noise distribution"."""
-        normal = torch.randn(count, generator=generator, device=generator.device)
-        return (self.config.p_mean + self.config.p_std * normal).exp()
+        return log_normal(self.config, count, generator)
 
-    def level(self, step: Tensor, steps: Tensor, smooth: Tensor) -> Tensor:  # noqa: ARG002
+    def level(self, step: Tensor, steps: Tensor, smooth: Tensor, top: Tensor) -> Tensor:  # noqa: ARG002
         """EDM eq. 5, which was made for solvers of second order and serves all."""
-        return rho_levels(step, steps, self.config)
+        return rho_levels(step, steps, self.config, top)
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """The network sees (1 - t) noise + t x and predicts the velocity x - noise, in units of its standard deviation.
+
+    With t = 1 / (1 + sigma) what it sees is x_t / (1 + sigma), and x = t x_t + (1 - t) (x - noise).
+    """
+
+    config: FlowConfig
+    data_std: float
+    max_steps: None = None
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """sigma_min and sigma_max."""
+        return self.config.sigma_min, self.config.sigma_max
+
+    @property
+    def velocity_std(self) -> float:
+        """Of x - noise, for x of ``data_std``."""
+        return math.sqrt(1 + self.data_std**2)
+
+    def scales(self, sigma: Tensor) -> Scales:
+        """D = t x_t + (1 - t) velocity."""
+        time = 1 / (1 + sigma)
+        return Scales(skip=time, out=(1 - time) * self.velocity_std, into=time, noise=sigma.log() / 4)
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """The squared error of the velocity (Lipman et al., eq. 23) over its variance, as D - x is (1 - t) times it."""
+        return ((1 + sigma) / (sigma * self.velocity_std)).square()
+
+    def draw(self, count: int, generator: Generator) -> Tensor:
+        """Times uniform between the ends, or skewed towards the data."""
+        if self.config.times == "skewed":
+            return log_normal(self.config, count, generator)
+        first, last = (1 / (1 + sigma) for sigma in reversed(self.ends))
+        time = first + (last - first) * torch.rand(count, generator=generator, device=generator.device)
+        return 1 / time - 1
+
+    def level(self, step: Tensor, steps: Tensor, smooth: Tensor, top: Tensor) -> Tensor:
+        """Times evenly spaced, where DDIM is Euler's method on the velocity; EDM's levels where smooth."""
+        first = 1 / (1 + top.clamp(max=self.config.sigma_max))
+        time = first + (1 - first) * (step.double() / steps).clamp(0, 1)
+        return torch.where(smooth, rho_levels(step, steps, self.config, top), 1 / time - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +151,11 @@ class Ddpm:
     def max_steps(self) -> int:
         """The number of times."""
         return self.config.timesteps
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """EDM's, within what was trained."""
+        return self._smooth.sigma_min, self._smooth.sigma_max
 
     def scales(self, sigma: Tensor) -> Scales:
         """D = x_t - sigma * eps(sqrt(abar) x_t), as sqrt(abar) = 1 / sqrt(1 + sigma^2)."""
@@ -114,25 +175,37 @@ class Ddpm:
         time = torch.randint(1, self.config.timesteps + 1, (count,), generator=generator, device=generator.device)
         return ddpm_sigmas(self.config).to(generator.device)[time].float()
 
-    def level(self, step: Tensor, steps: Tensor, smooth: Tensor) -> Tensor:
+    def level(self, step: Tensor, steps: Tensor, smooth: Tensor, top: Tensor) -> Tensor:
         """Times evenly spaced from T down to 1, rounded (Nichol & Dhariwal, section 4); EDM's levels where smooth.
 
         Evenly spaced times end with sigma falling by large factors, which a step of second order cannot follow.
         """
         sigmas = ddpm_sigmas(self.config)
-        time = len(sigmas) - 1 - _way(step, steps) * (len(sigmas) - 2)
-        trained = torch.where(step < steps, sigmas[time.round().long()], 0.0)
-        edm = EdmConfig()
+        highest = top.clamp(max=float(sigmas[-1]))
+        first = torch.searchsorted(sigmas, highest)  # the first time that is at least as noisy
+        time = first - _way(step, steps) * (first - 1)
+        trained = torch.where(step < steps, torch.minimum(sigmas[time.round().long()], highest), 0.0)
+        return torch.where(smooth, rho_levels(step, steps, self._smooth, top), trained)
+
+    @property
+    def _smooth(self) -> Levels:
+        sigmas, edm = ddpm_sigmas(self.config), Levels()
         lowest, highest = max(edm.sigma_min, float(sigmas[1])), min(edm.sigma_max, float(sigmas[-1]))
-        even = rho_levels(step, steps, edm.model_copy(update={"sigma_min": lowest, "sigma_max": highest}))
-        return torch.where(smooth, even, trained)
+        return edm.model_copy(update={"sigma_min": lowest, "sigma_max": highest})
 
 
-def rho_levels(step: Tensor, steps: Tensor, config: EdmConfig) -> Tensor:
-    """Sigma evenly spaced in its rho-th root (EDM eq. 5). (R,), (R,) int64 -> (R,) float64"""
-    low, high = (sigma ** (1 / config.rho) for sigma in (config.sigma_min, config.sigma_max))
-    sigma = (high + _way(step, steps) * (low - high)) ** config.rho
+def rho_levels(step: Tensor, steps: Tensor, levels: Levels, top: Tensor) -> Tensor:
+    """Sigma evenly spaced in its rho-th root (EDM eq. 5), from ``top`` down. (R,), (R,) int64, (R,) -> (R,) float64"""
+    high = top.clamp(max=levels.sigma_max) ** (1 / levels.rho)
+    low = levels.sigma_min ** (1 / levels.rho)
+    sigma = (high + _way(step, steps) * (low - high)) ** levels.rho
     return torch.where(step < steps, sigma, 0.0)
+
+
+def log_normal(config: EdmConfig | FlowConfig, count: int, generator: Generator) -> Tensor:
+    """Sigma with ln(sigma) ~ N(p_mean, p_std^2). -> (count,) on the generator's device"""
+    normal = torch.randn(count, generator=generator, device=generator.device)
+    return (config.p_mean + config.p_std * normal).exp()
 
 
 def _way(step: Tensor, steps: Tensor) -> Tensor:
@@ -156,11 +229,15 @@ def ddpm_betas(config: DdpmConfig) -> Tensor:
     return (1 - kept[1:] / kept[:-1]).clamp(max=config.beta_limit)
 
 
-def preconditioner(config: EdmConfig | DdpmConfig, data_std: float) -> Preconditioner:
+def preconditioner(config: EdmConfig | FlowConfig | DdpmConfig, data_std: float) -> Preconditioner:
     """The preconditioner a recipe asks for; ``data_std`` is sigma_data unless the recipe says otherwise."""
-    if isinstance(config, DdpmConfig):
-        return Ddpm(config)
-    return Edm(config, config.sigma_data or data_std)
+    match config:
+        case DdpmConfig():
+            return Ddpm(config)
+        case FlowConfig():
+            return Flow(config, data_std)
+        case EdmConfig():
+            return Edm(config, config.sigma_data or data_std)
 
 
 def per_row(value: Tensor, x: Tensor) -> Tensor:

@@ -1,50 +1,26 @@
 """Sampling: rows start as noise, each call denoises all of them once, each row by its own solver and guidance."""
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from kinfolk.contract import RequestError, SampleRequest, SamplerState, Tasks
-from kinfolk.rng import row_normal
-from kinfolk_families._shared.labels import device_of, row_labels
+from kinfolk.contract import SampleRequest, SamplerState
+from kinfolk.rng import row_normal, slerp
+from kinfolk_families._shared.labels import row_labels
 from kinfolk_families.diffusion.config import Options
-from kinfolk_families.diffusion.model import Diffusion
+from kinfolk_families.diffusion.guidance import Denoiser, Guidance, clamped, completed, guided
 from kinfolk_families.diffusion.preconditioning import Preconditioner, per_row
 from kinfolk_families.diffusion.solvers import CODES, SOLVERS, Settings, stage, update
 
-Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]  # x_t (R, *), sigma (R,), label (R,) -> estimate of x (R, *)
+Picture = Callable[[Tensor, Tensor, Tensor], Tensor]  # estimate (R, *), label (R,), seed (R,) -> (R, *shape)
 
 
-def guided(denoise: Denoiser, weight: Tensor, unknown: int) -> Denoiser:
-    """Classifier-free guidance, ``D_unknown + weight * (D_label - D_unknown)``, where a row's ``weight`` (R,) is not 1.
-
-    Rows to guide are evaluated twice, in the same call as all others.
-    Source: Ho & Salimans, 2022, https://arxiv.org/abs/2207.12598 (there w + 1 is what ``weight`` is here).
-    """
-    (rows,) = (weight != 1).nonzero(as_tuple=True)
-    if not len(rows):
-        return denoise
-
-    def denoise_guided(x_t: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
-        labels = torch.cat([label, torch.full_like(rows, unknown)])
-        both = denoise(torch.cat([x_t, x_t[rows]]), torch.cat([sigma, sigma[rows]]), labels)
-        denoised, without = both.split([len(x_t), len(rows)])
-        lifted = without + per_row(weight[rows], x_t) * (denoised[rows] - without)
-        return denoised.index_copy(0, rows, lifted)
-
-    return denoise_guided
-
-
-def clamped(denoise: Denoiser, clamp: Tensor) -> Denoiser:
-    """The estimate kept in [-1, 1] in the rows where ``clamp`` (R,) bool is set."""
-
-    def denoise_clamped(x_t: Tensor, sigma: Tensor, label: Tensor) -> Tensor:
-        denoised = denoise(x_t, sigma, label)
-        return torch.where(per_row(clamp, x_t), denoised.clamp(-1, 1), denoised)
-
-    return denoise_clamped
+def as_it_is(x: Tensor, label: Tensor, seed: Tensor) -> Tensor:  # noqa: ARG001
+    """The picture of an estimate that is one."""
+    return x
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,44 +32,117 @@ class Sampler:
     shape: tuple[int, ...]
     classes: int = 0  # 0: unconditional
     device: torch.device | str = "cpu"
+    picture: Picture = as_it_is
 
-    def start(self, request: SampleRequest) -> SamplerState:
-        """Rows of noise at the largest level."""
-        options = _options(request)
-        carry = {key: self._column(request, value) for key, value in _columns(options).items()}
+    def sample(self, request: SampleRequest) -> SamplerState:
+        """Rows of noise at the largest level; with ``seed_to`` and ``weight``, of noise between that of two seeds."""
+        return self._rows(request, torch.zeros(len(request.seeds), *self.shape))
+
+    def inpaint(self, request: SampleRequest) -> SamplerState:
+        """Rows that complete ``x`` where ``mask`` is 0, taking each step ``resample`` times to make both fit."""
+        assert request.x is not None
+        assert request.mask is not None
+        mask = request.mask.bool()
+        given = torch.where(mask, request.x.float(), 0.0)
+        options = options_of(request)
+        return self._rows(request, given, mask=mask, resample=options.resample)
+
+    def restore(self, request: SampleRequest) -> SamplerState:
+        """Rows that start from ``x``, a sample with noise of ``noise_level``: draws of what it may have been."""
+        assert request.x is not None
+        return self._rows(request, request.x, top=options_of(request).noise_level)
+
+    def _rows(
+        self,
+        request: SampleRequest,
+        origin: Tensor,
+        mask: Tensor | None = None,
+        resample: int = 1,
+        top: float = math.inf,
+    ) -> SamplerState:
+        """Rows at ``origin`` with noise up to their first level, where ``origin`` has noise of ``top`` or none."""
+        options, rows = options_of(request), len(request.seeds)
+        columns = {**_columns(options), "resample": resample, "top": top}
+        settings = {key: _column(rows, value) for key, value in columns.items()}
         call = torch.zeros_like(request.seeds)
-        at = stage(_settings(carry), call, self.preconditioner.level)
-        noise = row_normal(request.seeds, call, self.shape).double()
-        x = (per_row(at.sigma, noise) * noise).to(self.device)
-        label = row_labels(request, self.classes) if self.classes else torch.zeros_like(request.seeds)
-        return SamplerState.start(
-            x,
-            request,
-            calls=SOLVERS[options.solver].calls(options.steps),
-            cost=1 if options.guidance == 1 else 2,
-            label=label.to(self.device),
-            denoised=torch.zeros_like(x),
-            **carry,
-        )
+        at = stage(_settings(settings), call, self.preconditioner.level)
+        there = 0.0 if math.isinf(top) else top
+        missing = (at.sigma.square() - there**2).clamp(min=0).sqrt()
+        seed_to, weight = _way(request)
+        noise = noise_between(request.seeds, seed_to, weight, call, self.shape).double()
+        x = origin.to(noise) + per_row(missing, noise) * noise
+        carry = {
+            **settings,
+            "seed_to": seed_to,
+            "weight": weight,
+            "label": row_labels(request, self.classes) if self.classes else call,
+            "given": origin.float(),
+            "mask": torch.zeros(x.shape, dtype=torch.bool) if mask is None else mask,
+            "denoised": torch.zeros_like(x),
+        }
+        carry = {key: value.to(self.device) for key, value in carry.items()}
+        calls = SOLVERS[options.solver].calls(options.steps, resample)
+        state = SamplerState.start(x.to(self.device), request, calls, 1, **carry)
+        return replace(state, cost=self._cost(carry, at.evaluated))
 
-    def _column(self, request: SampleRequest, value: float | bool) -> Tensor:
-        dtype = torch.float64 if isinstance(value, float) else None
-        return torch.full((len(request.seeds),), value, dtype=dtype, device=self.device)
+    def _cost(self, carry: Mapping[str, Tensor], sigma: Tensor) -> Tensor:
+        """Network evaluations of a call at ``sigma``: two where it is guided. -> (R,) int64"""
+        return 1 + _guidance(carry).active(sigma.to(self.device)).long().cpu()
 
     def advance(self, state: SamplerState) -> SamplerState:
         """One call of the denoiser for all rows, whatever their call and options."""
-        carry = state.carry
-        settings = _settings(carry)
+        carry, settings = state.carry, _settings(state.carry)
         at = stage(settings, state.call, self.preconditioner.level)
         factors = update(settings.solver, at)
-        denoise = clamped(guided(self.denoise, carry["guidance"], self.classes), carry["clamp"])
-        denoised = denoise(state.x, at.evaluated.to(state.x.device), carry["label"])
+        denoised = self._wrapped(carry)(state.x, at.evaluated.to(state.x.device), carry["label"])
         x = factors.apply(state.x, denoised, carry["denoised"], _noise(state, factors.noise))
-        return state.step(x, denoised=denoised)
+        state = state.step(x, denoised=denoised)
+        if not bool((carry["guidance"] != 1).any()):
+            return state
+        following = stage(settings, state.call, self.preconditioner.level)
+        return replace(state, cost=self._cost(carry, following.evaluated))
+
+    def _wrapped(self, carry: Mapping[str, Tensor]) -> Denoiser:
+        """The denoiser as the rows asked for it."""
+        denoise = clamped(guided(self.denoise, _guidance(carry), self.classes), carry["clamp"])
+        return completed(denoise, carry["given"], carry["mask"])
 
     def render(self, state: SamplerState) -> Tensor:
         """The latest denoised estimate, which at the end is the sample; before the first call, zeros."""
-        return state.carry["denoised"].float()
+        return self.picture(state.carry["denoised"].float(), state.carry["label"], state.seed)
+
+
+def noise_between(seed: Tensor, seed_to: Tensor, weight: Tensor, call: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Noise of each row at its call, on the arc from its own to ``seed_to``'s. (R,) each -> (R, *shape) on the CPU
+
+    As later noise is between the two as well, solvers that add some still draw the samples of both seeds at the ends.
+    """
+    noise = row_normal(seed, call, shape)
+    (rows,) = weight.nonzero(as_tuple=True)
+    if len(rows):
+        noise[rows] = slerp(noise[rows], row_normal(seed_to[rows], call[rows], shape), weight[rows])
+    return noise
+
+
+def _noise(state: SamplerState, factor: Tensor) -> Tensor:
+    """Noise for the rows whose ``factor`` (R,) is not zero. -> (R, *)"""
+    noise = torch.zeros_like(state.x, device="cpu")
+    (rows,) = factor.nonzero(as_tuple=True)
+    if len(rows):
+        seed_to, weight = (state.carry[name].cpu()[rows] for name in ("seed_to", "weight"))
+        between = noise_between(state.seed[rows], seed_to, weight, state.call[rows] + 1, tuple(state.x.shape[1:]))
+        noise[rows] = between.double()
+    return noise.to(state.x.device)
+
+
+def _way(request: SampleRequest) -> tuple[Tensor, Tensor]:
+    """The seed each row is on its way to, and how far along it is; (R,), (R,) float64."""
+    weight = torch.zeros(len(request.seeds), dtype=torch.float64) if request.weight is None else request.weight
+    return request.seeds if request.seed_to is None else request.seed_to, weight
+
+
+def _column(rows: int, value: float | bool) -> Tensor:
+    return torch.full((rows,), value, dtype=torch.float64 if isinstance(value, float) else None)
 
 
 def _columns(options: Options) -> Mapping[str, float | bool | int]:
@@ -104,6 +153,8 @@ def _columns(options: Options) -> Mapping[str, float | bool | int]:
         "churn": options.churn,
         "large": options.variance == "large",
         "guidance": options.guidance,
+        "guidance_low": options.guidance_low,
+        "guidance_high": math.inf if options.guidance_high is None else options.guidance_high,
         "clamp": options.clamp,
     }
 
@@ -112,45 +163,11 @@ def _settings(carry: Mapping[str, Tensor]) -> Settings:
     return Settings(*(carry[name].cpu() for name in Settings._fields))
 
 
-def _noise(state: SamplerState, factor: Tensor) -> Tensor:
-    """Noise for the rows whose ``factor`` (R,) is not zero. -> (R, *)"""
-    noise = torch.zeros_like(state.x, device="cpu")
-    (rows,) = factor.nonzero(as_tuple=True)
-    if len(rows):
-        noise[rows] = row_normal(state.seed[rows], state.call[rows] + 1, state.x.shape[1:]).double()
-    return noise.to(state.x.device)
+def _guidance(carry: Mapping[str, Tensor]) -> Guidance:
+    return Guidance(carry["guidance"], carry["guidance_low"], carry["guidance_high"])
 
 
-def tasks(module: Diffusion) -> Tasks:
-    """Sampling, and the denoiser itself for models that are built on it."""
-    sampler = Sampler(module, module.preconditioner, module.spec.shape, module.classes, device_of(module))
-
-    def start(request: SampleRequest) -> SamplerState:
-        _check(module, _options(request))
-        return sampler.start(request)
-
-    return Tasks(
-        options=module.config.sampler,
-        starts={"sample": start},
-        advance=sampler.advance,
-        render=sampler.render,
-        conditions=frozenset({"label"} if module.classes else ()),
-        denoise=module,
-    )
-
-
-def _options(request: SampleRequest) -> Options:
+def options_of(request: SampleRequest) -> Options:
+    """What the request asks for, in the room's own terms."""
     assert isinstance(request.options, Options)
     return request.options
-
-
-def _check(module: Diffusion, options: Options) -> None:
-    most = module.preconditioner.max_steps
-    if most is not None and options.steps > most:
-        raise RequestError("steps", f"steps={options.steps}: this model knows {most} noise levels. Use 1 to {most}.")
-    if options.guidance != 1 and not (module.classes and module.config.label_dropout):
-        raise RequestError(
-            "guidance", f"guidance={options.guidance}: this model was not trained with and without labels. Use 1."
-        )
-    if options.clamp and module.spec.levels is None:
-        raise RequestError("clamp", "clamp=true: this model's data has no range to keep to. Leave it out.")

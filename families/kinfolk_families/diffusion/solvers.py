@@ -2,7 +2,8 @@
 
 Each is linear in what it has seen, ``x_next = a * x_t + b * denoised + c * previous + d * noise`` with ``previous`` the
 denoised estimate one call earlier, so a solver is a function from noise levels to the four numbers of an ``Update``.
-Rows of different solvers then differ in numbers only, and one expression advances them all.
+Rows of different solvers then differ in numbers only, and one expression advances them all. Taking a step again, which
+inpainting does, is RePaint's resampling: Lugmayr et al., 2022, https://arxiv.org/abs/2201.09865.
 
 R rows; every tensor here is (R,) float64 unless said otherwise.
 """
@@ -27,15 +28,17 @@ class Settings(NamedTuple):
     eta: Tensor
     churn: Tensor
     large: Tensor  # bool: the larger variance of ``ddpm``
+    resample: Tensor  # int64: how often each step but the last is taken
+    top: Tensor  # the noise level to start at; infinite: the highest there is
 
 
 class Stage(NamedTuple):
     """Where each row stands in its step."""
 
-    before: Tensor  # noise level where the step before started; infinite in the first step
+    before: Tensor  # noise level where the step before started; infinite in the first step and in a repeated one
     sigma: Tensor  # where this step starts, churn included
     after: Tensor  # where it ends; 0 in the last step
-    lift: Tensor  # standard deviation of the noise that churn adds once the step has ended
+    lift: Tensor  # standard deviation of the noise put back once the step has ended, by churn or to take it again
     correcting: Tensor  # bool: x_t stands at ``after`` already, and its slope there is what the call measures
     eta: Tensor
     large: Tensor
@@ -94,7 +97,7 @@ def heun(at: Stage) -> Update:
     """
     euler = towards(at.after / at.sigma, torch.zeros_like(at.sigma))
     half = (at.after - at.sigma) / (2 * at.after)
-    correction = Update(torch.ones_like(half), -half, half, at.lift)
+    correction = Update(torch.ones_like(half), -half, half, torch.zeros_like(half))
     return Update(*(torch.where(at.correcting, second, first) for first, second in zip(euler, correction, strict=True)))
 
 
@@ -111,48 +114,65 @@ def dpmpp_2m(at: Stage) -> Update:
 
 @dataclass(frozen=True, slots=True)
 class Solver:
-    """A rule and the network calls that ``steps`` steps of it take."""
+    """A rule, with the network calls that a step takes; the last step, to no noise, takes one."""
 
     update: Callable[[Stage], Update]
-    calls: Callable[[int], int] = lambda steps: steps
+    calls_per_step: int = 1
     smooth: bool = False  # second order: wants noise levels that fall evenly
+
+    def calls(self, steps: int, resample: int = 1) -> int:
+        """Network calls of ``steps`` steps, each but the last taken ``resample`` times."""
+        return self.calls_per_step * resample * (steps - 1) + 1
 
 
 SOLVERS: dict[SolverName, Solver] = {
     "ddpm": Solver(ddpm),
     "ddim": Solver(ddim),
-    "heun": Solver(heun, calls=lambda steps: 2 * steps - 1, smooth=True),
+    "heun": Solver(heun, calls_per_step=2, smooth=True),
     "dpmpp_2m": Solver(dpmpp_2m, smooth=True),
 }
 CODES: dict[SolverName, int] = {name: code for code, name in enumerate(SOLVERS)}  # how a row remembers its solver
 
 
 def update(solver: Tensor, at: Stage) -> Update:
-    """The factors of each row's own solver; ``solver`` (R,) holds ``CODES``."""
+    """The factors of each row's own solver, ``lift`` included; ``solver`` (R,) holds ``CODES``."""
     factors = torch.empty(len(Update._fields), len(solver), dtype=torch.float64)
     for code, rule in enumerate(SOLVERS.values()):
         rows = solver == code
         if rows.any():
             factors[:, rows] = torch.stack(rule.update(at))[:, rows]
-    return Update(*factors)
+    x, denoised, previous, noise = factors
+    return Update(x, denoised, previous, torch.hypot(noise, at.lift))
 
 
-def stage(row: Settings, call: Tensor, level: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Stage:
+def stage(row: Settings, call: Tensor, level: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> Stage:
     """Where rows stand at their ``call`` (R,) int64; ``level`` is that of their preconditioner.
 
-    Churn lifts sigma to (1 + gamma) sigma before each step (EDM algorithm 2); here that ends the step before.
+    Churn lifts sigma to (1 + gamma) sigma before each step (EDM algorithm 2); here that ends the step before. A step
+    that is taken again goes back to where it started, by the noise that lies between (RePaint, algorithm 1).
     """
-    two_calls = row.solver == CODES["heun"]
-    step = torch.where(two_calls, call // 2, call)
-    gamma = torch.where(two_calls, (row.churn / row.steps).clamp(max=math.sqrt(2) - 1), 0.0)
-    smooth = torch.tensor([rule.smooth for rule in SOLVERS.values()])[row.solver]
-    after = level(step + 1, row.steps, smooth)
+    per_step, smooth = _of_solver(row.solver)
+    step, within = call // (per_step * row.resample), call % (per_step * row.resample)
+    gamma = torch.where(row.solver == CODES["heun"], (row.churn / row.steps).clamp(max=math.sqrt(2) - 1), 0.0)
+    sigma = level(step, row.steps, smooth, row.top) * (1 + gamma)
+    after = level(step + 1, row.steps, smooth, row.top)
+    ends = within % per_step == per_step - 1
+    again = (within + per_step < per_step * row.resample) & (step < row.steps - 1)
+    goal = torch.where(again, sigma, after * (1 + gamma))
+    first = (step > 0) & (within < per_step)
     return Stage(
-        before=torch.where(step > 0, level(step - 1, row.steps, smooth), math.inf),
-        sigma=level(step, row.steps, smooth) * (1 + gamma),
+        before=torch.where(first, level(step - 1, row.steps, smooth, row.top), math.inf),
+        sigma=sigma,
         after=after,
-        lift=after * ((1 + gamma).square() - 1).sqrt(),
-        correcting=two_calls & (call % 2 == 1),
+        lift=torch.where(ends, (goal.square() - after.square()).clamp(min=0).sqrt(), 0.0),
+        correcting=within % per_step == 1,
         eta=row.eta,
         large=row.large,
     )
+
+
+def _of_solver(solver: Tensor) -> tuple[Tensor, Tensor]:
+    """Calls per step and smoothness of each row's solver."""
+    rules = SOLVERS.values()
+    per_step, smooth = [rule.calls_per_step for rule in rules], [rule.smooth for rule in rules]
+    return torch.tensor(per_step)[solver], torch.tensor(smooth)[solver]

@@ -3,7 +3,7 @@
 Stored samples are levels (uint8, or int32 for more than 256 of them), or float32 where data is continuous.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -143,3 +143,22 @@ class TensorSource:
         """Samples [start, stop) in stored order."""
         check_range(start, stop, len(self))
         return self.rows[start:stop].to_batch(self.spec)
+
+
+def keep(source: Source, labels: Sequence[int]) -> Source:
+    """The samples of some classes alone; all of them where ``labels`` is empty.
+
+    Raises:
+        DataError: the data has no such class or no sample of it, or is too large to be held in memory.
+    """
+    if not labels:
+        return source
+    classes = source.spec.classes or 0
+    if bad := [label for label in labels if not 0 <= label < classes]:
+        allowed = f"Use 0 to {classes - 1}" if classes else "This data has no classes: leave it out"
+        raise DataError(f"keep_labels={bad[0]} is not a class of the data. {allowed}.")
+    if not isinstance(source, TensorSource) or source.rows.label is None:
+        raise DataError("keep_labels needs data that fits in memory. Prepare the wanted classes as a data set.")
+    wanted = torch.isin(source.rows.label, torch.tensor(labels))
+    rows = source.rows[wanted.nonzero().flatten()]
+    return TensorSource(source.spec, rows.x, rows.label)

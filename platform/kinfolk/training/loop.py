@@ -6,7 +6,7 @@ the rest.
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
@@ -48,6 +48,7 @@ class TrainState:
     ema: Ema | None
     samples_seen: int = 0
     step: int = 0
+    tuned: bool = False  # started from trained weights, which no data shall initialise again
     rollbacks: int = 0  # part of the noise's key, so that a second try draws other noise
 
     def served(self) -> Model:
@@ -99,16 +100,27 @@ def build(
     """A freshly initialised model, a function of ``seed``.
 
     Raises:
-        ConfigError: the family cannot learn data of this kind.
+        ConfigError: the family cannot learn data of this kind, or takes no such parent.
     """
     if spec.kind not in family.kinds:
         kinds = ", ".join(sorted(family.kinds))
         raise ConfigError(
             f"{family.name} learns {kinds} data; this data set holds {spec.kind} samples. Use another recipe or data."
         )
+    given = {role: _frozen(parent, device) for role, parent in (parents or {}).items()}
+    if strange := sorted(given.keys() - family.roles):
+        roles = ", ".join(sorted(family.roles)) or "none"
+        raise ConfigError(f"{family.name} takes no parent in the role {strange[0]!r}. Its roles: {roles}.")
     with seeded_initialisation(seed):
-        module = family.build(config, spec, parents or {})
-    return Model(family, config, spec, module.to(device), parents or {})
+        module = family.build(config, spec, given)
+    return Model(family, config, spec, module.to(device), given)
+
+
+def _frozen(parent: Model, device: torch.device | str) -> Model:
+    """A parent as a child may use it: on the child's device, in eval mode, without gradients."""
+    module = parent.module.to(device).eval().requires_grad_(False)
+    parents = {role: _frozen(each, device) for role, each in parent.parents.items()}
+    return replace(parent, module=module, parents=parents)
 
 
 def prepare(model: Model, training: Training) -> TrainState:
@@ -124,6 +136,21 @@ def _device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
+def _progress(state: TrainState, noise: torch.Generator, world: World) -> Progress:
+    return Progress(state.samples_seen, state.step, noise, world.all_reduce, world.rank, world.size)
+
+
+@torch.no_grad()
+def initialise(state: TrainState, batch: Batch, seed: int, world: World) -> None:
+    """Let a family that initialises from data do so; the average of the weights starts where that ends."""
+    module, start = state.model.module, state.model.family.initialise
+    if start is None:
+        return
+    start(module, batch, _progress(state, generator(seed, "initialise", device=_device(module)), world))
+    if state.ema is not None:
+        state.ema.restart()
+
+
 def take_step(state: TrainState, stream: Stream, training: Training, seed: int, world: World) -> dict[str, Tensor]:
     """One step over the next global batch: a turn of every phase that is due. Logs are named ``phase/what``.
 
@@ -133,15 +160,17 @@ def take_step(state: TrainState, stream: Stream, training: Training, seed: int, 
     share = training.batch_size // world.size
     start = state.samples_seen + world.rank * share
     device = _device(state.model.module)
-    microbatches = stream.batch(seed, start, start + share).to(device).split(training.accumulate)
+    batch = stream.batch(seed, start, start + share).to(device)
+    if state.step == 0 and not state.tuned:
+        initialise(state, batch, seed, world)
+    microbatches = batch.split(training.accumulate)
     logs: dict[str, Tensor] = {}
     for phase in state.phases:
         if state.step % phase.every_steps:
             continue
         key = (seed, world.rank, state.step, state.rollbacks, phase.name)
         progress = [
-            Progress(state.samples_seen, state.step, generator(*key, part, device=device), world.all_reduce)
-            for part in range(training.accumulate)
+            _progress(state, generator(*key, part, device=device), world) for part in range(training.accumulate)
         ]
         lr_scale = training.divergence_lr_factor**state.rollbacks
         turned = turn(

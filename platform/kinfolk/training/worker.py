@@ -21,6 +21,7 @@ from kinfolk.checkpoint import Snapshot, newest_good, save_checkpoint
 from kinfolk.config import Recipe, parse
 from kinfolk.contract import DataSpec, Model
 from kinfolk.data.prepared import Prepared
+from kinfolk.data.source import keep
 from kinfolk.errors import KinfolkError
 from kinfolk.families import find_family
 from kinfolk.pictures import draw, picturable
@@ -38,6 +39,8 @@ class Job:
     data: Path  # prepared data set, readable on every node
     threads: int = 1  # of one worker
     initial: Mapping[str, Tensor] = field(default_factory=dict)  # weights to start from, by name
+    parents: Mapping[str, Model] = field(default_factory=dict)  # by role
+    latents: Path | None = None  # the data as the first stage encodes it, where there is one
 
 
 def _all_reduce(value: Tensor) -> Tensor:
@@ -56,10 +59,12 @@ def fresh_state(job: Job, spec: DataSpec, device: torch.device | str = "cpu") ->
     recipe = job.recipe
     family = find_family(recipe.family)
     config = parse(family.config, recipe.model, f"recipe {recipe.name}, model")
-    model = build(family, config, spec, recipe.seed, device)
+    model = build(family, config, spec, recipe.seed, device, job.parents)
     if job.initial:
         model.module.load_state_dict(dict(job.initial))
-    return prepare(model, recipe.training)
+    state = prepare(model, recipe.training)
+    state.tuned = bool(job.initial)
+    return state
 
 
 def _stored_folders() -> Iterator[Path]:
@@ -134,13 +139,15 @@ def run_worker(config: Mapping[str, Any]) -> dict[str, Any]:
 def _train(job: Job, mailbox: ActorHandle) -> dict[str, Any]:
     world = _world()
     data = Prepared.open(job.data)
+    learned = Prepared.open(job.latents) if job.latents else data
     state = fresh_state(job, data.spec, get_device())
     snapshot, problems = newest_good(_stored_folders())
     if snapshot is not None:
         state.load(snapshot)
     reporter = _Reporter(job, state, world, mailbox)
     reporter.tell("start", problems=problems)
-    for report in train(state, data.source("train"), job.recipe.training, job.recipe.seed, world):
+    source = keep(learned.source("train"), job.recipe.keep_labels)
+    for report in train(state, source, job.recipe.training, job.recipe.seed, world):
         reporter.handle(report)
         if report.kind == "log" and state.samples_seen < job.recipe.training.samples and reporter.stop_wanted():
             reporter.store(state.snapshot())

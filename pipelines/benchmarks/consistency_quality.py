@@ -1,0 +1,61 @@
+"""What do fewer steps cost? ``fd_local`` of a consistency model in 1, 2 and 4 steps beside its teacher's Heun 18.
+
+Measured as `kinfolk evaluate` does: Fréchet distance to the train split on the features of the data set's registered
+classifier, as many samples of each class, speed in batches of 64.
+Run after training: python pipelines/benchmarks/consistency_quality.py mnist-ect mnist-edm [SAMPLES [SEED]]
+"""
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kinfolk.config import Evaluation
+from kinfolk.contract import Model
+from kinfolk.tracking.connection import mlflow_environment
+from kinfolk_pipelines.datasets import open_dataset
+from kinfolk_pipelines.figures import measure
+from kinfolk_pipelines.models import Loaded, feature_model, load_model
+from kinfolk_pipelines.settings import apply_environment, load_settings
+
+SAMPLES = 5000
+SEED = 1  # that of `kinfolk evaluate`
+HEUN = {"solver": "heun", "steps": 18}
+LEVELS: Mapping[int, tuple[float, ...]] = {1: (), 2: (0.821,), 4: (5.0, 0.821, 0.2)}  # 0.821: ECT's, on CIFAR-10
+HEAD = "| model | steps | evaluations | fd_local | times the teacher's | as asked | samples/s | times the teacher's |"
+
+
+def rows(student: Loaded, teacher: Loaded) -> Iterator[tuple[str, Model, dict[str, Any]]]:
+    """What is measured: name and steps, the model, its options; the teacher first."""
+    yield f"{teacher.version.reference} | Heun 18", teacher.model, HEUN
+    for steps, sigmas in LEVELS.items():
+        through = " through " + ", ".join(map(str, sigmas)) if sigmas else ""
+        yield f"{student.version.reference} | {steps}{through}", student.model, {"sigmas": sigmas}
+
+
+def main(student_name: str, teacher_name: str, samples: int = SAMPLES, seed: int = SEED) -> None:
+    """Print a row for the teacher and one for each number of steps."""
+    apply_environment(mlflow_environment())
+    settings = load_settings()
+    student, teacher = load_model(settings, student_name), load_model(settings, teacher_name)
+    learned, taught = student.version.lineage.data, teacher.version.lineage.data
+    if learned != taught:
+        raise SystemExit(f"{student_name} learned {learned}, {teacher_name} {taught}. Name two models of one data set.")
+    data, features = open_dataset(settings, learned).prepared, feature_model(settings, learned)
+    print(f"{HEAD}\n{'|---' * HEAD.count(' | ')}|---|")
+    first: Mapping[str, float] = {}
+    for name, model, options in rows(student, teacher):
+        evaluation = Evaluation(samples=samples, options=options, likelihood_samples=1)
+        found = measure(model, data, evaluation, features.model, seed).metrics
+        first = first or found
+        worse, faster = (found[key] / first[key] for key in ("fd_local", "samples_per_second"))
+        print(
+            f"| {name} | {found['nfe']:.0f} | {found['fd_local']:.3f} | {worse:.2f} | "
+            f"{found.get('class_accuracy', float('nan')):.1%} | {found['samples_per_second']:.1f} | {faster:.1f} |",
+            flush=True,
+        )
+    floor = f"the test split is at {first['fd_local_test']:.3f}"
+    print(f"\n{samples} samples, seed {seed}, features of {features.version.reference}; {floor}.")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], *(int(value) for value in sys.argv[3:]))

@@ -1,0 +1,152 @@
+"""The Energy Transformer: does its energy fall at every step, and does it complete better than an autoencoder?
+
+Falling energy is counted over random starts in float64, at several rates, with random weights (the layers' own
+distribution, widened so that tokens do interact) and with trained ones. Completion is the mean squared error of hidden
+patches of the test split, beside plain transformers over the same patches with at least as many parameters and no
+bottleneck: one, two and four blocks, trained by the same loop on the same samples, masks and schedule.
+Run: python pipelines/benchmarks/energy_monotone.py [recipe] [training samples] [starts]
+"""
+
+import copy
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kinfolk.config import Recipe, Training, load_recipe, parse
+from kinfolk.contract import DataSpec, Family, Model, Phase, Tasks
+from kinfolk.data.prepared import Prepared
+from kinfolk.rng import generator
+from kinfolk.training.loop import build, prepare, train
+from kinfolk_families._shared.transformer import Block, Positions, patchify, unpatchify
+from kinfolk_families.energy import FAMILY
+from kinfolk_families.energy.config import EnergyConfig, MaskConfig, Options, TransformerConfig
+from kinfolk_families.energy.losses import completion_loss, hidden_patches
+from kinfolk_families.energy.transformer import EnergyBlock, EnergyTransformer
+from kinfolk_pipelines.datasets import open_dataset
+from kinfolk_pipelines.settings import load_settings
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+RATES = (0.1, 0.03, 0.01)
+DEPTHS = (1, 2, 4)
+HEADS = 4
+TEST_MASK = MaskConfig(least=0.5, most=0.5, replaced=1.0)
+CHUNK = 256
+
+
+class PatchAutoencoder(nn.Module):
+    """Embedding, mask token, positions, blocks and a head, as in a masked autoencoder. (B, C, H, W) -> same"""
+
+    def __init__(self, config: EnergyConfig, system: TransformerConfig, spec: DataSpec, width: int, depth: int) -> None:
+        super().__init__()
+        C, H, W = spec.shape
+        self.config, self.system, self.shape = config, system, (C, H, W)
+        self.tokens, elements = H * W // system.patch**2, C * system.patch**2
+        self.embed = nn.Linear(elements, width)
+        self.mask_token = nn.Parameter(torch.zeros(width))
+        self.positions = Positions(self.tokens, width)
+        self.blocks = nn.Sequential(*(Block(width, HEADS) for _ in range(depth)))
+        self.output = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, elements))
+
+    def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
+        """(B, C, H, W), (B, T) bool -> (B, C, H, W)"""
+        tokens = torch.where(hidden[:, :, None], self.mask_token, self.embed(patchify(x, self.system.patch)))
+        return unpatchify(self.output(self.blocks(self.positions(tokens))), self.shape, self.system.patch)
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(value.numel() for value in module.parameters())
+
+
+def autoencoder_of(depth: int, least: int) -> Family:
+    """A family whose network has so many blocks, as wide as it takes for at least so many parameters."""
+
+    def built(config: EnergyConfig, spec: DataSpec, _: Mapping[str, Model]) -> PatchAutoencoder:
+        assert isinstance(config.system, TransformerConfig)
+        width = HEADS
+        while parameters(PatchAutoencoder(config, config.system, spec, width, depth)) < least:
+            width += HEADS
+        return PatchAutoencoder(config, config.system, spec, width, depth)
+
+    def phases(module: PatchAutoencoder) -> list[Phase]:
+        return [Phase("completion", module, partial(completion_loss, module), module.config.optimizer)]
+
+    return Family("autoencoder", FAMILY.kinds, EnergyConfig, Options, built, phases, lambda _: Tasks(options=Options()))
+
+
+def trained(family: Family, recipe: Recipe, data: Prepared) -> nn.Module:
+    """The network of ``family`` after the recipe's training, averaged weights."""
+    config = parse(EnergyConfig, recipe.model, "model")
+    state = prepare(build(family, config, data.spec, recipe.seed), recipe.training)
+    for _ in train(state, data.source("train"), recipe.training, recipe.seed):
+        pass
+    return state.served().module
+
+
+@torch.no_grad()
+def completion_error(module: nn.Module, data: Prepared) -> float:
+    """Mean squared error of hidden patches of the test split, half of each picture, the same for every network."""
+    test, errors, system = data.source("test"), [], module.system
+    for start in range(0, len(test), CHUNK):
+        x = test.take(start, min(start + CHUNK, len(test))).x
+        masked, hidden = hidden_patches(len(x), module.tokens, TEST_MASK, generator("test masks", start))
+        errors.append(patchify(module(x, hidden) - x, system.patch).square().mean(2)[masked])
+    return float(torch.cat(errors).mean())
+
+
+@torch.no_grad()
+def monotone_starts(block: EnergyBlock, tokens: Tensor, rate: float) -> int:
+    """In how many starts the energy falls at each step. (N, T, D) -> of N"""
+    block = copy.deepcopy(block).double()
+    block.rate = rate
+    x, falls = tokens.double(), torch.ones(len(tokens), dtype=torch.bool)
+    energy = block.energy(x)
+    for _ in range(block.steps):
+        x = block.step(x)
+        before, energy = energy, block.energy(x)
+        falls &= energy < before
+    return int(falls.sum())
+
+
+def random_block(config: TransformerConfig) -> EnergyBlock:
+    """Weights with unit gain and memories of half of it, so that energies are far from flat."""
+    block, noise = EnergyBlock(config), generator("weights")
+    for parameter in (block.attention.query, block.attention.key, block.memory.memories):
+        parameter.data = torch.randn(parameter.shape, generator=noise) / config.width**0.5
+    return block
+
+
+def count_monotone(system: TransformerConfig, trained_block: EnergyBlock, tokens: int, starts: int) -> None:
+    """Print a row for each kind of weights and rate."""
+    begin = torch.randn(starts, tokens, system.width, generator=generator("starts"))
+    print(f"\n| weights | rate | starts whose energy falls at each of {system.steps} steps |\n|---|---|---|")
+    for name, block in (("random", random_block(system)), ("trained", trained_block)):
+        for rate in RATES:
+            fallen = sum(monotone_starts(block, part, rate) for part in begin.split(CHUNK))
+            print(f"| {name} | {rate} | {fallen} of {starts} |", flush=True)
+
+
+def main(name: str = "mnist/energy-transformer", samples: int | None = None, starts: int = 1000) -> None:
+    """Train the Energy Transformer and its rivals, compare them, and count."""
+    recipe = load_recipe(RECIPES / f"{name}.yaml")
+    plan = recipe.training.model_dump() | ({"samples": samples} if samples else {})
+    recipe = recipe.model_copy(update={"training": Training(**plan)})
+    data = open_dataset(load_settings(), recipe.data).prepared
+    module = trained(FAMILY, recipe, data)
+    assert isinstance(module, EnergyTransformer)
+    own = completion_error(module, data)
+    print(f"{name}, {recipe.training.samples} training samples, half of the patches of the test split hidden\n")
+    print("| network | parameters | error of hidden patches | ratio |\n|---|---|---|---|")
+    print(f"| Energy Transformer, {module.system.steps} steps | {parameters(module)} | {own:.4f} | 1 |", flush=True)
+    for depth in DEPTHS:
+        rival = trained(autoencoder_of(depth, parameters(module)), recipe, data)
+        error = completion_error(rival, data)
+        print(f"| autoencoder, {depth} blocks | {parameters(rival)} | {error:.4f} | {own / error:.3f} |", flush=True)
+    count_monotone(module.system, module.block, module.tokens, starts)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2], *map(int, sys.argv[2:]))

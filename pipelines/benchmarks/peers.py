@@ -1,0 +1,207 @@
+"""Kinfolk beside libraries for one family each: equal networks, batch and threads, the sides of a pair in turn.
+
+Peers: diffusers' UNet2DModel with the DDPM loss and its DDIM loop, pythae's MLP VAE, normflows' Glow. Both sides train
+on 28x28 noise levels drawn once, without an average of weights; ratios are medians over pairs.
+
+Needs the extra: pip install -c constraints.txt -e ".[bench]"
+Run: python pipelines/benchmarks/peers.py [pairs] [threads]
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kinfolk import sampling
+from kinfolk.config import Training, parse
+from kinfolk.contract import DataSpec, Model
+from kinfolk.data.source import TensorSource
+from kinfolk.families import find_family
+from kinfolk.metrics.speed import parameter_count
+from kinfolk.step import World
+from kinfolk.training.loop import build, prepare, take_step
+
+SPEC = DataSpec(kind="image", shape=(1, 28, 28), levels=256, data_std=0.6162)
+ROWS = 4096
+VAE = {
+    "network": {"kind": "mlp", "width": 512, "depth": 1},
+    "latent": 16,
+    "objective": {"kind": "elbo", "decoder": {"kind": "bernoulli", "binarise": False}},
+}
+GLOW = {"flow": {"kind": "glow", "levels": 2, "steps": 8, "width": 64}}
+UNET = {
+    "network": {"kind": "unet", "channels": 32, "multipliers": [1, 2, 2], "blocks": 2, "attention": 14, "heads": 8},
+    "preconditioning": {"kind": "ddpm"},
+    "sampler": {"solver": "ddim", "steps": 20},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One library's network: how many steps it takes in a turn, and how it draws."""
+
+    parameters: int
+    step: Callable[[], object]
+    draw: Callable[[int], object] | None = None
+
+
+def pictures() -> Tensor:
+    """(N, 1, 28, 28) uint8, as sparse as handwriting."""
+    noise = torch.rand(ROWS, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    return torch.where(noise > 0.8, noise * 255, torch.zeros(())).to(torch.uint8)
+
+
+def ours(family: str, config: dict[str, Any], batch_size: int) -> Side:
+    """The training loop's own step, and the sampler every command uses."""
+    known = find_family(family)
+    model = build(known, parse(known.config, config, "model"), SPEC, seed=0)
+    plan = Training(samples=10**9, batch_size=batch_size)
+    state, source = prepare(model, plan), TensorSource(SPEC, pictures())
+    draws = "sample" in model.tasks.starts
+    return Side(
+        parameter_count(model.module).total,
+        lambda: take_step(state, source, plan, 0, World()),
+        (lambda n: drawn(model, n)) if draws else None,
+    )
+
+
+def drawn(model: Model, n: int) -> Tensor:
+    """Samples of a model in training, without its gradients."""
+    with torch.no_grad():
+        return sampling.sample(model, n)
+
+
+def batches(batch_size: int) -> Iterator[Tensor]:
+    """Shuffled batches in [-1, 1] for ever."""
+    x = pictures()
+    while True:
+        for index in torch.randperm(len(x)).split(batch_size):
+            if len(index) == batch_size:
+                yield x[index].float() / 127.5 - 1
+
+
+def by_hand(module: nn.Module, loss: Callable[[Tensor], Tensor], batch_size: int) -> Callable[[], None]:
+    """The step of a plain loop around a peer's network."""
+    optimizer, stream = torch.optim.Adam(module.parameters(), 1e-4), batches(batch_size)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss(next(stream)).backward()
+        optimizer.step()
+
+    return step
+
+
+def count(module: nn.Module) -> int:
+    return sum(value.numel() for value in module.parameters())
+
+
+def pythae_vae(batch_size: int) -> Side:
+    from pythae import models
+
+    model = models.VAE(models.VAEConfig(input_dim=(1, 28, 28), latent_dim=16, reconstruction_loss="bce"))
+    return Side(count(model), by_hand(model, lambda x: model({"data": (x + 1) / 2}).loss, batch_size))
+
+
+def normflows_glow(batch_size: int) -> Side:
+    import normflows
+
+    levels, steps, hidden = 2, 8, 64
+    bases, merges, flows = [], [], []
+    for level in range(levels):
+        channels, side = 2 ** (levels + 1 - level), 28 // 2 ** (levels - level)
+        blocks = [normflows.flows.GlowBlock(channels, hidden, split_mode="channel") for _ in range(steps)]
+        flows.append([*blocks, normflows.flows.Squeeze()])
+        if level:
+            merges.append(normflows.flows.Merge())
+            channels //= 2
+        bases.append(normflows.distributions.DiagGaussian((channels, side, side)))
+    model = normflows.MultiscaleFlow(bases, flows, merges)
+    with torch.no_grad():
+        model.forward_kld(next(batches(batch_size)))  # ActNorm looks at its first batch
+    draw = torch.no_grad()(model.sample)
+    return Side(
+        count(model), by_hand(model, lambda x: model.forward_kld(x + torch.rand_like(x) / 127.5), batch_size), draw
+    )
+
+
+def diffusers_unet(batch_size: int) -> Side:
+    from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+
+    model = UNet2DModel(
+        sample_size=28,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=2,
+        block_out_channels=(32, 64, 64),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=8,
+    )
+    noising, stepping = DDPMScheduler(), DDIMScheduler()
+
+    def loss(x: Tensor) -> Tensor:
+        noise, time_step = torch.randn_like(x), torch.randint(1000, (len(x),))
+        predicted = model(noising.add_noise(x, noise, time_step), time_step).sample
+        return (predicted - noise).square().mean()
+
+    @torch.no_grad()
+    def draw(n: int) -> Tensor:
+        stepping.set_timesteps(20)
+        x = torch.randn(n, 1, 28, 28)
+        for time_step in stepping.timesteps:
+            x = stepping.step(model(x, time_step).sample, time_step, x).prev_sample
+        return x
+
+    return Side(count(model), by_hand(model, loss, batch_size), draw)
+
+
+def rate(work: Callable[[], object], samples: int, seconds: float) -> float:
+    """Samples per second of ``work``, repeated for at least so long after one warm-up."""
+    work()
+    started, done = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        work()
+        done += samples
+    return done / (time.perf_counter() - started)
+
+
+def compare(what: str, a: Callable[[], object], b: Callable[[], object], samples: int, pairs: int) -> None:
+    """One line of the table."""
+    measured = [(rate(a, samples, 6), rate(b, samples, 6)) for _ in range(pairs)]
+    ratios = sorted(x / y for x, y in measured)
+    left, right = (statistics.median(side) for side in zip(*measured, strict=True))
+    print(
+        f"| {what} | {left:,.1f} | {right:,.1f} | {statistics.median(ratios):.2f} | "
+        f"{ratios[0]:.2f} to {ratios[-1]:.2f} |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    pairs, threads = (int(sys.argv[place]) if len(sys.argv) > place else default for place, default in ((1, 3), (2, 2)))
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    print(f"28x28, {threads} threads, {pairs} pairs, samples/s\n")
+    print("| what | ours | peer | median ratio | range |\n|---|---|---|---|---|")
+    cases = [
+        ("pythae MLP VAE 784-512-16, batch 128", ours("autoencoder", VAE, 128), pythae_vae(128), 128, 0),
+        ("normflows Glow L2 K8 hidden 64, batch 64", ours("flow", GLOW, 64), normflows_glow(64), 64, 256),
+        ("diffusers UNet2DModel 32-64-64, batch 32", ours("diffusion", UNET, 32), diffusers_unet(32), 32, 16),
+    ]
+    for name, mine, theirs, batch_size, rows in cases:
+        sizes = f"({mine.parameters:,} and {theirs.parameters:,} parameters)"
+        compare(f"training, {name} {sizes}", mine.step, theirs.step, batch_size, pairs)
+        if mine.draw and theirs.draw:
+            draws = partial(mine.draw, rows), partial(theirs.draw, rows)
+            compare(f"sampling {rows}, {name}", *draws, rows, pairs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Figures of a model on given data: likelihood, reconstruction, classification, codes, anomalies."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from kinfolk.config import Evaluation
+from kinfolk.contract import Batch, DataSpec, Model, RowTask, Tasks
+from kinfolk.data.source import Source
+from kinfolk.errors import DataError
+from kinfolk.metrics.anomaly import auroc
+from kinfolk.metrics.codes import perplexity, usage
+from kinfolk.metrics.likelihood import likelihood_figures
+
+_CHUNK = 256  # rows of one forward pass
+
+
+def _chunks(source: Source, rows: int | None = None) -> Iterator[tuple[Batch, Tensor]]:
+    """The first ``rows`` of a split in stored order, each with the seed of its position; None: all of them."""
+    last = min(rows or len(source), len(source))
+    for start in range(0, last, _CHUNK):
+        stop = min(start + _CHUNK, last)
+        yield source.take(start, stop), torch.arange(start, stop)
+
+
+def _rows_of(task: RowTask, source: Source, rows: int | None = None) -> Tensor:
+    return torch.cat([task(batch, seeds) for batch, seeds in _chunks(source, rows)])
+
+
+@torch.no_grad()
+def on_data(model: Model, test: Source, evaluation: Evaluation, strange: Mapping[str, Source]) -> dict[str, float]:
+    """Every figure the model's tasks allow; ``strange`` names data whose anomaly scores ought to be higher.
+
+    Raises:
+        DataError: strange data is of another shape.
+    """
+    tasks = model.tasks
+    return {
+        **_likelihood(tasks, test, evaluation),
+        **_reconstruction(tasks, test),
+        **_accuracy(tasks, test),
+        **_codes(tasks, test),
+        **_anomaly(tasks, test, strange),
+    }
+
+
+def _likelihood(tasks: Tasks, test: Source, evaluation: Evaluation) -> dict[str, float]:
+    if tasks.log_prob is None:
+        return {}
+    rows, draws = evaluation.likelihood_samples, evaluation.importance_draws
+    metrics = likelihood_figures(tasks.log_prob, _rows_of(tasks.log_prob.nats, test, rows), test.spec)
+    if draws is None or tasks.importance_bound is None:
+        return metrics
+    bound = tasks.importance_bound
+    nats = _rows_of(lambda batch, seeds: bound(batch, seeds, draws), test, rows)
+    figures = likelihood_figures(replace(tasks.log_prob, kind="lower_bound"), nats, test.spec)
+    return metrics | {name.replace("elbo", "importance_bound"): value for name, value in figures.items()}
+
+
+def _reconstruction(tasks: Tasks, test: Source) -> dict[str, float]:
+    if tasks.reconstruct is None:
+        return {}
+    errors = [(tasks.reconstruct(b, s) - b.x).square().flatten(1).mean(1) for b, s in _chunks(test)]
+    return {"reconstruction_mse": float(torch.cat(errors).mean())}
+
+
+def _accuracy(tasks: Tasks, test: Source) -> dict[str, float]:
+    if tasks.classify is None:
+        return {}
+    right = [torch.eq(tasks.classify(b, s).argmax(1), b.label).float() for b, s in _chunks(test) if b.label is not None]
+    return {"test_accuracy": float(torch.cat(right).mean())}
+
+
+def _codes(tasks: Tasks, test: Source) -> dict[str, float]:
+    spec = tasks.latent_spec
+    if tasks.encode is None or spec is None or spec.kind != "tokens" or spec.levels is None:
+        return {}
+    codes = _rows_of(tasks.encode, test)
+    return {"codebook_usage": usage(codes, spec.levels), "codebook_perplexity": perplexity(codes, spec.levels)}
+
+
+def _anomaly(tasks: Tasks, test: Source, strange: Mapping[str, Source]) -> dict[str, float]:
+    if tasks.anomaly_score is None or not strange:
+        return {}
+    for other in strange.values():
+        _check_shape(test.spec, other.spec)
+    normal = _rows_of(tasks.anomaly_score, test)
+    return {f"auroc_{name}": auroc(normal, _rows_of(tasks.anomaly_score, other)) for name, other in strange.items()}
+
+
+def _check_shape(ours: DataSpec, theirs: DataSpec) -> None:
+    if ours.shape != theirs.shape:
+        raise DataError(
+            f"The data to compare with has samples of shape {theirs.shape}, the model's of {ours.shape}. Prepare it "
+            "in that shape, for example with --set size and --set channels of a folder."
+        )

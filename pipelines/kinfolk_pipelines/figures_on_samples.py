@@ -1,0 +1,68 @@
+"""Figures on samples, measured on the features of a local classifier."""
+
+import torch
+from torch import Tensor
+
+from kinfolk.contract import Batch, DataSpec, Model
+from kinfolk.data.source import Source
+from kinfolk.metrics.accuracy import class_accuracy, class_counts
+from kinfolk.metrics.diversity import mean_distance_within_classes, mean_pairwise_distance, vendi_score
+from kinfolk.metrics.frechet import FeatureStatistics, frechet_distance
+from kinfolk.metrics.kernel import kernel_distance
+from kinfolk.metrics.manifold import manifold_scores
+
+_CHUNK = 256  # rows of one forward pass
+_VENDI_ROWS = 1000
+_REFERENCE_ROWS = 10_000  # of the train split; the kernel distance compares all pairs
+_REFERENCE_SEED = 0
+
+
+@torch.no_grad()
+def _encoded(features: Model, x: Tensor) -> Tensor:
+    encode = features.tasks.encode
+    assert encode is not None
+    return torch.cat([encode(Batch(part), torch.arange(len(part))) for part in x.split(_CHUNK)])
+
+
+def as_shown(x: Tensor, spec: DataSpec) -> Tensor:
+    """Samples rounded to the levels real data has, so that a classifier cannot tell them by their fractions."""
+    return x if spec.levels is None else spec.from_levels(spec.to_levels(x))
+
+
+@torch.no_grad()
+def on_features(
+    features: Model, train: Source, test: Source, samples: Tensor, labels: list[int] | None
+) -> dict[str, float]:
+    """Distances, coverage and diversity of samples (N, *), and whether they are of the classes asked for."""
+    shown = as_shown(samples, train.spec)
+    real = _encoded(features, train.batch(_REFERENCE_SEED, 0, min(len(train), _REFERENCE_ROWS)).x)
+    held_out = _encoded(features, test.take(0, min(len(test), _REFERENCE_ROWS)).x)
+    drawn = _encoded(features, shown)
+    statistics = FeatureStatistics.of(real)
+    equal = min(len(real), len(drawn))
+    scores = manifold_scores(real[:equal], drawn[:equal])
+    metrics = {
+        "fd_local": frechet_distance(statistics, FeatureStatistics.of(drawn)),
+        "fd_local_test": frechet_distance(statistics, FeatureStatistics.of(held_out)),
+        "kd_local": kernel_distance(real, drawn),
+        "precision": scores.precision,
+        "recall": scores.recall,
+        "density": scores.density,
+        "coverage": scores.coverage,
+        "pairwise_distance": mean_pairwise_distance(drawn[:_VENDI_ROWS]),
+        "vendi": vendi_score(drawn[:_VENDI_ROWS]),
+    }
+    if labels is not None:
+        metrics["distance_within_classes"] = mean_distance_within_classes(drawn, torch.tensor(labels))
+    return metrics | _by_class(features, shown, labels)
+
+
+def _by_class(features: Model, shown: Tensor, labels: list[int] | None) -> dict[str, float]:
+    classify = features.tasks.classify
+    if classify is None:
+        return {}
+    logits = torch.cat([classify(Batch(part), torch.arange(len(part))) for part in shown.split(_CHUNK)])
+    if labels is None:
+        return {"classes_covered": float((class_counts(logits) > 0).sum())}
+    found = class_accuracy(logits, torch.tensor(labels))
+    return {"class_accuracy": found.accuracy, "classes_covered": float(found.covered)}

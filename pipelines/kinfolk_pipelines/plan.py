@@ -1,0 +1,105 @@
+"""What a training will be, checked as a whole before anything is touched."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from kinfolk.config import Recipe, find_recipe, load_recipe, parse
+from kinfolk.contract import FIRST_STAGE, Family, Model
+from kinfolk.data.catalogue import silent
+from kinfolk.data.latents import write_latents
+from kinfolk.data.prepared import RECORD, Prepared
+from kinfolk.data.source import keep
+from kinfolk.errors import ConfigError, RegistryError
+from kinfolk.families import find_family
+from kinfolk.tracking.reference import parse_name
+from kinfolk.training.loop import build
+from kinfolk_pipelines.datasets import Dataset, open_dataset
+from kinfolk_pipelines.models import Loaded, load_model
+from kinfolk_pipelines.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A training that was checked as a whole, before anything is touched."""
+
+    recipe: Recipe
+    family: Family
+    data: Dataset
+    model_name: str
+    run_name: str
+    initial: Mapping[str, Tensor] = field(default_factory=dict)
+    parents: Mapping[str, Loaded] = field(default_factory=dict)  # by role
+    ancestry: Mapping[str, str] = field(default_factory=dict)  # versions it rests on, by role or ``init_from``
+    latents: Path | None = None
+
+
+def plan(settings: Settings, recipe_name: str, sets: Sequence[str] = (), name: str | None = None) -> Plan:
+    """Check everything that can be wrong with a training.
+
+    Raises:
+        ConfigError: the recipe, a setting or the name is not allowed, or the recipe is for another kind of data.
+        DataError: the data set is not there.
+    """
+    recipe = load_recipe(find_recipe(recipe_name, settings.recipe_folder), sets)
+    family = find_family(recipe.family)
+    config = parse(family.config, recipe.model, f"recipe {recipe.name}, model")
+    recipe = recipe.model_copy(update={"model": config.model_dump(mode="json")})
+    data = open_dataset(settings, recipe.data)
+    model_name = parse_name(name or f"{recipe.data}-{recipe.name}")
+    if recipe.keep_labels:
+        keep(data.prepared.source("train"), recipe.keep_labels)
+    parents = {role: _parent(settings, recipe, role) for role in recipe.parents}
+    models = {role: loaded.model for role, loaded in parents.items()}
+    untrained = build(family, config, data.prepared.spec, recipe.seed, parents=models)  # what does not fit fails here
+    initial, ancestry = _initial(settings, recipe, untrained)
+    ancestry |= {role: loaded.version.reference for role, loaded in parents.items()}
+    latents = _latents(settings, data, parents.get(FIRST_STAGE))
+    digest = recipe.digest(data.digest, *ancestry.values())
+    return Plan(recipe, family, data, model_name, f"{model_name}-{digest}", initial, parents, ancestry, latents)
+
+
+def _latents(settings: Settings, data: Dataset, stage: Loaded | None) -> Path | None:
+    """The data as ``stage`` encodes it, from an earlier training if there was one."""
+    if stage is None:
+        return None
+    version = stage.version
+    name = f"{data.name}-{version.name}-{version.number}-{data.digest[:12]}".lower()
+    folder = settings.dataset(".latents") / name
+    if not (folder / RECORD).exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        write_latents(folder, data.prepared, stage.model, name, silent)
+    return Prepared.open(folder).path
+
+
+def _parent(settings: Settings, recipe: Recipe, role: str) -> Loaded:
+    reference = recipe.parents[role]
+    try:
+        return load_model(settings, reference)
+    except RegistryError as error:
+        raise RegistryError(
+            f"Recipe {recipe.name} is built on the {role} {reference!r}: {error} Train that first, or name another "
+            f"with --set parents.{role}=NAME."
+        ) from None
+
+
+def _initial(settings: Settings, recipe: Recipe, untrained: Model) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Weights to start from and where they come from, for a recipe with ``init_from``."""
+    if recipe.init_from is None:
+        return {}, {}
+    loaded = load_model(settings, recipe.init_from)
+    given, wanted = (shapes(model) for model in (loaded.model, untrained))
+    if different := sorted(name for name in given | wanted if given.get(name) != wanted.get(name)):
+        name = different[0]
+        raise ConfigError(
+            f"init_from={recipe.init_from} does not fit the recipe's network: {name} is {given.get(name, 'missing')} "
+            f"there and {wanted.get(name, 'missing')} here. Fine-tuning needs the same network on samples of one shape."
+        )
+    return dict(loaded.model.module.state_dict()), {"init_from": loaded.version.reference}
+
+
+def shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of everything a model stores."""
+    return {name: tuple(value.shape) for name, value in model.module.state_dict().items()}

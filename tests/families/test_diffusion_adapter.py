@@ -1,0 +1,182 @@
+"""LoRA: what is stored and trained, where it starts, what it computes, and bases it refuses."""
+
+import copy
+
+import pytest
+import torch
+
+from kinfolk import sampling
+from kinfolk.bundle import load_bundle, save_bundle
+from kinfolk.config import Training
+from kinfolk.contract import Batch, ConfigError, DataSpec, OptimizerConfig
+from kinfolk.data.source import TensorSource
+from kinfolk.step import World
+from kinfolk.training.loop import build, prepare, take_step
+from kinfolk_families._shared.network_config import MlpConfig, TransformerConfig, UNetConfig
+from kinfolk_families.diffusion import FAMILY
+from kinfolk_families.diffusion.adapter import LowRank
+from kinfolk_families.diffusion.config import AdapterConfig, DdpmConfig, DiffusionConfig, Options
+
+SPEC = DataSpec(kind="image", shape=(1, 8, 8), levels=17, classes=3, data_std=0.7)
+UNET = UNetConfig(channels=8, multipliers=(1, 2), heads=2)
+TRANSFORMER = TransformerConfig(width=16, depth=1, heads=2)
+NETWORKS = pytest.mark.parametrize("network", [UNET, TRANSFORMER], ids=["unet", "transformer"])
+
+
+def stirred(module, seed=1):
+    """``module`` with every weight moved off where it starts."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return module
+
+
+def base_of(network=UNET, spec=SPEC, **config):
+    model = build(FAMILY, DiffusionConfig(network=network, conditional=True, **config), spec, seed=0)
+    stirred(model.module)
+    return model
+
+
+def adapted(base, spec=SPEC, adapter=None, parents=None, **config):
+    config = DiffusionConfig(adapter=adapter or AdapterConfig(rank=2, alpha=3.0), **config)
+    return build(FAMILY, config, spec, seed=3, parents={"base": base} if parents is None else parents)
+
+
+def inputs(rows=4):
+    x_t = torch.randn(rows, *SPEC.shape, generator=torch.Generator().manual_seed(2))
+    return x_t, torch.linspace(0.1, 3, rows), torch.arange(rows) % 3
+
+
+@NETWORKS
+def test_an_untrained_adapter_is_its_base_to_the_bit(network):
+    base = base_of(network)
+    assert torch.equal(adapted(base).module(*inputs()), base.module(*inputs()))
+
+
+@NETWORKS
+def test_merged_weights_compute_what_two_more_layers_beside_each_would(network):
+    """Unmerged, a layer gives W x + alpha / rank B (A x); biases are the base's."""
+    base = base_of(network)
+    module = stirred(adapted(base).module)
+    unmerged = copy.deepcopy(base.module)
+    for name, change in module.changes.items():
+        layer = unmerged.get_submodule(name.replace("/", ".").removesuffix(".weight"))
+        layer.register_forward_hook(beside(layer, change))
+    merged = copy.deepcopy(base.module)
+    merged.load_state_dict(merged.state_dict() | module.merged())
+    plain = base.module(*inputs())
+    assert torch.allclose(module(*inputs()), unmerged(*inputs()), atol=1e-5)
+    assert torch.allclose(module(*inputs()), merged(*inputs()), atol=1e-5)
+    assert not torch.allclose(module(*inputs()), plain, atol=1e-2)
+
+
+def beside(layer, change):
+    """A hook that adds the low-rank path of ``change``, alpha 3 and rank 2, to what ``layer`` gives."""
+
+    def hook(_, arguments, output):
+        if isinstance(layer, torch.nn.Linear):
+            return output + 3.0 / 2 * arguments[0] @ change.a.T @ change.b.T
+        down = change.a.view(-1, *layer.weight.shape[1:])
+        inner = torch.nn.functional.conv2d(arguments[0], down, padding=layer.padding)
+        return output + 3.0 / 2 * torch.einsum("or,brhw->bohw", change.b, inner)
+
+    return hook
+
+
+def test_only_low_ranks_are_stored_and_trained_and_the_base_stays():
+    base = base_of(TRANSFORMER)
+    before = {name: value.clone() for name, value in base.module.state_dict().items()}
+    model = adapted(base, optimizer=OptimizerConfig(lr=0.01))
+    x = torch.randint(0, 17, (32, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plan = Training(samples=32, batch_size=8, ema_halflife_samples=16)
+    state = prepare(model, plan)
+    for _ in range(3):
+        take_step(state, TensorSource(SPEC, x, torch.arange(32) % 3), plan, 0, World())
+    assert all(name.startswith("changes.") and name[-1] in "ab" for name in model.module.state_dict())
+    assert all(value.requires_grad for value in model.module.parameters())
+    assert sum(p.numel() for p in model.module.parameters()) < 0.6 * sum(v.numel() for v in before.values())
+    assert not torch.equal(state.served().module(*inputs()), base.module(*inputs()))
+    assert all(torch.equal(value, base.module.state_dict()[name]) for name, value in before.items())
+    assert not any(value.requires_grad or value.grad is not None for value in base.module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        (("attention",), {"network/blocks/0/attention/qkv/weight", "network/blocks/0/attention/out/weight"}),
+        (("mlp", "embed"), {f"network/{name}/weight" for name in ("embed", "blocks/0/mlp/0", "blocks/0/mlp/2")}),
+    ],
+)
+def test_targets_choose_layers_by_a_word_of_their_path(targets, expected):
+    model = adapted(base_of(TRANSFORMER), adapter=AdapterConfig(targets=targets))
+    assert set(model.module.changes) == expected
+
+
+def test_a_change_has_its_rank_and_its_size():
+    change = stirred(LowRank(torch.zeros(6, 3, 3, 3), AdapterConfig(rank=2, alpha=6.0)))
+    assert change().shape == (6, 3, 3, 3)
+    assert int(torch.linalg.matrix_rank(change().view(6, 27))) == 2
+    assert torch.allclose(change().view(6, 27), 3.0 * change.b @ change.a)
+
+
+def test_what_the_recipe_leaves_out_is_the_bases():
+    base = base_of(preconditioning=DdpmConfig(timesteps=50), max_frequency=4.0)
+    model = adapted(base, sampler=Options(solver="ddim", steps=20, guidance=2.0))
+    module = model.module
+    assert module.preconditioner is base.module.preconditioner
+    assert module.classes == 3
+    assert module.config.network == UNET
+    assert sampling.sample(model, 2, label=1).isfinite().all()
+
+
+def test_another_spread_of_the_data_leaves_the_denoiser_as_the_base_learnt_it():
+    base = base_of()
+    wider = SPEC.model_copy(update={"data_std": 0.2})
+    assert torch.equal(adapted(base, wider).module(*inputs()), base.module(*inputs()))
+
+
+def test_a_bundle_of_an_adapter_holds_its_base_and_draws_the_same(tmp_path):
+    model = adapted(base_of())
+    stirred(model.module)
+    save_bundle(model, tmp_path / "bundle")
+    again = load_bundle(tmp_path / "bundle")
+    assert torch.equal(sampling.sample(again, 2, 5, 1, {"steps": 3}), sampling.sample(model, 2, 5, 1, {"steps": 3}))
+
+
+def test_a_likelihood_runs_through_the_adapter():
+    base = base_of(MlpConfig(width=8, depth=1), DataSpec(kind="vector", shape=(2,), classes=3))
+    model = adapted(base, base.spec)
+    batch = Batch(torch.tensor([[0.1, 0.2]]), torch.tensor([1]))
+    plain, untrained = (each.tasks.log_prob.nats(batch, torch.tensor([0])) for each in (base, model))
+    assert torch.equal(plain, untrained)
+    stirred(model.module)
+    assert not torch.allclose(model.tasks.log_prob.nats(batch, torch.tensor([0])), plain, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "config", "named"),
+    [
+        (SPEC, {"adapter": AdapterConfig(targets=("atention",))}, "no layer's path holds 'atention'.*attention"),
+        (SPEC, {"network": TRANSFORMER}, "model.network is not the base's"),
+        (SPEC, {"preconditioning": DdpmConfig()}, "model.preconditioning is not the base's"),
+        (SPEC.model_copy(update={"shape": (1, 4, 4)}), {}, r"learned image of shape \(1, 8, 8\)"),
+        (SPEC.model_copy(update={"classes": 5}), {}, "knows 3 classes, the data has 5"),
+        (SPEC, {"parents": {}}, "adapter needs a base"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_its_base_is_refused(spec, config, named):
+    with pytest.raises(ConfigError, match=named):
+        adapted(base_of(), spec, **config)
+
+
+def test_what_the_base_cannot_sample_is_refused_before_training():
+    with pytest.raises(ConfigError, match="steps=60 is more than"):
+        adapted(base_of(preconditioning=DdpmConfig(timesteps=50)), sampler=Options(steps=60))
+
+
+def test_a_base_without_an_adapter_or_with_one_of_its_own_is_refused():
+    base = base_of()
+    with pytest.raises(ConfigError, match=r"there is none\. Set model.adapter"):
+        build(FAMILY, DiffusionConfig(network=UNET), SPEC, seed=0, parents={"base": base})
+    with pytest.raises(ConfigError, match="without an adapter"):
+        adapted(adapted(base))

@@ -1,0 +1,77 @@
+"""Requests beyond plain samples: ways between two seeds, and pictures to complete."""
+
+import kinfolk_toy
+import pytest
+import torch
+
+from kinfolk import sampling
+from kinfolk.errors import RequestError
+from kinfolk.rng import row_between, row_normal, slerp
+from kinfolk.training.loop import build
+
+
+@pytest.fixture
+def model(digits):
+    return build(kinfolk_toy.FAMILY, kinfolk_toy.FAMILY.config(), digits.spec, seed=0)
+
+
+def test_an_arc_keeps_its_angle_even_and_its_length_between_the_ends():
+    a, b = torch.tensor([[3.0, 0.0]]).expand(5, 2), torch.tensor([[0.0, 1.0]]).expand(5, 2)
+    weight = torch.linspace(0, 1, 5)
+    way = slerp(a, b, weight)
+    angle = torch.atan2(way[:, 1], way[:, 0])
+    assert torch.allclose(angle, weight * torch.pi / 2, atol=1e-6)
+    assert torch.allclose(way.norm(dim=1), 3 - 2 * weight, atol=1e-6)
+
+
+def test_an_arc_between_parallel_vectors_is_the_straight_line():
+    a = torch.tensor([[1.0, 2.0]])
+    assert torch.allclose(slerp(a, 3 * a, torch.tensor([0.25])), 1.5 * a, atol=1e-6)
+
+
+def test_noise_on_the_way_is_as_long_as_noise():
+    seeds, to = torch.arange(200), torch.arange(1000, 1200)
+    middle = row_between(seeds, to, torch.full((200,), 0.5, dtype=torch.float64), (64,))
+    assert float(middle.square().mean()) == pytest.approx(1, abs=0.05)
+    ends = row_between(seeds, to, torch.ones(200, dtype=torch.float64), (64,))
+    assert torch.allclose(ends, row_normal(to, torch.zeros_like(to), (64,)), atol=1e-6)
+
+
+def test_a_way_holds_both_its_ends(model):
+    way = sampling.interpolating(sampling.make_request(model, 5, seed=3), 9)
+    assert way.seeds.tolist() == [3] * 5
+    assert way.seed_to.tolist() == [9] * 5
+    assert way.weight.tolist() == [0, 0.25, 0.5, 0.75, 1]
+
+
+@pytest.mark.parametrize(("n", "seed_to", "field"), [(1, 9, "n"), (3, -1, "seed_to"), (3, 2**62, "seed_to")])
+def test_a_way_without_two_ends_is_refused(model, n, seed_to, field):
+    with pytest.raises(RequestError) as caught:
+        sampling.interpolating(sampling.make_request(model, n), seed_to)
+    assert caught.value.field == field
+
+
+def test_one_mask_serves_every_row(model, digits):
+    x, mask = digits.source("test").take(0, 2).x, torch.zeros(digits.spec.shape, dtype=torch.bool)
+    mask[..., :3] = True
+    request = sampling.completing(sampling.make_request(model, 2), digits.spec, x, mask)
+    assert torch.equal(request.mask[0], request.mask[1])
+    assert float(request.mask.sum()) == 2 * 8 * 3
+    part = sampling.rows_of(request, slice(1, 2))
+    assert torch.equal(part.x, x[1:])
+    assert part.seeds.tolist() == [1]
+    assert part.mask.shape == (1, *digits.spec.shape)
+
+
+@pytest.mark.parametrize(
+    ("x", "mask", "field"),
+    [
+        (torch.zeros(1, 1, 8, 8), torch.zeros(1, 8, 8), "x"),
+        (torch.zeros(2, 1, 8, 8), torch.zeros(8, 8), "mask"),
+        (torch.zeros(2, 1, 8, 8), torch.full((1, 8, 8), 0.5), "mask"),
+    ],
+)
+def test_what_cannot_be_completed_is_refused(model, digits, x, mask, field):
+    with pytest.raises(RequestError) as caught:
+        sampling.completing(sampling.make_request(model, 2), digits.spec, x, mask)
+    assert caught.value.field == field
