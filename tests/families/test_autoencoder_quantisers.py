@@ -31,7 +31,7 @@ def outputs_around(centres, each, seed=0):
 def empty_codebook(codes=3, **config):
     """A codebook whose averages have seen nothing."""
     torch.manual_seed(0)
-    codebook = Codebook(VectorQuantisedConfig(**{"codes": codes, "halflife_samples": 8, **config}), channels=2)
+    codebook = Codebook(VectorQuantisedConfig(**{"codes": codes, "halflife_samples": 4, **config}), channels=2)
     for average in (codebook.counts, codebook.sums, codebook.weight):
         average.zero_()
     return codebook
@@ -56,13 +56,13 @@ def test_codes_are_the_plain_average_of_constant_assignments_after_any_number_of
     torch.testing.assert_close(codebook.counts / codebook.weight, torch.full((3,), 8.0))
 
 
-def test_the_moving_average_forgets_half_in_a_half_life():
+def test_the_moving_average_keeps_a_quarter_over_two_half_lives():
     codebook = empty_codebook()
     (first, tokens), (second, _) = outputs_around(CENTRES, 8), outputs_around(2 * CENTRES, 8)
     step(codebook, first, tokens)
     step(codebook, second, tokens)
     means = [z[..., 0].mean(0).T for z in (first, second)]
-    torch.testing.assert_close(codebook.vectors, (0.5 * means[0] + means[1]) / 1.5, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(codebook.vectors, (0.25 * means[0] + means[1]) / 1.25, rtol=1e-4, atol=1e-4)
 
 
 def test_smoothing_enters_the_division_and_is_never_stored():
@@ -97,8 +97,8 @@ def test_a_code_lives_at_the_threshold_and_dies_below_it():
 def test_half_of_a_fair_share_is_enough_where_tokens_are_few():
     codebook = empty_codebook(restart_below=50.0)
     z, tokens = outputs_around(CENTRES, each=8)
-    step(codebook, z, tokens)
-    torch.testing.assert_close(codebook.counts / codebook.weight, torch.full((3,), 8.0))
+    step(codebook, z, torch.where((tokens == 2) & (torch.arange(8)[:, None, None] > 4), 1, tokens))
+    torch.testing.assert_close(codebook.counts / codebook.weight, torch.tensor([8.0, 11.0, 5.0]))
 
 
 def test_a_code_that_is_never_used_stays_among_the_outputs():
@@ -212,8 +212,8 @@ def test_k_means_finds_clusters_and_weighs_as_much_as_one_step(workers):
 
     Workers(workers).run(work)
     found = books[0].vectors[books[0].vectors[:, 0].argsort(descending=True)]
-    torch.testing.assert_close(found, z[..., 0].mean(0).T, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(books[0].weight, torch.tensor(0.5))  # a half-life is one batch
+    torch.testing.assert_close(found, z[..., 0].mean(0).T, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(books[0].weight, torch.tensor(0.75))  # the batch is two half-lives long
     assert all(torch.equal(state(books[0]), state(codebook)) for codebook in books)
 
 
@@ -239,34 +239,6 @@ def test_the_gradient_of_the_codes_is_handed_straight_to_the_encoder_s_output(ki
     (at_encoder,) = torch.autograd.grad(quantised.straight_through().pow(3).sum(), quantised.z)
     torch.testing.assert_close(quantised.straight_through(), quantised.codes)
     torch.testing.assert_close(at_encoder, at_decoder)
-
-
-@pytest.mark.parametrize("levels", [(8, 6, 5), (8, 5, 5, 5), (2, 3), (4,)])
-def test_finite_scalar_codes_and_tokens_are_one_to_one(levels):
-    quantiser = FiniteScalar(FiniteScalarConfig(levels=levels))
-    tokens = torch.arange(quantiser.levels)
-    codes = quantiser.lookup(tokens)
-    assert len(codes.unique(dim=0)) == quantiser.levels == torch.tensor(levels).prod()
-    sizes = torch.tensor(levels)
-    offset, reach = (1 - sizes % 2) / 2, (sizes - 1) * 1.001 / 2
-    z = ((codes * (sizes // 2) + offset) / reach).atanh() - (offset / reach).atanh()  # what is bounded to the codes
-    assert torch.equal(quantiser.assign(z), tokens)
-    assert codes.abs().max() <= 1
-
-
-@pytest.mark.parametrize("levels", [(8, 6, 5), (2, 3, 4)])
-def test_finite_scalar_rounding_is_within_half_a_level(levels):
-    quantiser = FiniteScalar(FiniteScalarConfig(levels=levels))
-    z = 2 * torch.randn(100, 3, 20, 20, generator=generator())
-    quantised = quantiser(z)
-    half = torch.tensor(levels).view(-1, 1, 1) // 2
-    assert ((quantised.z - quantised.codes).abs() * half).max() <= 0.5 + 1e-5
-    assert len(quantised.tokens.unique()) == quantiser.levels
-
-
-def test_zero_is_a_level_of_every_channel():
-    quantiser = FiniteScalar(FiniteScalarConfig(levels=(8, 6, 5)))
-    assert not quantiser(torch.zeros(1, 3, 1, 1)).codes.any()
 
 
 def test_use_counts_codes_and_perplexity_those_that_even_use_would_have():

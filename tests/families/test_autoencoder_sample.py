@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from kinfolk import sampling
-from kinfolk.contract import Batch, DataSpec, Model, RequestError
+from kinfolk.config import parse
+from kinfolk.contract import Batch, ConfigError, DataSpec, Model, RequestError
 from kinfolk.training.loop import build
 from kinfolk_families.autoencoder import FAMILY
 from kinfolk_families.autoencoder.config import (
@@ -119,6 +120,24 @@ def test_the_bound_says_what_it_is_and_the_anomaly_score_is_its_negative(decoder
     assert torch.equal(tasks.anomaly_score(Batch(X), SEEDS), -tasks.log_prob.nats(Batch(X), SEEDS))
 
 
+def test_the_score_can_be_the_error_or_the_share_of_a_sample_s_own_variance_that_it_leaves():
+    error, share = (model_of(BernoulliConfig(binarise=False), anomaly=a).tasks for a in ("error", "unexplained"))
+    squared = (error.reconstruct(Batch(X), SEEDS) - X).square().flatten(1)
+    torch.testing.assert_close(error.anomaly_score(Batch(X), SEEDS), squared.sum(1))
+    variance = X.flatten(1).var(1, correction=0)
+    torch.testing.assert_close(share.anomaly_score(Batch(X), SEEDS), squared.mean(1) / variance)
+
+
+def test_a_sample_without_contrast_has_a_finite_score():
+    tasks = model_of(anomaly="unexplained").tasks
+    assert tasks.anomaly_score(Batch(torch.ones_like(X)), SEEDS).isfinite().all()
+
+
+def test_a_score_by_a_bound_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match="anomaly='bound', but reconstruction has none; use 'error' or 'unexplained'"):
+        parse(AutoencoderConfig, {"objective": {"kind": "reconstruction"}, "anomaly": "bound"}, "test")
+
+
 def test_a_bound_of_several_draws_depends_on_its_own_row_only():
     tasks = model_of(GaussianConfig(), conditional=True, likelihood_draws=3).tasks
     whole = tasks.log_prob.nats(Batch(X, LABEL), SEEDS)
@@ -156,6 +175,8 @@ def test_a_bound_of_many_draws_depends_on_its_own_row_and_adds_up_its_chunks():
     torch.testing.assert_close(tasks.importance_bound(Batch(X), torch.arange(294, 300), 120), whole[294:])
     first = tasks.importance_bound(many, torch.arange(300), 50)
     assert bool((whole.exp() * 120 >= first.exp() * 50).all())  # the first 50 draws are among the 120
+    second = tasks.importance_bound(many, torch.arange(300), 100)
+    assert not torch.allclose(second, first, rtol=1e-4)  # the next 50 are others
 
 
 def test_grey_targets_leave_a_score_but_no_likelihood():

@@ -9,6 +9,7 @@ from kinfolk.contract import DataSpec
 from kinfolk_families._shared.discretised import binarise, discretised_logistic_log_prob
 from kinfolk_families.autoregressive.config import BernoulliConfig, CategoricalConfig, MixtureConfig
 from kinfolk_families.autoregressive.distributions import Mixture, make_distribution
+from kinfolk_families.autoregressive.tokens import Tokeniser
 
 
 def image(channels, levels):
@@ -16,7 +17,7 @@ def image(channels, levels):
 
 
 def mixture(levels, group, components=3):
-    return Mixture(MixtureConfig(components=components), image(group, levels), levels, group)
+    return Mixture(MixtureConfig(components=components), image(group, levels), group)
 
 
 def outputs_for(distribution, positions=6, scale=2.0):
@@ -25,8 +26,8 @@ def outputs_for(distribution, positions=6, scale=2.0):
 
 
 CASES = {
-    "bernoulli": lambda: (make_distribution(BernoulliConfig(), image(1, 2), 2, 1), 2, 1),
-    "categorical": lambda: (make_distribution(CategoricalConfig(), image(1, 9), 9, 1), 9, 1),
+    "bernoulli": lambda: (make_distribution(BernoulliConfig(), Tokeniser(image(1, 2))), 2, 1),
+    "categorical": lambda: (make_distribution(CategoricalConfig(), Tokeniser(image(1, 9))), 9, 1),
     "grey mixture": lambda: (mixture(256, 1, 10), 256, 1),
     "two levels": lambda: (mixture(2, 1), 2, 1),
     "coupled mixture": lambda: (mixture(5, 3), 5, 3),
@@ -101,7 +102,7 @@ def test_a_mixture_is_the_weighted_sum_of_its_components():
 
 
 def test_log_scales_are_floored():
-    distribution = Mixture(MixtureConfig(components=1, min_log_scale=-2.0), image(1, 9), 9, 1)
+    distribution = Mixture(MixtureConfig(components=1, min_log_scale=-2.0), image(1, 9), 1)
     low, floor = torch.tensor([[0.0, 0.1, -9.0]]), torch.tensor([[0.0, 0.1, -2.0]])
     token = torch.tensor([[5]])
     assert torch.equal(distribution.log_prob(low, token), distribution.log_prob(floor, token))

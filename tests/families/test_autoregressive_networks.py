@@ -1,6 +1,7 @@
 """Laws of the causal networks: what a position sees, and that the cache changes nothing."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -12,24 +13,31 @@ from kinfolk_families.autoregressive.config import (
     PixelCnnPpConfig,
     TransformerConfig,
 )
+from kinfolk_families.autoregressive.convolution import CausalConv, Pixels, Whole
 from kinfolk_families.autoregressive.model import Autoregressive
 from kinfolk_families.autoregressive.pixelcnn import GatedPixelCnn, gated
-from kinfolk_families.autoregressive.pixelcnn_pp import PixelCnnPp, concat_elu, dropped
+from kinfolk_families.autoregressive.pixelcnn_pp import GatedBlock, PixelCnnPp, Resolution, concat_elu, dropped
+from kinfolk_families.autoregressive.tokens import Tokeniser
 from kinfolk_families.autoregressive.transformer import CausalTransformer
 
 LEVELS, CLASSES, OUTPUTS = 5, 3, 7
+LINE = Tokeniser(DataSpec(kind="tokens", shape=(20,), levels=LEVELS))
+
+
+def image(shape):
+    return DataSpec(kind="image", shape=shape, levels=LEVELS)
+
+
 GATED = GatedPixelCnnConfig(channels=8, dilations=(1, 1, 2, 1))
 PLUS = PixelCnnPpConfig(channels=(6, 8, 10), blocks=2)
 
 CASES = {
-    "gated": lambda: GatedPixelCnn(GATED, (1, 8, 8), LEVELS, CLASSES, OUTPUTS),
-    "plus": lambda: PixelCnnPp(PLUS, (1, 8, 8), LEVELS, CLASSES, OUTPUTS),
-    "plus, oblong": lambda: PixelCnnPp(PixelCnnPpConfig(channels=(6, 8)), (1, 4, 6), LEVELS, 0, OUTPUTS),
-    "plus, colour": lambda: PixelCnnPp(PixelCnnPpConfig(channels=(6, 8)), (3, 6, 4), LEVELS, CLASSES, OUTPUTS),
-    "gated, oblong": lambda: GatedPixelCnn(GATED, (1, 3, 8), LEVELS, 0, OUTPUTS),
-    "transformer": lambda: CausalTransformer(
-        TransformerConfig(width=16, depth=2, heads=2), 20, LEVELS, CLASSES, OUTPUTS
-    ),
+    "gated": lambda: GatedPixelCnn(GATED, image((1, 8, 8)), CLASSES, OUTPUTS),
+    "plus": lambda: PixelCnnPp(PLUS, image((1, 8, 8)), CLASSES, OUTPUTS),
+    "plus, oblong": lambda: PixelCnnPp(PixelCnnPpConfig(channels=(6, 8)), image((1, 4, 6)), 0, OUTPUTS),
+    "plus, colour": lambda: PixelCnnPp(PixelCnnPpConfig(channels=(6, 8)), image((3, 6, 4)), CLASSES, OUTPUTS),
+    "gated, oblong": lambda: GatedPixelCnn(GATED, image((1, 3, 8)), 0, OUTPUTS),
+    "transformer": lambda: CausalTransformer(TransformerConfig(width=16, depth=2, heads=2), LINE, CLASSES, OUTPUTS),
 }
 
 
@@ -82,7 +90,7 @@ def test_gradients_reach_all_tokens_before_a_position_and_no_other(network):
 def test_a_small_window_sees_what_its_layers_reach_and_nothing_beyond():
     """One layer: three lines above and three pixels to each side of those, three pixels to the left."""
     torch.manual_seed(0)
-    seen = influence(GatedPixelCnn(GatedPixelCnnConfig(channels=8, dilations=(1,)), (1, 9, 9), LEVELS, 0, OUTPUTS))
+    seen = influence(GatedPixelCnn(GatedPixelCnnConfig(channels=8, dilations=(1,)), image((1, 9, 9)), 0, OUTPUTS))
     t = 6 * 9 + 4
     window = torch.zeros(9, 9, dtype=torch.bool)
     window[3:6, 1:8] = True
@@ -101,6 +109,18 @@ def test_cached_outputs_equal_uncached_ones_at_every_position(network):
         )
 
 
+def test_a_dilated_window_of_lines_and_columns_is_the_same_pixel_by_pixel():
+    torch.manual_seed(0)
+    layer = CausalConv(2, 3, 1, 2, dilation=2).requires_grad_(False)
+    layer.key = "layer"
+    x = torch.randn(1, 2, 6, 7)
+    whole, cache = layer(x), {"layer": layer.lines(1, 7)}
+    for line, column in product(range(6), range(7)):
+        scan = Pixels(cache, torch.tensor([0]), torch.tensor([line]), torch.tensor([column]))
+        found = scan.conv(layer, x[:, :, line, column, None, None])
+        torch.testing.assert_close(found[..., 0, 0], whole[:, :, line, column])
+
+
 def test_cached_rows_at_different_positions_stand_in_one_call(network):
     tokens, label = draws(network, 4)
     whole, T = network(tokens, label), length(network)
@@ -117,9 +137,8 @@ def test_cached_rows_at_different_positions_stand_in_one_call(network):
     assert position.tolist() == [T] * 4
 
 
+@pytest.mark.parametrize("network", ["gated", "plus", "plus, colour", "transformer"], indirect=True)
 def test_every_class_changes_every_output(network):
-    if not has_classes(network):
-        pytest.skip("no classes")
     tokens, _ = draws(network, 1)
     outputs = network(tokens.repeat(CLASSES, 1, 1), torch.arange(CLASSES))
     for other in (1, 2):
@@ -137,10 +156,76 @@ def test_an_untrained_transformer_gives_every_level_the_same_chance():
 def test_residual_branches_of_a_deep_transformer_start_smaller():
     """GPT-2: 0.02 / sqrt(2 depth)."""
     torch.manual_seed(0)
-    network = CausalTransformer(TransformerConfig(width=64, depth=8), 4, LEVELS, 0, OUTPUTS)
+    network = CausalTransformer(TransformerConfig(width=64, depth=8), LINE, 0, OUTPUTS)
     assert abs(float(network.blocks[0].attention.out.weight.detach().std()) * 4 - 0.02) < 0.001
     assert abs(float(network.blocks[3].mlp[-1].weight.detach().std()) * 4 - 0.02) < 0.001
     assert abs(float(network.blocks[3].mlp[0].weight.detach().std()) - 0.02) < 0.001
+
+
+def test_pixels_enter_between_minus_one_and_one_beside_a_channel_of_ones():
+    """Margins lack the ones, so that a margin is not taken for a pixel of middle grey."""
+    network = CASES["plus, colour"]()
+    tokens = torch.arange(6).view(1, 1, 2, 3) % LEVELS
+    expected = torch.tensor([[-1.0, 0.5], [-0.5, 1.0], [0.0, -1.0], [1.0, 1.0]])  # levels 0 to 4, G + 1 channels
+    torch.testing.assert_close(network.seen(tokens)[0, :, 0], expected)
+
+
+def test_a_gated_layer_adds_to_what_it_reads():
+    layer = CASES["gated"]().layers[1]
+    torch.nn.init.zeros_(layer.out.weight)
+    torch.nn.init.zeros_(layer.out.bias)
+    v, h, scan = torch.randn(2, 8, 4, 4), torch.randn(2, 8, 4, 4), Whole(torch.tensor([0, 1]))
+    layer.vertical(v, scan)
+    assert torch.equal(layer.horizontal(h, scan), h)
+
+
+def test_a_block_adds_a_signal_times_the_sigmoid_of_its_gate():
+    block = GatedBlock(2, 0, 0, 0, 0.0, 0)
+    torch.nn.init.zeros_(block.second.weight)
+    block.second.bias.data = torch.tensor([1.0, -2.0, 0.5, 3.0])
+    x = torch.randn(1, 2, 3, 3)
+    added = torch.tensor([1.0, -2.0]) * torch.tensor([0.5, 3.0]).sigmoid()
+    torch.testing.assert_close(block(x, [], Whole()), x + added[:, None, None])
+
+
+def test_blocks_start_small():
+    """init_scale 0.1 of PixelCNN++: against the first convolution, whose inputs are as many."""
+    torch.manual_seed(0)
+    block = GatedBlock(32, 0, 1, 0, 0.0, 0)
+    assert abs(float((block.second.weight.std() / block.first.weight.std()).detach()) - 0.1) < 0.01
+
+
+class Counting(torch.nn.Module):
+    """Adds one, and remembers what it was told."""
+
+    def forward(self, x, told, scan):
+        self.told = [float(value.mean()) for value in told]
+        return x + 1
+
+
+class Flat(Whole):
+    """A scan with no lower resolution."""
+
+    def halve(self, layer, x):
+        return x, None
+
+    def double(self, layer, coarse, below):
+        return 100 * torch.ones_like(coarse)
+
+
+@pytest.mark.parametrize("vertical", [True, False])
+def test_blocks_on_the_way_up_are_told_what_their_counterparts_made(vertical):
+    stack = Resolution(PixelCnnPpConfig(channels=(2, 2), blocks=2), vertical, 0)
+    before, after = [Counting(), Counting()], [Counting(), Counting()]
+    stack.before, stack.after = torch.nn.ModuleList(before), torch.nn.ModuleList(after)
+    scan = Flat()
+    if not vertical:
+        made = {"before.0.0": -1.0, "before.0.1": -2.0, "after.0.0": -3.0, "after.0.1": -4.0}
+        for key, value in made.items():
+            scan.tell(key, torch.full((1, 2, 2, 2), value))
+    assert (stack(torch.zeros(1, 2, 2, 2), scan) == 104).all()
+    other = ([-1.0], [-2.0], [-3.0], [-4.0]) if not vertical else ([], [], [], [])
+    assert [block.told for block in (*before, *after)] == [other[0], other[1], [*other[2], 2.0], [*other[3], 1.0]]
 
 
 def test_a_gate_is_the_tanh_of_half_one_part_times_the_sigmoid_of_the_other():
@@ -167,7 +252,7 @@ def test_dropout_keeps_the_mean_draws_from_its_generator_and_rests_without_one()
 def test_dropout_is_in_training_alone():
     torch.manual_seed(0)
     config = PixelCnnPpConfig(channels=(6, 8), dropout=0.5)
-    network = PixelCnnPp(config, (1, 4, 4), LEVELS, 0, OUTPUTS).requires_grad_(False)
+    network = PixelCnnPp(config, image((1, 4, 4)), 0, OUTPUTS).requires_grad_(False)
     tokens, _ = draws(network, 2)
     assert torch.equal(network(tokens, None), network(tokens, None))
     assert not torch.equal(network(tokens, None, torch.Generator().manual_seed(0)), network(tokens, None))

@@ -7,14 +7,16 @@ import torch
 
 from kinfolk import sampling
 from kinfolk.config import parse
-from kinfolk.contract import Batch, DataSpec, RequestError, SampleRequest, SamplerState
+from kinfolk.contract import Batch, DataSpec, Progress, RequestError, SampleRequest, SamplerState
 from kinfolk.rng import row_uniform
 from kinfolk.training.loop import build
 from kinfolk_families.autoregressive import FAMILY
-from kinfolk_families.autoregressive.config import AutoregressiveConfig, Options
+from kinfolk_families.autoregressive.config import AutoregressiveConfig, MixtureConfig, Options, PixelCnnPpConfig
+from kinfolk_families.autoregressive.losses import phases
 from kinfolk_families.autoregressive.sample import allowed, race
 
 TINY = DataSpec(kind="image", shape=(1, 2, 2), levels=3, classes=2)
+DOTS = DataSpec(kind="image", shape=(3, 1, 2), levels=2)
 GREY = DataSpec(kind="image", shape=(1, 6, 6), levels=9, classes=3)
 COLOUR = DataSpec(kind="image", shape=(3, 4, 4), levels=5, classes=3)
 NETWORKS = {
@@ -27,6 +29,7 @@ SYSTEMS = [
     ("gated", "categorical", TINY),
     ("plus", "mixture", TINY),
     ("transformer", "categorical", TINY),
+    ("gated", "mixture", DOTS),
 ]
 
 
@@ -298,6 +301,35 @@ def test_a_completion_of_nothing_or_of_another_shape_is_refused(x, mask, field):
     with pytest.raises(RequestError, match="of shape") as caught:
         sampling.start(model_of().tasks, SampleRequest(torch.tensor([1]), Options(), x=x, mask=mask), "inpaint")
     assert caught.value.field == field
+
+
+def test_evaluation_binarises_by_seed_as_other_families_do():
+    model = model_of("gated", "bernoulli")
+    x, seeds = torch.linspace(-1, 1, 72).view(2, 1, 6, 6), torch.tensor([3, 4])
+    uniform = row_uniform(seeds, torch.zeros_like(seeds), (1, 6, 6), "binarise")
+    tokens = (uniform < (x + 1) / 2).long().view(2, 36, 1)
+    torch.testing.assert_close(model.tasks.log_prob.nats(Batch(x), seeds), model.module(tokens, None).sum(1))
+
+
+def test_the_loss_is_the_mean_nats_of_a_token_with_dropout_from_its_generator():
+    values = {"network": {**NETWORKS["plus"], "dropout": 0.5}, "output": {"kind": "mixture"}}
+    module = build(FAMILY, parse(AutoregressiveConfig, values, "model"), COLOUR, 0).module.requires_grad_(False)
+    batch = Batch(COLOUR.from_levels(torch.arange(96).view(2, 3, 4, 4) % 5))
+    loss = phases(module)[0].loss
+
+    def value(seed):
+        return loss(batch, Progress(0, 0, torch.Generator().manual_seed(seed)))
+
+    assert torch.equal(value(0).value, value(0).value)
+    assert not torch.equal(value(0).value, value(1).value)
+    torch.testing.assert_close(value(0).value, -value(0).logs["nats"] / 48)
+
+
+def test_an_untrained_mixture_stands_where_its_distribution_wants_it():
+    module = build(
+        FAMILY, AutoregressiveConfig(network=PixelCnnPpConfig(channels=(4, 6)), output=MixtureConfig()), GREY, 0
+    ).module
+    assert torch.equal(module.network.head.bias, module.distribution.bias())
 
 
 def test_a_conditional_model_is_told_the_class():

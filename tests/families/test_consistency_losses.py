@@ -225,6 +225,17 @@ def test_distillation_asks_the_target_where_the_teachers_step_leads():
     assert torch.allclose(found[float(pair.after[0])], heun(gaussian, x_t, pair, None))
 
 
+def test_distillation_aims_at_the_target_network_and_not_at_the_student():
+    module, (x, noise) = student(CD), drawn()
+    pair = levels(*[(3.0, 1.0)] * 8)
+    with torch.no_grad():
+        module.denoiser.gain += 0.3
+        x_t = x + pair.sigma[:, None] * noise
+        target = student(CD)(heun(gaussian, x_t, pair, None), pair.after)  # as the target network still is
+        expected = (module(x_t, pair.sigma) - target).norm(dim=1).mean()
+    assert distillation_loss(module, Batch(x), noise, pair).value.item() == pytest.approx(expected.item(), rel=1e-9)
+
+
 @pytest.mark.parametrize("objective", [ECT, CD], ids=["ect", "distillation"])
 def test_the_target_gets_no_gradient(objective):
     """The gradient is that of the distance to a constant."""
@@ -250,8 +261,8 @@ def test_what_is_drawn_follows_the_objective_and_the_samples_seen():
     assert gaps[0] > gaps[1] > gaps[2]
     ict = student(ImprovedTrainingConfig(network=MlpConfig(width=8, depth=1), curriculum_samples=800))
     for seen, count in ((0, 11), (100, 21), (10_000, 1281)):
-        pair = draw_pair(ict, 500, progress(seen))
-        assert torch.isin(pair.sigma, noise_levels(count, 7.0, 0.002, 80.0).float()).all()
+        pair, sigmas = draw_pair(ict, 500, progress(seen)), noise_levels(count, 7.0, 0.002, 80.0).float()
+        assert torch.equal(sigmas[torch.searchsorted(sigmas, pair.after) + 1], pair.sigma)
     pair = draw_pair(student(CD), 500, progress(10**9))
     assert torch.isin(pair.after, noise_levels(18, 7.0, 0.002, 80.0).float()).all()
 

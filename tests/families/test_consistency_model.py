@@ -144,8 +144,14 @@ def test_a_conditional_model_asks_for_a_label():
     x_t, _ = rows()
     with pytest.raises(RequestError, match="give labels, 0 to 2"):
         consistency(ECT, diffusion()).tasks.denoise(x_t, torch.ones(6), None)
-    unconditional = consistency(ECT, diffusion(conditional=False))
-    assert unconditional.tasks.denoise(x_t, torch.ones(6), None).shape == (6, 2)
+
+
+def test_an_unconditional_model_tells_its_denoiser_no_label():
+    model, heard, (x_t, label) = consistency(ECT, diffusion(conditional=False)), [], rows()
+    model.module.denoiser.register_forward_hook(lambda _, given, __: heard.append(given[2]))
+    model.tasks.denoise(x_t, torch.ones(6), None)
+    model.module(x_t, torch.ones(6), label)
+    assert heard == [None, None]
 
 
 def test_the_average_that_is_served_evaluates_its_own_weights():
@@ -185,6 +191,16 @@ def test_an_average_holds_buffers_of_the_modules_own_names():
         average.update(linear, 0.75)
     assert torch.allclose(average.tensors()["0.weight"], start["0.weight"] + 0.25)
     assert torch.equal(average.tensors()["1.bias"], start["1.bias"])
+
+
+def test_student_and_teacher_are_told_the_same_classes():
+    model, heard, (x_t, label) = consistency(CD, diffusion()), [], rows()
+    for module in (model.module.denoiser, model.parents["teacher"].module):
+        module.register_forward_hook(lambda _, given, __: heard.append(given[2]))
+    (phase,) = FAMILY.phases(model.module)
+    phase.loss(Batch(x_t, label), Progress(0, 0, torch.Generator()))
+    assert len(heard) == 4  # two of Heun's step, the target, the student
+    assert all(torch.equal(told, label) for told in heard)
 
 
 @pytest.mark.parametrize("objective", [ECT, CD], ids=["ect", "distillation"])

@@ -5,6 +5,7 @@ import torch
 
 from kinfolk.contract import Batch, ConfigError, DataSpec, Progress
 from kinfolk.training.loop import build
+from kinfolk_families._shared import networks
 from kinfolk_families._shared.network_config import MlpConfig, TransformerConfig, UNetConfig
 from kinfolk_families._shared.networks import NoiseEmbedding, PixelAttention
 from kinfolk_families.diffusion import FAMILY
@@ -60,6 +61,18 @@ def test_a_row_does_not_see_the_others(network, spec):
         assert torch.allclose(
             module(x_t[row : row + 1], sigma[row : row + 1], label[row : row + 1])[0], together[row], atol=1e-5
         )
+
+
+def test_many_rows_of_a_unet_go_in_parts_and_do_not_notice(monkeypatch):
+    module = denoiser(UNetConfig(channels=8, heads=2), IMAGE).float()
+    x_t, sigma, label = noised(IMAGE, 7)
+    whole, rows = module(x_t, sigma, label), []
+    stem = module.network.stem
+    stem.register_forward_hook(lambda layer, arguments, output: rows.append(len(output)))
+    monkeypatch.setattr(networks, "PART_BYTES", 3 * 4 * 8 * 8 * 8)
+    with torch.no_grad():
+        assert torch.allclose(module(x_t, sigma, label), whole, atol=1e-5)
+    assert rows == [3, 3, 1]
 
 
 @NETWORKS

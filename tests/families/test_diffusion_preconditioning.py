@@ -221,7 +221,10 @@ def test_a_run_may_start_at_any_level_and_falls_from_there(conditioner, smooth, 
     assert sigma[-2] > 0
 
 
-@pytest.mark.parametrize("conditioner", [EDM, DDPM, FLOW], ids=["edm", "ddpm", "flow"])
+SHORT = Ddpm(DdpmConfig(timesteps=100))
+
+
+@pytest.mark.parametrize("conditioner", [EDM, DDPM, SHORT, FLOW], ids=["edm", "ddpm", "short", "flow"])
 def test_the_ends_are_those_of_a_smooth_run(conditioner):
     sigma = levels(conditioner, 18, smooth=True)
     assert conditioner.ends == pytest.approx((float(sigma[-2]), float(sigma[0])))

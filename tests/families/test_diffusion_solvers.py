@@ -256,6 +256,7 @@ def test_a_step_taken_again_goes_back_to_where_it_started(solver, resample):
     visits = [resample * per_step] * 4 + [1]
     assert at.sigma.unique_consecutive(return_counts=True)[1].tolist() == visits
     assert at.after[-1] == 0
+    assert at.lift[-1] == 0
 
 
 def test_a_step_taken_again_forgets_the_estimate_of_the_level_before():

@@ -55,6 +55,13 @@ def test_given_elements_come_out_as_given_by_every_solver(solver):
     assert found[:, 1:].abs().max() < 6
 
 
+def test_what_stands_where_nothing_is_given_is_never_looked_at():
+    asked = completing(4, 1.5, steps=4)
+    other = replace(asked, x=torch.where(asked.mask.bool(), asked.x, math.nan))
+    found, same = (finish(SAMPLER.inpaint(request)).x for request in (asked, other))
+    assert torch.equal(found, same)
+
+
 @pytest.mark.parametrize("solver", ["ddim", "heun", "ddpm"])
 def test_on_the_way_given_elements_carry_noise_of_their_level(solver):
     """They are what is given plus noise of just the level the next call stands at, to 4 standard errors."""

@@ -11,9 +11,9 @@ from kinfolk.training.loop import build
 from kinfolk_families.flow import FAMILY
 from kinfolk_families.flow.bijections import (
     ActNorm,
-    ClassPrior,
     Flatten,
     InvertibleLinear,
+    NormalisedLinear,
     Sequence,
     Squeeze,
     channel_statistics,
@@ -21,6 +21,7 @@ from kinfolk_families.flow.bijections import (
 from kinfolk_families.flow.config import FlowConfig, GlowConfig, NoDequantisationConfig, RealNvpConfig
 from kinfolk_families.flow.couplings import (
     AffineCoupling,
+    ClassPrior,
     MultiScale,
     checkerboard,
     deep_network,
@@ -80,6 +81,8 @@ MAPS = {
     "actnorm of vectors": (lambda: ActNorm(5), (5,), False),
     "1x1 convolution": (lambda: InvertibleLinear(2), (2, 4, 4), False),
     "linear": (lambda: InvertibleLinear(5), (5,), False),
+    "normalised 1x1 convolution": (lambda: NormalisedLinear(2), (2, 4, 4), False),
+    "normalised linear": (lambda: NormalisedLinear(5), (5,), False),
     "class prior": (lambda: ClassPrior(3, 2), (2, 4, 4), True),
     "coupling of halves": (lambda: AffineCoupling(halves(2), deep_network(True, 6), 0, 2.0), (2, 4, 4), False),
     "told coupling": (lambda: AffineCoupling(halves(2), deep_network(True, 6), 3, 2.0), (2, 4, 4), True),
@@ -137,6 +140,13 @@ def test_log_det_is_that_of_the_jacobian(name):
         torch.testing.assert_close(log_det[row], torch.linalg.slogdet(jacobian).logabsdet, rtol=0, atol=1e-8)
 
 
+@EVERY_MAP
+def test_initialising_returns_what_the_initialised_map_makes_of_the_batch(name):
+    module, x, context = case(name)
+    z = module.initialise(x, context, lambda value: value)
+    torch.testing.assert_close(z, module(x, context)[0], rtol=0, atol=1e-10)
+
+
 def test_log_det_is_summed_in_float64():
     """A thousand equal elements, whose sum in float32 is off by more than this."""
     coupling = AffineCoupling(halves(2000), deep_network(False, 4), 0, 2.0)
@@ -169,6 +179,15 @@ def test_a_checkerboard_keeps_every_other_pixel_and_moves_the_rest_by_them(oppos
     assert torch.equal(inner, inner.diagonal().diag())
     assert (inner.diagonal() != 1).all()
     assert (jacobian[~kept][:, kept] != 0).any(0).all()
+
+
+@pytest.mark.parametrize("name", ["realnvp", "realnvp of vectors"])
+def test_masks_take_turns_so_that_no_element_is_left_on_its_own(name):
+    module, x, context = case(name, rows=1)
+    jacobian = torch.autograd.functional.jacobian(
+        lambda flat: module(flat.view(x.shape), context)[0].flatten(), x.flatten()
+    )
+    assert ((jacobian != 0).sum(1) > 1).all()
 
 
 @pytest.mark.parametrize("mask", [halves(6), ~halves(6), every_other(5), ~every_other(5), halves(3)])
@@ -216,6 +235,24 @@ def test_a_new_1x1_convolution_is_a_rotation_by_its_factors():
     assert {name for name, _ in layer.named_buffers()} == {"order", "sign"}
 
 
+def test_a_normalised_linear_map_is_an_actnorm_and_then_a_linear_map():
+    for name in ("normalised 1x1 convolution", "normalised linear"):
+        module, x, _ = case(name)
+        apart = Sequence([module.norm, module.linear])
+        for one, two in zip(module(x), apart(x), strict=True):
+            torch.testing.assert_close(one, two)
+
+
+@pytest.mark.parametrize("make", [InvertibleLinear, NormalisedLinear])
+def test_a_linear_map_stays_in_float32_where_networks_are_in_bfloat16(make):
+    torch.manual_seed(0)
+    module = stirred(make(6)).float()
+    x = normal(4, 6, 3, 3).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        z = module(x)[0]
+    assert torch.equal(z, module(x)[0])
+
+
 def test_squeeze_puts_the_pixels_of_a_block_into_channels():
     x = torch.arange(16.0).view(1, 1, 4, 4)
     assert Squeeze(2)(x)[0][0, :, 0, 1].tolist() == [2, 3, 6, 7]
@@ -231,14 +268,20 @@ def test_marginal_makes_data_of_its_distribution_normal():
     assert (z - expected).abs()[100:-100].max() < 0.01
 
 
+def test_marginal_leaves_levels_that_were_not_seen_their_share_of_the_smoothing():
+    module = Marginal(4, smoothing=0.2)
+    module.initialise(torch.full((1, 10), 0.3), None, lambda value: value)
+    torch.testing.assert_close(module.cumulative.diff().float(), torch.tensor([0.05, 0.85, 0.05, 0.05]))
+
+
 def layers_of(module, x, context):
-    """What each ActNorm below ``module`` makes of ``x``."""
-    seen = []
-    hooks = [
-        part.register_forward_hook(lambda _, __, output: seen.append(output[0]))
-        for part in module.modules()
-        if isinstance(part, ActNorm)
-    ]
+    """What each ActNorm below ``module`` makes of ``x``; inside a NormalisedLinear, of that one's input."""
+    seen, hooks = [], []
+    for part in module.modules():
+        if isinstance(part, ActNorm):
+            hooks.append(part.register_forward_hook(lambda _, __, output: seen.append(output[0])))
+        if isinstance(part, NormalisedLinear):
+            hooks.append(part.register_forward_pre_hook(lambda part, inputs: part.norm(inputs[0]) and None))
     module(x, context)
     for hook in hooks:
         hook.remove()

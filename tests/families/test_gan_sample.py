@@ -6,7 +6,6 @@ from kinfolk.contract import DataSpec, SampleRequest, SamplerState
 from kinfolk.rng import row_normal
 from kinfolk_families.gan import FAMILY
 from kinfolk_families.gan.config import GANConfig, GANOptions
-from kinfolk_families.gan.sample import truncated_noise
 
 SPEC = DataSpec(kind="image", shape=(1, 8, 8), levels=17, classes=10)
 SEEDS = torch.arange(40, 46)
@@ -31,15 +30,16 @@ def draw(gan, seeds=SEEDS, label=None, **options):
 
 def test_a_sample_is_one_pass_of_the_generator_over_the_rows_noise():
     gan = build()
-    z = row_normal(SEEDS, torch.zeros_like(SEEDS), (6,), stream="z")
+    z = row_normal(SEEDS, torch.zeros_like(SEEDS), (6,))
     with torch.no_grad():
         assert torch.equal(draw(gan, label=LABELS), gan.generator(z, LABELS))
         assert torch.equal(draw(gan, label=LABELS, truncation=0.5), gan.generator(0.5 * z, LABELS))
 
 
 def test_truncation_is_the_standard_deviation_of_the_noise():
+    tasks = FAMILY.tasks(build(latent=50))
     for truncation in (0.3, 1.0, 1.5):
-        z = truncated_noise(torch.arange(400), 50, truncation)
+        z = tasks.starts["sample"](SampleRequest(torch.arange(400), GANOptions(truncation=truncation))).carry["z"]
         assert z.std().item() == pytest.approx(truncation, rel=0.03)
 
 

@@ -144,6 +144,7 @@ class IwaeConfig(Config):
     draws: int = Field(10, ge=1)  # of z for each sample and step
     growth_samples: int = Field(0, ge=0)  # over which draws grow from 1, each by the same factor; the cost is theirs
     gradient: Literal["standard", "doubly_reparameterised"] = "standard"  # the latter's noise falls with more draws
+    backward_draws: int | None = Field(None, ge=1)  # gradients go through so many, taken by weight; None: through all
 
     def draws_at(self, samples_seen: int) -> int:
         """Draws of z for each sample after ``samples_seen`` samples."""
@@ -178,6 +179,7 @@ class AutoencoderConfig(Config):
     spatial: bool = False  # a latent of (Z, h, w) on the grid the network ends in; always so where it is quantised
     conditional: bool = False  # encoder and decoder are told the class
     likelihood_draws: int = Field(1, ge=1)  # importance samples behind each log_prob; more tighten the bound
+    anomaly: Literal["bound", "error", "unexplained"] | None = None  # what scores; None: the bound where there is one
     optimizer: OptimizerConfig = OptimizerConfig(kind="adam", lr=1e-3)
     sampler: Options = Options()
 
@@ -185,6 +187,12 @@ class AutoencoderConfig(Config):
     def on_grid(self) -> bool:
         """Whether the latent is (Z, h, w), not (Z,)."""
         return self.spatial or isinstance(self.objective, VectorQuantisedConfig | FiniteScalarConfig)
+
+    @model_validator(mode="after")
+    def _score(self) -> "AutoencoderConfig":
+        if self.anomaly == "bound" and not isinstance(self.objective, ElboConfig | IwaeConfig):
+            raise ValueError(f"anomaly='bound', but {self.objective.kind} has none; use 'error' or 'unexplained'")
+        return self
 
     @model_validator(mode="after")
     def _channels(self) -> "AutoencoderConfig":

@@ -4,6 +4,7 @@ Shapes: S draws, B batch, ``z`` one latent, ``*`` one sample. Sums over a sample
 """
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -58,20 +59,28 @@ def importance_weighted_bound(log_w: Tensor) -> Tensor:
     return log_w.logsumexp(0) - math.log(len(log_w))
 
 
-def doubly_reparameterised_bound(log_px: Tensor, z: Tensor, posterior: Posterior) -> Tensor:
-    """The importance-weighted bound, with a gradient for the encoder that does not drown in noise. -> (B,)
+def still(z: Tensor, posterior: Posterior, weights: Tensor) -> Posterior:
+    """q with its density held still, and z's gradient multiplied by its draw's weight: the encoder's share of DReG.
 
-    With w the normalised weights, the decoder gets sum_s w_s grad log p(x, z_s) as ever; the encoder gets
-    sum_s w_s^2 (d log w_s / d z_s) grad z_s, the density of q being held still. The surrogate's gradient carries one
-    factor w_s, the hook on z the other. Source: Tucker et al., 2019 (DReG), https://arxiv.org/abs/1810.04152.
+    (S, B, z), weights (S, B), normalised over all draws. Where a loss carries each draw's weight once, the encoder then
+    gets sum_s w_s^2 (d log w_s / d z_s) grad z_s, and the decoder sum_s w_s grad log p(x, z_s) as ever.
+    Source: Tucker et al., 2019, https://arxiv.org/abs/1810.04152.
     """
-    held = Posterior(posterior.mu.detach(), posterior.log_var.detach())
-    log_w = log_weights(log_px, z, held)
-    weights = log_w.detach().softmax(0)  # (S, B)
     if z.requires_grad:
         z.register_hook(lambda gradient: gradient * weights.view(*weights.shape, *[1] * (z.ndim - 2)))
-    surrogate = (weights * log_w).sum(0)
-    return surrogate + (importance_weighted_bound(log_w) - surrogate).detach()
+    return Posterior(posterior.mu.detach(), posterior.log_var.detach())
+
+
+def doubly_reparameterised_bound(log_px: Tensor, z: Tensor, posterior: Posterior) -> Tensor:
+    """The importance-weighted bound, with a gradient for the encoder that does not drown in noise. -> (B,)"""
+    weights = log_weights(log_px, z, posterior).detach().softmax(0)  # (S, B)
+    log_w = log_weights(log_px, z, still(z, posterior, weights))
+    return with_gradient_of((weights * log_w).sum(0), importance_weighted_bound(log_w))
+
+
+def with_gradient_of(surrogate: Tensor, value: Tensor) -> Tensor:
+    """``value`` for the eye, ``surrogate`` for the gradient. (B,), (B,) -> (B,)"""
+    return surrogate + (value - surrogate).detach()
 
 
 def _means(**values: Tensor) -> dict[str, Tensor]:
@@ -130,13 +139,17 @@ def quantised_loss(module: QuantisedAutoencoder, batch: Batch, progress: Progres
     return Loss(value, {**_means(squared_error=error, quantisation_error=distance), **use})
 
 
-def _terms(module: VariationalAutoencoder, batch: Batch, progress: Progress, draws: int) -> tuple[Pass, Tensor]:
-    """A pass through the model with all randomness from the step's generator, and log p(x | z) (S, B)."""
+def _seen(module: VariationalAutoencoder, batch: Batch, progress: Progress) -> Batch:
     generator = progress.generator
     x = module.observe(batch.x, lambda: torch.rand(batch.x.shape, generator=generator, device=generator.device))
-    passed: Pass = module(x, batch.label, _noise((draws, len(x), *module.latent_shape), progress))
-    module.distribution.record(passed.outputs, x)
-    return passed, module.distribution.log_prob(passed.outputs, x)
+    return replace(batch, x=x)
+
+
+def _terms(module: VariationalAutoencoder, seen: Batch, noise: Tensor) -> tuple[Pass, Tensor]:
+    """A pass through the model, noted by its distribution, and log p(x | z). Noise (S, B, z) -> (S, B)"""
+    passed: Pass = module(seen.x, seen.label, noise)
+    module.distribution.record(passed.outputs, seen.x)
+    return passed, module.distribution.log_prob(passed.outputs, seen.x)
 
 
 def kl_penalty(kl: Tensor, objective: ElboConfig, samples_seen: int) -> Tensor:
@@ -153,20 +166,45 @@ def kl_penalty(kl: Tensor, objective: ElboConfig, samples_seen: int) -> Tensor:
 
 def elbo_loss(module: VariationalAutoencoder, objective: ElboConfig, batch: Batch, progress: Progress) -> Loss:
     """Negative log p(x | z) plus the penalty of the KL divergence, at one draw of z."""
-    passed, log_px = _terms(module, batch, progress, draws=1)
+    noise = _noise((1, len(batch), *module.latent_shape), progress)
+    passed, log_px = _terms(module, _seen(module, batch, progress), noise)
     kl = kl_to_prior(passed.posterior)
     penalty = kl_penalty(kl, objective, progress.samples_seen)
     return Loss((penalty - log_px[0]).mean(), _means(elbo=log_px[0] - kl, kl=kl))
 
 
 def iwae_loss(module: VariationalAutoencoder, objective: IwaeConfig, batch: Batch, progress: Progress) -> Loss:
-    """Negative importance-weighted bound, by either of its gradients."""
-    (posterior, z, _), log_px = _terms(module, batch, progress, objective.draws_at(progress.samples_seen))
-    if objective.gradient == "doubly_reparameterised":
-        bound = doubly_reparameterised_bound(log_px, z, posterior)
+    """Negative importance-weighted bound, by either of its gradients, through all draws or a few."""
+    draws, few = objective.draws_at(progress.samples_seen), objective.backward_draws
+    seen, noise = _seen(module, batch, progress), _noise((draws, len(batch), *module.latent_shape), progress)
+    doubly = objective.gradient == "doubly_reparameterised"
+    if few is not None and few < draws:
+        posterior, bound = _bound_through_few(module, seen, noise, few, doubly, progress.generator)
     else:
-        bound = importance_weighted_bound(log_weights(log_px, z, posterior))
+        (posterior, z, _), log_px = _terms(module, seen, noise)
+        log_w = log_weights(log_px, z, posterior)
+        bound = doubly_reparameterised_bound(log_px, z, posterior) if doubly else importance_weighted_bound(log_w)
     return Loss(-bound.mean(), _means(iwae_bound=bound, kl=kl_to_prior(posterior)))
+
+
+def _bound_through_few(
+    module: VariationalAutoencoder, seen: Batch, noise: Tensor, few: int, doubly: bool, generator: torch.Generator
+) -> tuple[Posterior, Tensor]:
+    """The bound of all draws of ``noise`` (S, B, z), its gradient through ``few`` of them, taken by weight. -> (B,)
+
+    A mean over draws taken with the probability of their weight is the weighted mean over all, on average, at a third
+    of the cost. Source: Burda et al., 2016 (IWAE), section 3, https://arxiv.org/abs/1509.00519.
+    """
+    with torch.no_grad():
+        passed: Pass = module(seen.x, seen.label, noise)
+        log_px = module.distribution.log_prob(passed.outputs, seen.x)
+        log_w = log_weights(log_px, passed.z, passed.posterior)
+        weights = log_w.softmax(0)
+        taken = torch.multinomial(weights.T, few, replacement=True, generator=generator).T  # (few, B)
+    places = taken.view(*taken.shape, *[1] * (noise.ndim - 2)).expand(-1, -1, *noise.shape[2:])
+    (posterior, z, _), log_px = _terms(module, seen, noise.gather(0, places))
+    density = still(z, posterior, weights.gather(0, taken)) if doubly else posterior
+    return posterior, with_gradient_of(log_weights(log_px, z, density).mean(0), importance_weighted_bound(log_w))
 
 
 def _loss(module: EncoderDecoder, batch: Batch, progress: Progress) -> Loss:

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kinfolk.contract import Batch, Likelihood, RequestError, SampleRequest, SamplerState, Tasks
+from kinfolk.contract import Batch, Likelihood, RequestError, RowTask, SampleRequest, SamplerState, Tasks
 from kinfolk.rng import row_between, row_normal, row_uniform
 from kinfolk_families._shared.labels import device_of, row_labels
 from kinfolk_families.autoencoder.config import DenoisingConfig, Options
@@ -86,6 +86,16 @@ def denoising_error(module: Autoencoder, sigma: float, batch: Batch, seeds: Tens
     return squared_error(batch.x, module(batch.x + sigma * noise, batch.label))
 
 
+def unexplained(error: RowTask, batch: Batch, seeds: Tensor) -> Tensor:
+    """Share of a sample's own variance over its elements that ``error`` leaves: strokes count alike, thick or thin.
+
+    -> (B,), 0 for what is reconstructed, about 1 where its mean would do as well.
+    """
+    x = batch.x.flatten(1)
+    spread = (x - x.mean(1, keepdim=True)).square().sum(1)
+    return error(batch, seeds) / spread.clamp(min=1e-6)  # of a sample without contrast
+
+
 def _log_sum(module: VariationalAutoencoder, seen: Batch, seeds: Tensor, draws: int) -> Tensor:
     """log of the summed importance weights of ``draws``, a chunk at a time. -> (B,)"""
     posterior = module.posterior(seen.x, seen.label)
@@ -121,6 +131,17 @@ def surprise(module: VariationalAutoencoder, batch: Batch, seeds: Tensor) -> Ten
     return -importance_bound(module, batch, seeds, module.config.likelihood_draws)
 
 
+def _anomaly_score(module: EncoderDecoder) -> RowTask:
+    config, error = module.config, partial(reconstruction_error, module)
+    if isinstance(module, Autoencoder) and isinstance(config.objective, DenoisingConfig):
+        error = partial(denoising_error, module, config.objective.sigma)
+    if config.anomaly == "unexplained":
+        return partial(unexplained, error)
+    if isinstance(module, VariationalAutoencoder) and config.anomaly != "error":
+        return partial(surprise, module)
+    return error
+
+
 def tasks(module: EncoderDecoder) -> Tasks:
     """Only a variational autoencoder has a prior that can be sampled, and a likelihood."""
     common = Tasks(
@@ -128,15 +149,14 @@ def tasks(module: EncoderDecoder) -> Tasks:
         encode=partial(encode, module),
         decode=partial(decode, module),
         reconstruct=partial(reconstruct, module),
-        anomaly_score=partial(reconstruction_error, module),
+        anomaly_score=_anomaly_score(module),
         latent_spec=module.latent_spec,
     )
     if isinstance(module, VariationalAutoencoder):
         return _with_prior(module, common)
     objective = module.config.objective
     if isinstance(module, Autoencoder) and isinstance(objective, DenoisingConfig):
-        score = partial(denoising_error, module, objective.sigma)
-        return replace(common, denoise=partial(denoise, module, objective.sigma), anomaly_score=score)
+        return replace(common, denoise=partial(denoise, module, objective.sigma))
     return common
 
 
@@ -151,5 +171,4 @@ def _with_prior(module: VariationalAutoencoder, common: Tasks) -> Tasks:
         conditions=frozenset({"label"}) if module.classes else frozenset(),
         log_prob=None if of is None else Likelihood(partial(importance_bound, module, draws=draws), "lower_bound", of),
         importance_bound=None if of is None else partial(importance_bound, module),
-        anomaly_score=partial(surprise, module),
     )

@@ -125,7 +125,7 @@ class Whole:
 
     label: Tensor | None = None
     generator: Generator | None = None
-    left: dict[str, Tensor] = field(default_factory=dict)
+    links: dict[str, Tensor] = field(default_factory=dict)
 
     def conv(self, layer: CausalConv, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H, W)"""
@@ -141,11 +141,11 @@ class Whole:
 
     def tell(self, key: str, x: Tensor) -> None:
         """Keep it."""
-        self.left[key] = x
+        self.links[key] = x
 
     def told(self, key: str) -> Tensor:
         """(B, C, H, W)"""
-        return self.left[key]
+        return self.links[key]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from kinfolk.contract import DataSpec
 from kinfolk_families._shared.discretised import discretised_logistic_log_prob
 from kinfolk_families.autoregressive.config import MixtureConfig, OutputConfig
+from kinfolk_families.autoregressive.tokens import Tokeniser
 
 
 class Distribution(Protocol):
@@ -85,9 +86,10 @@ class Mixture:
     Source: Salimans et al., 2017 (PixelCNN++), sections 2.1 and 2.2, https://arxiv.org/abs/1701.05517.
     """
 
-    def __init__(self, config: MixtureConfig, spec: DataSpec, levels: int, group: int) -> None:
+    def __init__(self, config: MixtureConfig, spec: DataSpec, group: int) -> None:
+        assert spec.levels is not None
         self.components, self.min_log_scale = config.components, config.min_log_scale
-        self.spec, self.levels, self.group = spec, levels, group
+        self.spec, self.levels, self.group = spec, spec.levels, group
         self.couplings = group * (group - 1) // 2
         self.outputs = (1 + 2 * group + self.couplings) * self.components
 
@@ -138,8 +140,8 @@ class Mixture:
         return discretised_logistic_log_prob(mean[..., None, :], scale[..., None, :], x, self.levels)
 
 
-def make_distribution(config: OutputConfig, spec: DataSpec, vocabulary: int, group: int) -> Distribution:
-    """The distribution of ``group`` tokens out of ``vocabulary`` that ``config`` asks for."""
+def make_distribution(config: OutputConfig, tokeniser: Tokeniser) -> Distribution:
+    """The distribution that ``config`` asks for, of the tokens at one position."""
     if isinstance(config, MixtureConfig):
-        return Mixture(config, spec, vocabulary, group)
-    return Bernoulli() if config.kind == "bernoulli" else Categorical(vocabulary)
+        return Mixture(config, tokeniser.spec, tokeniser.group)
+    return Bernoulli() if config.kind == "bernoulli" else Categorical(tokeniser.vocabulary)

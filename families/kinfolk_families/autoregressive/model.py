@@ -7,7 +7,13 @@ import torch
 from torch import Generator, Tensor, nn
 
 from kinfolk.contract import FIRST_STAGE, ConfigError, DataSpec, Model, RequestError
-from kinfolk_families.autoregressive.config import AutoregressiveConfig, GatedPixelCnnConfig, TransformerConfig, check
+from kinfolk_families.autoregressive.config import (
+    AutoregressiveConfig,
+    GatedPixelCnnConfig,
+    NetworkConfig,
+    TransformerConfig,
+    check,
+)
 from kinfolk_families.autoregressive.convolution import Cache
 from kinfolk_families.autoregressive.distributions import make_distribution
 from kinfolk_families.autoregressive.pixelcnn import GatedPixelCnn
@@ -39,8 +45,8 @@ class Autoregressive(nn.Module):
         check(config, spec, learned)
         self.classes = (spec.classes or 0) if config.conditional else 0
         self.tokeniser = make_tokeniser(config, learned)
-        self.distribution = make_distribution(config.output, learned, self.tokeniser.vocabulary, self.tokeniser.group)
-        self.network = make_network(config, learned, self.tokeniser, self.classes, self.distribution.outputs)
+        self.distribution = make_distribution(config.output, self.tokeniser)
+        self.network = make_network(config.network, self.tokeniser, self.classes, self.distribution.outputs)
         bias = self.network.head.bias
         assert bias is not None
         with torch.no_grad():
@@ -85,15 +91,14 @@ def learned_spec(spec: DataSpec, first_stage: Model | None) -> DataSpec:
 
 
 def make_network(
-    config: AutoregressiveConfig, learned: DataSpec, tokeniser: Tokeniser, classes: int, outputs: int
+    config: NetworkConfig, tokeniser: Tokeniser, classes: int, outputs: int
 ) -> GatedPixelCnn | PixelCnnPp | CausalTransformer:
     """The network of ``config`` with so many ``outputs`` at a position."""
-    network, vocabulary = config.network, tokeniser.vocabulary
-    if isinstance(network, TransformerConfig):
-        return CausalTransformer(network, tokeniser.length, vocabulary, classes, outputs)
-    if isinstance(network, GatedPixelCnnConfig):
-        return GatedPixelCnn(network, learned.shape, vocabulary, classes, outputs)
-    return PixelCnnPp(network, learned.shape, vocabulary, classes, outputs)
+    if isinstance(config, TransformerConfig):
+        return CausalTransformer(config, tokeniser, classes, outputs)
+    if isinstance(config, GatedPixelCnnConfig):
+        return GatedPixelCnn(config, tokeniser.spec, classes, outputs)
+    return PixelCnnPp(config, tokeniser.spec, classes, outputs)
 
 
 def build(config: AutoregressiveConfig, spec: DataSpec, parents: Mapping[str, Model]) -> Autoregressive:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from kinfolk.contract import DataSpec
 from kinfolk_families.autoregressive.config import GatedPixelCnnConfig
 from kinfolk_families.autoregressive.convolution import (
     Cache,
@@ -30,10 +31,10 @@ class PixelNetwork(nn.Module):
 
     links: dict[str, tuple[int, int]]  # what the vertical stack tells: channels, halvings of the resolution
 
-    def __init__(self, shape: tuple[int, ...], vocabulary: int) -> None:
+    def __init__(self, spec: DataSpec) -> None:
         super().__init__()
-        self.shape, self.vocabulary = shape, vocabulary
-        self.inputs = shape[0] + 1
+        self.spec, self.shape = spec, spec.shape
+        self.inputs = spec.shape[0] + 1
 
     def vertical(self, x: Tensor, scan: Scan) -> None:
         """Run the vertical stack over inputs moved down by a line, and tell the horizontal one. (A, G + 1, H, W)"""
@@ -54,8 +55,7 @@ class PixelNetwork(nn.Module):
 
     def seen(self, tokens: Tensor) -> Tensor:
         """Pixels in [-1, 1] and a channel of ones, which the margins lack. (A, H, W, G) -> (A, G + 1, H, W)"""
-        values = tokens.movedim(-1, 1).float() * (2 / (self.vocabulary - 1)) - 1
-        return F.pad(values, (0, 0, 0, 0, 0, 1), value=1.0)
+        return F.pad(self.spec.from_levels(tokens.movedim(-1, 1)), (0, 0, 0, 0, 0, 1), value=1.0)
 
     def forward(self, tokens: Tensor, label: Tensor | None, generator: Generator | None = None) -> Tensor:
         """Outputs at every pixel, each of the pixels before it. (B, T, G) -> (B, T, D)"""
@@ -152,10 +152,8 @@ class GatedPixelCnn(PixelNetwork):
     https://arxiv.org/abs/1606.05328.
     """
 
-    def __init__(
-        self, config: GatedPixelCnnConfig, shape: tuple[int, ...], vocabulary: int, classes: int, outputs: int
-    ):
-        super().__init__(shape, vocabulary)
+    def __init__(self, config: GatedPixelCnnConfig, spec: DataSpec, classes: int, outputs: int) -> None:
+        super().__init__(spec)
         width = config.channels
         sizes = [self.inputs] + [width] * (len(config.dilations) - 1)
         self.layers = nn.ModuleList(

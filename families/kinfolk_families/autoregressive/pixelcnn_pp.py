@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from kinfolk.contract import DataSpec
 from kinfolk_families.autoregressive.config import PixelCnnPpConfig
 from kinfolk_families.autoregressive.convolution import CausalConv, Pointwise, Scan, Upsample
 from kinfolk_families.autoregressive.pixelcnn import ClassBias, PixelNetwork
@@ -102,8 +103,8 @@ class Resolution(nn.Module):
 class PixelCnnPp(PixelNetwork):
     """Both stacks as U-Nets of gated residual blocks."""
 
-    def __init__(self, config: PixelCnnPpConfig, shape: tuple[int, ...], vocabulary: int, classes: int, outputs: int):
-        super().__init__(shape, vocabulary)
+    def __init__(self, config: PixelCnnPpConfig, spec: DataSpec, classes: int, outputs: int) -> None:
+        super().__init__(spec)
         width = config.channels[0]
         self.first_down = CausalConv(self.inputs, width, 1, 1, 1)
         self.first_above = CausalConv(self.inputs, width, 0, 1, 1)

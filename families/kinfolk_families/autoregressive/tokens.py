@@ -23,9 +23,10 @@ class Tokeniser(nn.Module):
 
     of: Literal["levels", "binary"] | None = "levels"  # what the tokens' probability is a probability of
 
-    def __init__(self, spec: DataSpec, vocabulary: int, group: int = 1) -> None:
+    def __init__(self, spec: DataSpec, group: int = 1) -> None:
         super().__init__()
-        self.spec, self.vocabulary, self.group = spec, vocabulary, group
+        assert spec.levels is not None
+        self.spec, self.vocabulary, self.group = spec, spec.levels, group
         self.length = spec.dims // group  # T
 
     def indices(self, x: Tensor) -> Tensor:
@@ -71,15 +72,7 @@ class BinaryTokeniser(Tokeniser):
     of = "binary"
 
     def __init__(self, spec: DataSpec, group: int) -> None:
-        super().__init__(spec, 2, group)
-
-    def indices(self, x: Tensor) -> Tensor:
-        """On (1) in the upper half of the range. (B, *) -> (B, *) int64"""
-        return (x > 0).long()
-
-    def elements(self, indices: Tensor) -> Tensor:
-        """-1 for off, 1 for on. (B, *) int64 -> (B, *)"""
-        return 2 * indices.float() - 1
+        super().__init__(spec.model_copy(update={"levels": 2}), group)
 
     def observe(self, x: Tensor, uniform: Uniform) -> Tensor:
         """The tokens of x, binarised. (B, *) -> (B, T, G)"""
@@ -96,8 +89,8 @@ class PaletteTokeniser(Tokeniser):
     palette: Tensor  # (K, C)
 
     def __init__(self, spec: DataSpec, colours: int) -> None:
-        super().__init__(spec, colours)
-        self.length = spec.dims // spec.shape[0]
+        super().__init__(spec)
+        self.vocabulary, self.length = colours, spec.dims // spec.shape[0]
         greys = torch.linspace(-1, 1, colours)[:, None]
         self.register_buffer("palette", greys.repeat(1, spec.shape[0]))
 
@@ -155,5 +148,4 @@ def make_tokeniser(config: AutoregressiveConfig, learned: DataSpec) -> Tokeniser
         return PaletteTokeniser(learned, config.palette)
     if config.output.kind == "bernoulli":
         return BinaryTokeniser(learned, group)
-    assert learned.levels is not None
-    return Tokeniser(learned, learned.levels, group)
+    return Tokeniser(learned, group)

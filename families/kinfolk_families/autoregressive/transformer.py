@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 from kinfolk_families._shared.transformer import Attention, Block, Positions
 from kinfolk_families.autoregressive.config import TransformerConfig
 from kinfolk_families.autoregressive.convolution import Cache
+from kinfolk_families.autoregressive.tokens import Tokeniser
 
 INIT_STD = 0.02  # GPT-2, of every weight
 
@@ -62,11 +63,11 @@ class CausalBlock(Block):
 class CausalTransformer(nn.Module):
     """Position t reads the tokens before t: the input is moved by one, and begins with the class."""
 
-    def __init__(self, config: TransformerConfig, length: int, vocabulary: int, classes: int, outputs: int) -> None:
+    def __init__(self, config: TransformerConfig, tokeniser: Tokeniser, classes: int, outputs: int) -> None:
         super().__init__()
-        self.config, self.length, self.begin = config, length, vocabulary
-        self.embed = nn.Embedding(vocabulary + max(classes, 1), config.width)  # V tokens, then how a sample begins
-        self.positions = Positions(length, config.width)
+        self.config, self.length, self.begin = config, tokeniser.length, tokeniser.vocabulary
+        self.embed = nn.Embedding(self.begin + max(classes, 1), config.width)  # V tokens, then how a sample begins
+        self.positions = Positions(self.length, config.width)
         self.blocks = nn.ModuleList(CausalBlock(config.width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, outputs)
@@ -80,9 +81,9 @@ class CausalTransformer(nn.Module):
         return self.begin + (torch.zeros_like(tokens[:, :1]) if label is None else label[:, None])
 
     def forward(self, tokens: Tensor, label: Tensor | None, generator: Generator | None = None) -> Tensor:  # noqa: ARG002
-        """Outputs at every position, each of the tokens before it. (B, T, 1) -> (B, T, O)"""
+        """Outputs at every position, each of the tokens before it; T may be less than all. (B, T, 1) -> (B, T, O)"""
         before = torch.cat([self._begun(tokens[..., 0], label), tokens[:, :-1, 0]], dim=1)
-        h = self.positions(self.embed(before))
+        h = self.embed(before) + self.positions.table[:, : before.shape[1]]
         for block in self.blocks:
             h = block(h)
         return self.head(self.norm(h))

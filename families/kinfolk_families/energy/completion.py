@@ -5,7 +5,6 @@ Shapes: N samples asked, R rows, B batch, C H W pixels, T tokens, F folds.
 
 import math
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from kinfolk.contract import Batch, RequestError, SampleRequest, SamplerState, T
 from kinfolk.rng import row_uniform
 from kinfolk_families._shared.labels import device_of
 from kinfolk_families._shared.transformer import patchify
-from kinfolk_families.energy.config import Options, foreign_options
+from kinfolk_families.energy.config import Options, SystemKind, foreign_options
 from kinfolk_families.energy.transformer import EnergyTransformer
 
 TEMPERATURE = 1.0  # of patches that are drawn, unless the request or the recipe says otherwise
@@ -44,7 +43,7 @@ def given(request: SampleRequest) -> tuple[Tensor, Tensor]:
     return request.x.cpu(), request.mask.cpu() > 0
 
 
-def check_options(request: SampleRequest, kind: Literal["network", "composed", "transformer"]) -> Options:
+def check_options(request: SampleRequest, kind: SystemKind) -> Options:
     """The request's options.
 
     Raises:

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from kinfolk.contract import Config, OptimizerConfig
 
+SystemKind = Literal["network", "composed", "transformer"]
 Role = Literal["first", "second", "third"]
 ROLES: tuple[Role, ...] = ("first", "second", "third")  # of the models that a composition adds
 
@@ -148,7 +149,7 @@ class EnergyConfig(Config):
         return self
 
 
-def foreign_options(kind: Literal["network", "composed", "transformer"], options: Options) -> list[str]:
+def foreign_options(kind: SystemKind, options: Options) -> list[str]:
     """Names of options that are set and mean nothing to a system of ``kind``."""
     foreign = ("step_size", "noise") if kind == "transformer" else ("temperature",)
     return [name for name in foreign if getattr(options, name) is not None]

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from kinfolk.contract import ConfigError, DataSpec
-from kinfolk_families._shared.transformer import Positions, patchify, unpatchify
+from kinfolk_families._shared.transformer import patchify, unpatchify
 from kinfolk_families.energy.config import EnergyConfig, TransformerConfig
 
 NORM_EPS = 1e-5  # beside the variance, as in the authors' code
-INIT_STD = 0.02  # of weights, memories and the mask token
+INIT_STD = 0.1  # of weights and memories; at few tens of dimensions the paper's 0.002 and 0.02 leave tokens unmoved
 
 
 class EnergyNorm(nn.Module):
@@ -117,7 +117,8 @@ class EnergyBlock(nn.Module):
 class EnergyTransformer(nn.Module):
     """Patches as tokens, those that are hidden as one learned token, all of them completed by the descent.
 
-    The paper's extra token for classification is left out: nothing here reads it.
+    Positions start at unit size: a hidden token knows nothing else, and the first steps must not sweep it away. The
+    paper's extra token for classification is left out: nothing here reads it.
     """
 
     def __init__(self, config: EnergyConfig, system: TransformerConfig, spec: DataSpec) -> None:
@@ -127,15 +128,15 @@ class EnergyTransformer(nn.Module):
         C, H, W = self.shape
         self.tokens, elements = H * W // system.patch**2, C * system.patch**2
         self.embed = nn.Linear(elements, system.width)
-        self.mask_token = nn.Parameter(INIT_STD * torch.randn(system.width))
-        self.positions = Positions(self.tokens, system.width)
+        self.mask_token = nn.Parameter(torch.zeros(system.width))
+        self.positions = nn.Parameter(torch.randn(self.tokens, system.width))
         self.block = EnergyBlock(system)
         self.output = nn.Sequential(nn.LayerNorm(system.width), nn.Linear(system.width, elements))
 
     def embedded(self, x: Tensor, hidden: Tensor) -> Tensor:
         """Tokens of a picture before they descend. (B, C, H, W), (B, T) bool -> (B, T, D)"""
         tokens = self.embed(patchify(x, self.system.patch))
-        return self.positions(torch.where(hidden[:, :, None], self.mask_token, tokens))
+        return torch.where(hidden[:, :, None], self.mask_token, tokens) + self.positions
 
     def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
         """Every patch as the others have it, whatever ``x`` holds where it is hidden. -> (B, C, H, W)"""

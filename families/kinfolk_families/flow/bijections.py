@@ -5,6 +5,7 @@ and in float64, (B,), or () where it is the same for all rows. ``context`` is wh
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
@@ -112,7 +113,7 @@ class ActNorm(Bijection):
         """(x + shift) * exp(log_scale)"""
         scale = self.log_scale.exp()
         z = (x + per_channel(self.shift, x)) * per_channel(scale, x)
-        return z, positions(x) * self.log_scale.double().sum()
+        return z, positions(x) * self.log_scale.sum(dtype=torch.float64)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """z * exp(-log_scale) - shift"""
@@ -152,11 +153,19 @@ class InvertibleLinear(Bijection):
         lower = self.factors.tril(-1) + torch.eye(len(self.sign), dtype=self.sign.dtype, device=self.sign.device)
         return lower, self.factors.triu(1) + (self.sign * self.factors.diagonal().exp()).diag()
 
+    def weight(self) -> Tensor:
+        """W. -> (C, C)"""
+        lower, upper = self.triangles()
+        return (lower @ upper)[self.order]
+
+    def log_det(self) -> Tensor:
+        """log |det W|. -> () float64"""
+        return self.factors.diagonal().sum(dtype=torch.float64)
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """W x at every position"""
-        lower, upper = self.triangles()
-        log_det = positions(x) * self.factors.diagonal().double().sum()
-        return mix_channels((lower @ upper)[self.order], x), log_det
+        with full_precision(x):
+            return mix_channels(self.weight(), x), positions(x) * self.log_det()
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """W^-1 z at every position, W^-1 found in float64"""
@@ -166,32 +175,28 @@ class InvertibleLinear(Bijection):
         return mix_channels(torch.linalg.solve_triangular(upper, half, upper=True).to(z.dtype), z)
 
 
-class ClassPrior(Bijection):
-    """A Gaussian of each class made standard normal: z = (x - mean) / std, per channel.
+class NormalisedLinear(Bijection):
+    """ActNorm and an invertible linear map after it, as one convolution: W (scale (x + shift))."""
 
-    ``context`` is the class, one-hot; all classes start standard normal.
-    """
-
-    def __init__(self, classes: int, channels: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.mean = nn.Parameter(torch.zeros(classes, channels))
-        self.log_std = nn.Parameter(torch.zeros(classes, channels))
+        self.norm, self.linear = ActNorm(channels), InvertibleLinear(channels)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, C, *), (B, K) -> (B, C, *), (B,)"""
-        mean, log_std = self._of(context)
-        z = (x - per_channel(mean, x)) * per_channel((-log_std).exp(), x)
-        return z, -positions(x) * log_std.double().sum(1)
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """(B, C, *) -> (B, C, *), ()"""
+        log_det = self.linear.log_det() + self.norm.log_scale.sum(dtype=torch.float64)
+        with full_precision(x):
+            weight = self.linear.weight() * self.norm.log_scale.exp()
+            return mix_channels(weight, x, weight @ self.norm.shift), positions(x) * log_det
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """(B, C, *), (B, K) -> (B, C, *)"""
-        mean, log_std = self._of(context)
-        return z * per_channel(log_std.exp(), z) + per_channel(mean, z)
+        """(B, C, *) -> (B, C, *)"""
+        return self.norm.inverse(self.linear.inverse(z, context), context)
 
-    def _of(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        assert context is not None
-        label = context.argmax(1)
-        return self.mean[label], self.log_std[label]
+    def initialise(self, x: Tensor, context: Tensor | None, all_reduce: AllReduce) -> Tensor:
+        """Shift and scale by the statistics of the whole first batch."""
+        self.norm.initialise(x, context, all_reduce)
+        return self(x, context)[0]
 
 
 def zero(x: Tensor) -> Tensor:
@@ -209,12 +214,14 @@ def per_channel(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(*values.shape, *[1] * (like.ndim - 2))
 
 
-def mix_channels(weight: Tensor, x: Tensor) -> Tensor:
-    """``weight`` times the channels at every position, never in bfloat16. (E, C), (B, C, *) -> (B, E, *)"""
-    with torch.autocast(x.device.type, enabled=False):
-        if x.ndim == 2:
-            return F.linear(x, weight)
-        return F.conv2d(channels_last(x), weight[:, :, None, None])
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """No bfloat16 where it would break an inverse, whatever autocast is around."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def mix_channels(weight: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``weight`` times the channels at every position. (E, C), (B, C, *), (E,) -> (B, E, *)"""
+    return F.linear(x, weight, bias) if x.ndim == 2 else F.conv2d(channels_last(x), weight[:, :, None, None], bias)
 
 
 def channels_last(x: Tensor) -> Tensor:

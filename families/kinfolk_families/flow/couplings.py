@@ -1,5 +1,7 @@
 """Affine couplings: some channels pass, the others are shifted and scaled by what a network makes of them.
 
+The priors of what leaves a flow, given what stays or the class, are maps of the same kind.
+
 Shapes: B batch, C channels, E context, ``*`` nothing or H, W.
 """
 
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kinfolk_families._shared.networks import zeroed
-from kinfolk_families.flow.bijections import AllReduce, Bijection, Flatten, channels_last, per_channel
+from kinfolk_families.flow.bijections import AllReduce, Bijection, Flatten, channels_last, per_channel, positions
 
 Network = Callable[[int, int], nn.Module]  # (channels in, channels out) -> the network of a coupling
 
@@ -113,6 +115,34 @@ class AffineCoupling(Bijection):
     def _whole(self, kept: Tensor, moved: Tensor) -> Tensor:
         ordered = torch.cat([kept, moved], 1)
         return ordered if self.in_order else ordered.index_select(1, self.get_buffer("back"))
+
+
+class ClassPrior(Bijection):
+    """A Gaussian of each class made standard normal: z = (x - mean) / std, per channel.
+
+    ``context`` is the class, one-hot; all classes start standard normal.
+    """
+
+    def __init__(self, classes: int, channels: int) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(classes, channels))
+        self.log_std = nn.Parameter(torch.zeros(classes, channels))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, C, *), (B, K) -> (B, C, *), (B,)"""
+        mean, log_std = self._of(context)
+        z = (x - per_channel(mean, x)) * per_channel((-log_std).exp(), x)
+        return z, -positions(x) * log_std.double().sum(1)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """(B, C, *), (B, K) -> (B, C, *)"""
+        mean, log_std = self._of(context)
+        return z * per_channel(log_std.exp(), z) + per_channel(mean, z)
+
+    def _of(self, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert context is not None
+        label = context.argmax(1)
+        return self.mean[label], self.log_std[label]
 
 
 class MultiScale(Bijection):

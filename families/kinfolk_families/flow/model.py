@@ -14,15 +14,15 @@ from kinfolk.contract import Batch, DataSpec, Model, Progress, RequestError
 from kinfolk_families.flow.bijections import (
     ActNorm,
     Bijection,
-    ClassPrior,
     Flatten,
-    InvertibleLinear,
+    NormalisedLinear,
     Sequence,
     Squeeze,
 )
 from kinfolk_families.flow.config import FlowConfig, GlowConfig, NoDequantisationConfig, RealNvpConfig, check
 from kinfolk_families.flow.couplings import (
     AffineCoupling,
+    ClassPrior,
     MultiScale,
     checkerboard,
     deep_network,
@@ -138,8 +138,7 @@ def make_steps(config: RealNvpConfig | GlowConfig, image: bool, channels: int, c
 def glow_steps(config: GlowConfig, image: bool, channels: int, classes: int) -> Iterator[Bijection]:
     """ActNorm, 1x1 convolution, coupling, again and again. Source: Glow, Figure 2a."""
     for _ in range(config.steps):
-        yield ActNorm(channels)
-        yield InvertibleLinear(channels)
+        yield NormalisedLinear(channels)
         yield AffineCoupling(halves(channels), deep_network(image, config.width), classes, config.log_scale_bound)
 
 

@@ -1,0 +1,100 @@
+"""What each solver makes of one trained network: fd_local against network evaluations, and the ratios to expect.
+
+The ratios are those of the papers on CIFAR-10 (DDIM, Table 1; DPM-Solver++; EDM), asked of the model's own data. Every
+solver draws from the same seeds, as many samples of each class, its estimates kept within the data's range.
+Run after training: python pipelines/benchmarks/solver_quality.py mnist-edm mnist-ddpm-unet --samples 2000
+"""
+
+import argparse
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kinfolk import sampling
+from kinfolk.contract import Model
+from kinfolk.data.prepared import Prepared
+from kinfolk.tracking.connection import mlflow_environment
+from kinfolk_pipelines.datasets import open_dataset
+from kinfolk_pipelines.figures_on_samples import on_features
+from kinfolk_pipelines.models import feature_model, load_model
+from kinfolk_pipelines.settings import apply_environment, load_settings
+
+SEED = 1  # as `kinfolk evaluate` draws
+RUNS: Mapping[str, Mapping[str, Any]] = {
+    "DDPM 1000": {"solver": "ddpm", "steps": 1000, "variance": "large"},
+    "DDIM 10": {"solver": "ddim", "steps": 10},
+    "DDIM 20": {"solver": "ddim", "steps": 20},
+    "DDIM 50": {"solver": "ddim", "steps": 50},
+    "DDIM 100": {"solver": "ddim", "steps": 100},
+    "Heun 18": {"solver": "heun", "steps": 18},
+    "DPM-Solver++(2M) 10": {"solver": "dpmpp_2m", "steps": 10},
+    "DPM-Solver++(2M) 20": {"solver": "dpmpp_2m", "steps": 20},
+}
+BARS = (  # (a, b, largest fd_local of a over that of b)
+    ("DPM-Solver++(2M) 10", "DDIM 20", 1.0),
+    ("DDIM 50", "DDPM 1000", 1.5),
+    ("Heun 18", "DDPM 1000", 1.0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One solver at one number of steps."""
+
+    fd_local: float
+    nfe: int
+    samples_per_second: float
+
+
+def evaluations(model: Model, options: Mapping[str, Any]) -> int:
+    """Network evaluations of one sample, call by call."""
+    request = sampling.make_request(model, 1, 0, None, options)
+    *calls, _ = sampling.trajectory(model.tasks, request)
+    return sum(int(state.cost) for state in calls)
+
+
+def run(model: Model, features: Model, data: Prepared, options: Mapping[str, Any], samples: int) -> Run:
+    """Draw and measure."""
+    labels = [i % (model.spec.classes or 1) for i in range(samples)] if "label" in model.tasks.conditions else None
+    started = time.perf_counter()
+    x = sampling.sample(model, samples, SEED, labels, options)
+    seconds = time.perf_counter() - started
+    figures = on_features(features, data.source("train"), data.source("test"), x, labels)
+    return Run(figures["fd_local"], evaluations(model, options), samples / seconds)
+
+
+def report(name: str, runs: Mapping[str, Run], samples: int) -> None:
+    """Print a table of the runs and whether each bar holds."""
+    print(f"\n{name}, {samples} samples a row\n")
+    print("| solver and steps | network evaluations | fd_local | samples/s |\n|---|---|---|---|")
+    for solver, found in runs.items():
+        print(f"| {solver} | {found.nfe} | {found.fd_local:.3f} | {found.samples_per_second:.1f} |")
+    print("\n| ratio of fd_local | measured | at most | holds |\n|---|---|---|---|")
+    for a, b, most in BARS:
+        ratio = runs[a].fd_local / runs[b].fd_local
+        print(f"| {a} / {b} | {ratio:.2f} | {most:g} | {'yes' if ratio <= most else 'no'} |")
+
+
+def main() -> None:
+    """Measure every model named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", help="registered diffusion models, e.g. mnist-edm or mnist-edm/3")
+    parser.add_argument("--samples", type=int, default=2000, help="of every row")
+    given = parser.parse_args()
+    apply_environment(mlflow_environment())
+    settings = load_settings()
+    for reference in given.models:
+        loaded = load_model(settings, reference)
+        data = open_dataset(settings, loaded.version.lineage.data).prepared
+        features = feature_model(settings, loaded.version.lineage.data).model
+        clamp = {"clamp": loaded.model.spec.levels is not None}
+        runs = {
+            name: run(loaded.model, features, data, {**options, **clamp}, given.samples)
+            for name, options in RUNS.items()
+        }
+        report(loaded.version.reference, runs, given.samples)
+
+
+if __name__ == "__main__":
+    main()
