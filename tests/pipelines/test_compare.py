@@ -44,7 +44,7 @@ def played(monkeypatch, tmp_path):
         version = SimpleNamespace(reference=f"{each.model_name}/3", metrics={"train_seconds": 7.5, "fd_local": 99.0})
         return Trained(version, version.metrics, None, True)
 
-    def evaluate(settings, reference, samples):
+    def evaluate(settings, reference, *, samples):
         done.append(("evaluate", reference, samples))
         basis = {"data": "ring d1", "samples": str(samples or 2000), "features": "ring-features/3"}
         spec = CLASSED if "image" not in reference else PLAIN

@@ -10,11 +10,13 @@ from kinfolk import sampling
 from kinfolk.config import Evaluation
 from kinfolk.contract import Config, DataSpec, Family, Likelihood, Model, RequestError, SamplerState, Tasks
 from kinfolk.data.source import TensorSource
+from kinfolk.errors import DataError
 from kinfolk.metrics.kernel import kernel_distance
 from kinfolk.metrics.likelihood import likelihood_figures
 from kinfolk.metrics.manifold import manifold_scores
 from kinfolk_pipelines import figures
-from kinfolk_pipelines.figures import MEANING, measure
+from kinfolk_pipelines.figures import measure
+from kinfolk_pipelines.meaning import MEANING
 
 CLASSES, ROWS = 4, 320  # rows of a split: more than one chunk of evaluation
 SPEC = DataSpec(kind="image", shape=(1, 4, 4), levels=17, classes=CLASSES)
@@ -62,6 +64,8 @@ def judge_tasks(module):
         encode=lambda batch, seeds: batch.x.flatten(1),
         classify=lambda batch, seeds: -(batch.x[:, 0, 0, :1] - marks).square(),
         reconstruct=lambda batch, seeds: batch.x + 0.5,
+        anomaly_score=lambda batch, seeds: batch.x.flatten(1).mean(1),
+        importance_bound=lambda batch, seeds, draws: seeds.double() + draws,
         log_prob=Likelihood(lambda batch, seeds: seeds.double(), "exact", "levels"),
     )
 
@@ -191,6 +195,49 @@ def test_every_row_of_the_test_split_counts_once_with_its_own_seed(data):
     assert "fd_local" not in found
 
 
+def test_likelihoods_rest_on_as_many_rows_and_draws_as_asked(data):
+    found = measure(JUDGE, data, Evaluation(likelihood_samples=300, importance_draws=7)).metrics
+    assert found["log_prob_nats"] == 299 / 2
+    assert found["importance_bound_nats"] == 299 / 2 + 7
+    assert "importance_bound_nats" not in of(JUDGE, data)
+
+
+def test_a_model_of_some_classes_is_asked_for_and_measured_on_those(data, bank):
+    model = replaying(bank)
+    found = measure(model, data, Evaluation(samples=160), JUDGE, learned=[2, 1]).metrics
+    assert model.module.asked[0].label.bincount().tolist() == [0, 80, 80]
+    assert found["class_accuracy"] == 1
+    assert found["precision"] == 1
+    assert found["classes_covered"] == 2
+    assert measure(JUDGE, data, Evaluation(), learned=[0]).metrics["log_prob_nats"] == (ROWS / CLASSES - 1) / 2
+
+
+def test_strange_data_is_what_was_not_learned_and_what_is_given(data):
+    brighter = TensorSource(SPEC, pictures(2)[0] + 2, pictures(2)[1])
+    marks = TensorSource(SPEC, *(torch.cat([part, part]) for part in pictures(3)))
+    found = measure(JUDGE, data, Evaluation(), learned=[0, 1], against=brighter).metrics
+    assert found["auroc_rest"] > 0.5  # brighter by their mark alone
+    assert found["auroc_against"] > found["auroc_rest"]
+    rest = measure(JUDGE, data, Evaluation(), learned=[2, 3]).metrics["auroc_rest"]
+    assert rest == pytest.approx(1 - measure(JUDGE, data, Evaluation(), learned=[0, 1]).metrics["auroc_rest"])
+    assert not {"auroc_rest", "auroc_against"} & of(JUDGE, data).keys()
+    other = DataSpec(kind="image", shape=(1, 2, 8), levels=17, classes=CLASSES)
+    with pytest.raises(DataError, match=r"shape \(1, 2, 8\), the model's of \(1, 4, 4\)"):
+        measure(JUDGE, data, Evaluation(), against=TensorSource(other, marks.rows.x.reshape(-1, 1, 2, 8), marks.rows.label))
+
+
+def test_codes_are_counted_over_the_whole_test_split(data):
+    codes = DataSpec(kind="tokens", shape=(1,), levels=8)
+
+    def encode(batch, seeds):
+        return torch.div(seeds, ROWS / 2, rounding_mode="floor").long()[:, None]  # code 0, then code 1
+
+    coder = Model(family(lambda _: Tasks(options=Config(), encode=encode, latent_spec=codes)), Config(), SPEC, nn.Identity())
+    found = of(coder, data, features=None)
+    assert found["codebook_usage"] == 2 / 8
+    assert found["codebook_perplexity"] == pytest.approx(2)
+
+
 def test_accuracy_is_the_share_of_right_answers(data):
     x, label = pictures(1)
     wrong = torch.where(torch.arange(ROWS) % 8 == 0, (label + 1) % CLASSES, label)
@@ -207,8 +254,8 @@ def test_samples_of_a_seed_are_the_same_every_time(data, bank):
 @pytest.mark.parametrize("kind", ["exact", "lower_bound", "ode"])
 @pytest.mark.parametrize("of_what", ["levels", "binary", "density"])
 def test_every_likelihood_has_its_line_in_the_glossary(kind, of_what):
-    likelihood = Likelihood(lambda batch, seeds: seeds, kind, of_what)
-    assert likelihood_figures(likelihood, torch.zeros(2), SPEC).keys() <= MEANING.keys()
+    found = likelihood_figures(Likelihood(lambda batch, seeds: seeds, kind, of_what), torch.zeros(2), SPEC).keys()
+    assert {*found, *(name.replace("elbo", "importance_bound") for name in found)} <= MEANING.keys()
 
 
 def test_every_figure_of_a_measurement_has_its_line_in_the_glossary(data, bank):

@@ -1,5 +1,7 @@
 """Registered models as the commands meet them: which version is meant, what is measured and drawn of it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,8 @@ from PIL import Image
 from kinfolk import sampling
 from kinfolk.bundle import save_bundle
 from kinfolk.contract import DataSpec, Model
+from kinfolk.data.catalogue import prepare
+from kinfolk.data.prepared import Prepared
 from kinfolk.errors import ConfigError, DataError, RegistryError, RequestError
 from kinfolk.rng import seeded_initialisation
 from kinfolk.tracking import registry
@@ -15,15 +19,16 @@ from kinfolk.tracking.aliases import set_alias
 from kinfolk.tracking.lineage import Lineage
 from kinfolk.tracking.runs import Tracker
 from kinfolk_pipelines import evaluate as evaluation
+from kinfolk_pipelines import sample as samples
 from kinfolk_pipelines.datasets import open_dataset
 from kinfolk_pipelines.evaluate import evaluate
 from kinfolk_pipelines.figures import Figures
 from kinfolk_pipelines.models import load_model, rows, shown_metrics, version_number
 from kinfolk_pipelines.promotion import promote_version
-from kinfolk_pipelines.sample import picture_scale, write_samples
+from kinfolk_pipelines.sample import Wanted, given_part, picture_scale, write_samples
 
 PICTURES = DataSpec(kind="image", shape=(1, 8, 8), levels=17, classes=10)
-CARD = {"recipe": {"evaluation": {"samples": 12, "options": {"steps": 2, "temperature": 0.5}}}}
+CARD = {"recipe": {"keep_labels": [2, 5], "evaluation": {"samples": 12, "options": {"steps": 2, "temperature": 0.5}}}}
 
 
 @pytest.fixture
@@ -96,8 +101,8 @@ def measured(monkeypatch):
     """What ``measure`` is asked; its own numbers are tested with the figures."""
     asked = []
 
-    def measure(model, data, evaluation, features=None):
-        asked.append((evaluation, features))
+    def measure(model, data, evaluation, features=None, *, learned=(), against=None):
+        asked.append((evaluation.model_dump(exclude_defaults=True), features, learned, against and len(against)))
         return Figures({"fd_local": 0.5}, torch.zeros(2))
 
     monkeypatch.setattr(evaluation, "measure", measure)
@@ -108,7 +113,8 @@ def test_figures_are_measured_as_the_recipe_says_and_kept_with_the_version(setti
     digest = open_dataset(settings, "ring").digest
     add(digest=digest)
     done = evaluate(settings, "blob")
-    assert measured[0][0].model_dump() == CARD["recipe"]["evaluation"]
+    assert measured[0][0] == CARD["recipe"]["evaluation"]
+    assert measured[0][2:] == ([2, 5], None)
     assert registry.find(settings.tracking, "blob/1").metrics == {"fd_local": 0.5}
     assert done.figures.metrics == {"fd_local": 0.5}
     assert done.figures.basis["data"] == f"ring {digest}"
@@ -118,10 +124,22 @@ def test_figures_are_measured_as_the_recipe_says_and_kept_with_the_version(setti
 
 def test_what_is_given_lies_over_what_the_recipe_says(settings, add, measured):
     add(digest=open_dataset(settings, "ring").digest)
-    assert evaluate(settings, "blob", 40, {"steps": 3}).figures.basis["samples"] == "40"
-    assert measured[0][0].model_dump() == {"samples": 40, "options": {"steps": 3, "temperature": 0.5}}
+    assert evaluate(settings, "blob", samples=40, options={"steps": 3}).figures.basis["samples"] == "40"
+    assert measured[0][0] == {"samples": 40, "options": {"steps": 3, "temperature": 0.5}}
     with pytest.raises(ConfigError, match="samples"):
-        evaluate(settings, "blob", 0)
+        evaluate(settings, "blob", samples=0)
+
+
+def test_what_figures_rest_on_is_told(settings, add, measured):
+    digest = open_dataset(settings, "ring").digest
+    add(digest=digest)
+    given = {"likelihood_samples": 30, "importance_draws": 5, "against": "ring"}
+    basis = evaluate(settings, "blob", **given).figures.basis
+    assert measured[0][0].items() >= given.items()
+    assert measured[0][3] == len(open_dataset(settings, "ring").prepared.source("test"))
+    assert basis["likelihood"] == "the first 30 test samples"
+    assert basis["importance_bound"] == "5 draws a sample"
+    assert basis["against"] == f"ring {digest}"
 
 
 def test_figures_on_features_rest_on_the_classifier_of_the_same_data(settings, add, measured):
@@ -149,10 +167,10 @@ def test_a_model_is_not_measured_on_data_it_has_not_learned(settings, add, measu
 def test_samples_in_a_file_are_those_of_the_sampler(settings, add, tmp_path):
     model, _ = add()
     out = tmp_path / "new" / "x.npy"
-    assert write_samples(settings, "blob", out, 5, 7, 3, ["steps=2"]) == "blob/1"
+    assert write_samples(settings, "blob", out, Wanted(5, 7, 3), ["steps=2"]) == "blob/1"
     expected = sampling.sample(model, 5, 7, 3, {"steps": 2})
     assert np.array_equal(np.load(out), expected.numpy())
-    write_samples(settings, "blob", tmp_path / "x.png", 4, 7, None, [])
+    write_samples(settings, "blob", tmp_path / "x.png", Wanted(4, 7), [])
     picture = Image.open(tmp_path / "x.png")
     scale = picture_scale(8, 2)
     assert picture.size == ((2 * 8 + 2) * scale, (2 * 8 + 2) * scale)
@@ -163,15 +181,49 @@ def test_samples_in_a_file_are_those_of_the_sampler(settings, add, tmp_path):
 def test_samples_that_cannot_be_drawn_leave_no_file(settings, add, tmp_path):
     add()
     (tmp_path / "folder.png").mkdir()
-    for out, label, error in [
-        ("x.gif", None, ConfigError),
-        ("x", None, ConfigError),
-        ("folder.png", None, ConfigError),
-        ("x.png", 10, RequestError),
+    for out, wanted, error, said in [
+        ("x.gif", Wanted(1), ConfigError, "use .png"),
+        ("there/x", Wanted(1), ConfigError, "ends in 'nothing'"),
+        ("folder.png", Wanted(1), ConfigError, "is a folder"),
+        ("there/x.png", Wanted(1, label=10), RequestError, "label 10"),
+        ("there/x.png", Wanted(1, task="smaple"), RequestError, "Did you mean 'sample'"),
+        ("there/x.png", Wanted(2, task="interpolate"), ConfigError, "needs --seed-to"),
+        ("there/x.png", Wanted(2, task="inpaint"), ConfigError, "needs pictures and --given"),
+        ("there/x.png", Wanted(2, task="inpaint", given="uper"), ConfigError, "Did you mean 'upper'"),
     ]:
-        with pytest.raises(error):
-            write_samples(settings, "blob", tmp_path / "there" / out if label else tmp_path / out, 1, 0, label, [])
+        with pytest.raises(error, match=said):
+            write_samples(settings, "blob", tmp_path / out, wanted, [])
     assert not (tmp_path / "there").exists()
+
+
+def test_what_a_task_needs_reaches_the_sampler(settings, add, tmp_path, monkeypatch):
+    add(data="digits")
+    asked = []
+    monkeypatch.setattr(sampling, "draw", lambda tasks, request, task: asked.append((task, request)) or torch.zeros(3, 1, 8, 8))
+    monkeypatch.setattr(samples, "open_dataset", lambda _, name: SimpleNamespace(prepared=Prepared.open(tmp_path / name)))
+    prepare("digits", tmp_path / "digits")
+    write_samples(settings, "blob", tmp_path / "x.npy", Wanted(3, 5, task="interpolate", seed_to=9), [])
+    write_samples(settings, "blob", tmp_path / "x.npy", Wanted(3, 5, task="inpaint", given="left"), [])
+    (first, way), (second, hole) = asked
+    assert (first, second) == ("interpolate", "inpaint")
+    assert (way.seeds[0], way.seed_to[0], way.weight.tolist()) == (5, 9, [0, 0.5, 1])
+    assert torch.equal(hole.x, Prepared.open(tmp_path / "digits").source("test").take(0, 3).x)
+    assert torch.equal(hole.mask[1], given_part("left", (1, 8, 8)))
+
+
+@pytest.mark.parametrize(
+    ("part", "rows"),
+    [
+        ("upper", ["1111", "1111", "0000", "0000"]),
+        ("lower", ["0000", "0000", "1111", "1111"]),
+        ("left", ["1100"] * 4),
+        ("right", ["0011"] * 4),
+        ("border", ["1111", "1001", "1001", "1111"]),
+    ],
+)
+def test_the_given_part_is_1_where_it_is_given(part, rows):
+    wanted = torch.tensor([[float(each) for each in row] for row in rows])
+    assert torch.equal(given_part(part, (2, 4, 4)), wanted.expand(2, 4, 4))
 
 
 @pytest.mark.parametrize(("height", "rows", "scale"), [(8, 8, 10), (8, 1, 80), (28, 10, 2), (512, 8, 1)])

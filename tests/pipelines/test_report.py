@@ -10,8 +10,8 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
-from kinfolk_pipelines.figures import MEANING
-from kinfolk_pipelines.report import Entry, best, columns, number, quality_against_speed, render
+from kinfolk_pipelines.meaning import MEANING
+from kinfolk_pipelines.report import Entry, best, columns, meaning, number, quality_against_speed, render
 
 PNG = b"\x89PNG of a grid"
 
@@ -59,9 +59,9 @@ def test_each_figure_stands_under_its_recipe_with_what_it_is():
     table = rows(ALL)
     texts = {name: [text for text, _ in row] for name, row in table.items()}
     assert texts["figure"][:3] == ["digits/vae", "digits/edm", "digits/gan"]
-    assert texts["fd_local"] == ["3", "1.5", "1.75", MEANING["fd_local"]]
-    assert texts["elbo_nats"] == ["-90.5", "", "", MEANING["elbo_nats"]]
-    assert texts["nfe"] == ["", "35", "1", MEANING["nfe"]]
+    assert texts["fd_local"] == ["3", "1.5", "1.75", meaning("fd_local")]
+    assert texts["elbo_nats"] == ["-90.5", "", "", meaning("elbo_nats")]
+    assert texts["nfe"] == ["", "35", "1", meaning("nfe")]
     assert texts["training samples"][:3] == ["64,000"] * 3
     assert texts["training seconds"][:3] == ["12.5", "", "3"]
 
@@ -84,11 +84,24 @@ def test_equal_figures_are_best_together():
 @pytest.mark.parametrize("name", MEANING)
 def test_best_is_what_the_glossary_calls_better(name):
     pair = [entry("a", **{name: 1.0}), entry("b", **{name: 2.0})]
-    if "Lower is better" in MEANING[name]:
-        assert best(pair, name) == 1
-    elif "Higher is better" in MEANING[name]:
-        assert best(pair, name) == 2
+    assert best(pair, name) == {"lower": 1, "higher": 2, None: None}[MEANING[name].better]
     assert best(pair[:1], name) is None
+
+
+def test_what_a_figure_is_says_which_way_is_better():
+    assert meaning("fd_local") == f"{MEANING['fd_local'].text} Lower is better."
+    assert meaning("recall") == f"{MEANING['recall'].text} Higher is better."
+    assert meaning("parameters") == MEANING["parameters"].text
+
+
+def test_errors_distances_and_costs_are_better_lower_and_shares_higher():
+    lower = {name for name, each in MEANING.items() if each.better == "lower"}
+    assert {"fd_local", "kd_local", "reconstruction_mse", "nfe"} <= lower
+    assert lower == {name for name in MEANING if name.endswith("_bits_per_dim")} | {
+        "fd_local", "kd_local", "reconstruction_mse", "nfe"
+    }  # fmt: skip
+    neither = {name for name, each in MEANING.items() if each.better is None}
+    assert {name for name in MEANING if name.endswith("_density_nats")} | {"fd_local_test", "parameters"} <= neither
 
 
 @pytest.mark.parametrize("first", [0, 1])

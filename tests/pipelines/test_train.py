@@ -15,7 +15,8 @@ from kinfolk.tracking.connection import connect
 from kinfolk.tracking.courier import Delivery
 from kinfolk.tracking.runs import Run
 from kinfolk_pipelines.models import load_model
-from kinfolk_pipelines.train import InterruptedTrainingError, plan, train
+from kinfolk_pipelines.plan import plan
+from kinfolk_pipelines.train import InterruptedTrainingError, train
 
 
 @pytest.fixture
@@ -47,8 +48,8 @@ def test_a_training_is_registered_with_what_it_takes_to_repeat_it(settings, ray,
     assert metrics["train_seconds"] > 0
     assert {"gaussian/loss", "gaussian/log_prob"} <= metrics.keys()
     loaded = load_model(settings, "ring-blob/1")
-    assert loaded.evaluation["samples"] == 12
-    assert loaded.evaluation["options"] == {"steps": 2, "temperature": 0.5}
+    assert loaded.recipe["evaluation"]["samples"] == 12
+    assert loaded.recipe["evaluation"]["options"] == {"steps": 2, "temperature": 0.5}
 
 
 def test_the_speed_of_a_version_is_that_of_sampling(run, monkeypatch):
