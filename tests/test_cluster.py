@@ -158,7 +158,7 @@ def test_a_port_just_given_up_can_be_listened_on_again():
 
 
 def test_an_interface_of_another_machine_is_refused():
-    with pytest.raises(ConfigError, match="Nothing can listen on 192.0.2.1"):
+    with pytest.raises(ConfigError, match=r"Nothing can listen on 192\.0\.2\.1"):
         check_port("192.0.2.1", 8000)
 
 

@@ -157,8 +157,8 @@ def test_each_library_has_one_owner():
 
 
 ALLOWED_IN_A_ROOM = (
-    "abc", "collections", "copy", "dataclasses", "enum", "functools", "itertools", "math", "typing", "torch", "pydantic",
-    "kinfolk.contract", "kinfolk.rng", "kinfolk.errors", "kinfolk_families._shared",
+    "abc", "collections", "copy", "dataclasses", "enum", "functools", "itertools", "math", "typing", "torch",
+    "pydantic", "kinfolk.contract", "kinfolk.rng", "kinfolk.errors", "kinfolk_families._shared",
 )  # fmt: skip
 
 
@@ -175,7 +175,9 @@ def test_the_platform_holds_no_name_of_a_family():
     names = {point.name for point in entry_points(group="kinfolk.families")}
     assert len(names) >= 4
     for name in (each for each in MODULES if within(each, "kinfolk")):
-        words = {node.value for node in ast.walk(tree_of(name)) if isinstance(node, ast.Constant) and node.value in names}
+        words = {
+            node.value for node in ast.walk(tree_of(name)) if isinstance(node, ast.Constant) and node.value in names
+        }
         assert not words, f"{name} names {words}"
 
 
@@ -188,7 +190,9 @@ def test_nothing_unpickles_evaluates_or_seeds_the_process():
         assert not {imported.split(".")[0] for imported in imports(name)} & (UNSAFE | {"random"}), name
         calls = [node for node in ast.walk(tree_of(name)) if isinstance(node, ast.Call)]
         assert not {dotted(call.func) for call in calls} & UNSAFE_CALLS, name
-        for keyword in (each for call in calls for each in call.keywords if each.arg in ("allow_pickle", "weights_only")):
+        for keyword in (
+            each for call in calls for each in call.keywords if each.arg in ("allow_pickle", "weights_only")
+        ):
             assert keyword.value.value is (keyword.arg == "weights_only"), name
 
 

@@ -223,7 +223,9 @@ def test_strange_data_is_what_was_not_learned_and_what_is_given(data):
     assert not {"auroc_rest", "auroc_against"} & of(JUDGE, data).keys()
     other = DataSpec(kind="image", shape=(1, 2, 8), levels=17, classes=CLASSES)
     with pytest.raises(DataError, match=r"shape \(1, 2, 8\), the model's of \(1, 4, 4\)"):
-        measure(JUDGE, data, Evaluation(), against=TensorSource(other, marks.rows.x.reshape(-1, 1, 2, 8), marks.rows.label))
+        measure(
+            JUDGE, data, Evaluation(), against=TensorSource(other, marks.rows.x.reshape(-1, 1, 2, 8), marks.rows.label)
+        )
 
 
 def test_codes_are_counted_over_the_whole_test_split(data):
@@ -232,7 +234,9 @@ def test_codes_are_counted_over_the_whole_test_split(data):
     def encode(batch, seeds):
         return torch.div(seeds, ROWS / 2, rounding_mode="floor").long()[:, None]  # code 0, then code 1
 
-    coder = Model(family(lambda _: Tasks(options=Config(), encode=encode, latent_spec=codes)), Config(), SPEC, nn.Identity())
+    coder = Model(
+        family(lambda _: Tasks(options=Config(), encode=encode, latent_spec=codes)), Config(), SPEC, nn.Identity()
+    )
     found = of(coder, data, features=None)
     assert found["codebook_usage"] == 2 / 8
     assert found["codebook_perplexity"] == pytest.approx(2)

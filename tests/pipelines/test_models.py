@@ -158,7 +158,7 @@ def test_figures_on_features_rest_on_the_classifier_of_the_same_data(settings, a
 
 def test_a_model_is_not_measured_on_data_it_has_not_learned(settings, add, measured):
     add(digest="0" * 32)
-    with pytest.raises(DataError, match="blob/1 learned ring 0{32}; what is prepared now is .*Prepare the earlier"):
+    with pytest.raises(DataError, match=r"blob/1 learned ring 0{32}; what is prepared now is .*Prepare the earlier"):
         evaluate(settings, "blob")
     assert not measured
     assert not registry.find(settings.tracking, "blob/1").metrics
@@ -199,8 +199,12 @@ def test_samples_that_cannot_be_drawn_leave_no_file(settings, add, tmp_path):
 def test_what_a_task_needs_reaches_the_sampler(settings, add, tmp_path, monkeypatch):
     add(data="digits")
     asked = []
-    monkeypatch.setattr(sampling, "draw", lambda tasks, request, task: asked.append((task, request)) or torch.zeros(3, 1, 8, 8))
-    monkeypatch.setattr(samples, "open_dataset", lambda _, name: SimpleNamespace(prepared=Prepared.open(tmp_path / name)))
+    monkeypatch.setattr(
+        sampling, "draw", lambda tasks, request, task: asked.append((task, request)) or torch.zeros(3, 1, 8, 8)
+    )
+    monkeypatch.setattr(
+        samples, "open_dataset", lambda _, name: SimpleNamespace(prepared=Prepared.open(tmp_path / name))
+    )
     prepare("digits", tmp_path / "digits")
     write_samples(settings, "blob", tmp_path / "x.npy", Wanted(3, 5, task="interpolate", seed_to=9), [])
     write_samples(settings, "blob", tmp_path / "x.npy", Wanted(3, 5, task="inpaint", given="left"), [])

@@ -75,6 +75,7 @@ def test_the_port_of_a_cluster_elsewhere_is_not_tried_here(played, tmp_path):
 def test_a_signal_takes_everything_down(played, tmp_path, monkeypatch, number):
     class Interrupted(threading.Event):
         def wait(self):
+            assert signal.getsignal(number) is not before[number]  # or the signal would end the tests
             signal.raise_signal(number)
             return super().wait(10)
 
@@ -87,7 +88,10 @@ def test_a_signal_takes_everything_down(played, tmp_path, monkeypatch, number):
         for each, handler in before.items():
             signal.signal(each, handler)
     assert played[-1] == ("stop",)
-    assert said[:2] == ["POST http://127.0.0.1:8123/v1/models/a/sample", "POST http://127.0.0.1:8123/v1/models/way/sample"]
+    assert said[:2] == [
+        "POST http://127.0.0.1:8123/v1/models/a/sample",
+        "POST http://127.0.0.1:8123/v1/models/way/sample",
+    ]
     assert "http://127.0.0.1:8123/v1/models" in said[2]
 
 

@@ -2,13 +2,16 @@
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from rich.console import Console
 
 import kinfolk.training.launch
+import kinfolk_pipelines.train as module
 from kinfolk.bundle import load_bundle
+from kinfolk.contract import Config, Tasks
 from kinfolk.errors import ConfigError, DivergenceError, RegistryError
 from kinfolk.tracking import registry
 from kinfolk.tracking.connection import connect
@@ -53,11 +56,17 @@ def test_a_training_is_registered_with_what_it_takes_to_repeat_it(settings, ray,
 
 
 def test_the_speed_of_a_version_is_that_of_sampling(run, monkeypatch):
-    import kinfolk_pipelines.train as module
-
     monkeypatch.setattr(module.time, "perf_counter", iter([k / 4 for k in range(1000)]).__next__)
     trained = run()
     assert trained.metrics["samples_per_second"] == 64 * 4
+
+
+def test_a_model_that_draws_nothing_has_no_speed(run, monkeypatch):
+    real = module._speed
+    monkeypatch.setattr(module, "_speed", lambda model: real(SimpleNamespace(tasks=Tasks(options=Config()))))
+    trained = run()
+    assert "samples_per_second" not in trained.metrics  # that of training is another thing
+    assert trained.version.lineage.samples_per_second is None
 
 
 def test_the_run_holds_settings_data_history_and_pictures(settings, run):
@@ -98,7 +107,7 @@ def test_another_setting_or_name_is_another_training(ray, run):
 
 def test_a_stopped_training_goes_on_in_its_own_run(settings, ray, run):
     ray.stop_after = 32
-    with pytest.raises(InterruptedTrainingError, match="after 32 of 64 samples.*The same command goes on"):
+    with pytest.raises(InterruptedTrainingError, match=r"after 32 of 64 samples.*The same command goes on"):
         run()
     (killed,) = runs_of(settings)
     assert killed.info.status == "KILLED"
@@ -120,9 +129,13 @@ def test_a_failed_training_registers_nothing_and_may_be_tried_again(settings, ra
     assert not registry.models(settings.tracking)
     ray.fails = None
     assert run().version.run_id == failed.info.run_id
+    connect(settings.tracking).update_run(failed.info.run_id, "FAILED")
+    assert not run().reused
 
 
-@pytest.mark.parametrize(("fresh", "remedy"), [(False, "The same command registers it"), (True, "stays in .*/bundles/ring-blob-")])
+@pytest.mark.parametrize(
+    ("fresh", "remedy"), [(False, "The same command registers it"), (True, "stays in .*/bundles/ring-blob-")]
+)
 def test_a_model_that_cannot_be_registered_is_not_lost(settings, run, monkeypatch, fresh, remedy):
     with monkeypatch.context() as patch:
         patch.setattr(registry, "register", lambda *_: (_ for _ in ()).throw(RegistryError("The disk is full.")))

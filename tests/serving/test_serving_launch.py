@@ -18,7 +18,9 @@ def file_of(*models, **more):
     return ServeFile(models=models, **more)
 
 
-@pytest.mark.parametrize(("cpus", "replicas", "fits"), [(1.0, 2, True), (1.5, 2, False), (2.0, 0, True), (3.5, 0, False)])
+@pytest.mark.parametrize(
+    ("cpus", "replicas", "fits"), [(1.0, 2, True), (1.5, 2, False), (2.0, 0, True), (3.5, 0, False)]
+)
 def test_replicas_to_start_with_must_fit_the_cluster(monkeypatch, cpus, replicas, fits):
     monkeypatch.setattr(launch.ray, "cluster_resources", lambda: {"CPU": 3.0})
     scale = Autoscaling(min_replicas=replicas, max_replicas=9)
@@ -26,7 +28,9 @@ def test_replicas_to_start_with_must_fit_the_cluster(monkeypatch, cpus, replicas
     if fits:
         check_cpus(file)
     else:
-        with pytest.raises(ConfigError, match=r"2 models .* want [\d.]+ CPUs to start; the cluster has 3\. Lower num_cpus"):
+        with pytest.raises(
+            ConfigError, match=r"2 models .* want [\d.]+ CPUs to start; the cluster has 3\. Lower num_cpus"
+        ):
             check_cpus(file)
 
 
@@ -42,7 +46,12 @@ def test_a_ray_that_serves_is_left_alone(monkeypatch, proxies):
 
 def test_the_serve_file_reaches_serve():
     scale = Autoscaling(
-        min_replicas=2, max_replicas=5, target_ongoing_requests=7, look_back_s=11, upscale_delay_s=3, downscale_delay_s=4
+        min_replicas=2,
+        max_replicas=5,
+        target_ongoing_requests=7,
+        look_back_s=11,
+        upscale_delay_s=3,
+        downscale_delay_s=4,
     )
     served = ServedModel(
         name="a", num_cpus=0.5, num_gpus=1, max_ongoing_requests=33, drain_timeout_s=6, autoscaling=scale
@@ -123,10 +132,12 @@ def test_every_model_has_its_address_and_the_root_the_rest(serving, bundle):
 
 
 def test_what_cannot_be_served_starts_nothing(serving, bundle, tmp_path):
+    with pytest.raises(ConfigError, match="want 5 CPUs to start; the cluster has 4"):
+        serve_models(file_of(ServedModel(name="c", bundle=bundle, num_cpus=5)))
     gone = ServedModel(name="a", bundle=tmp_path / "gone")
     damaged = ServedModel(name="b", bundle=bundle)
     (bundle / "spec.json").write_text("{}")
-    for model in (gone, damaged, ServedModel(name="c", num_cpus=5)):
+    for model in (gone, damaged):
         with pytest.raises(KinfolkError):
             serve_models(file_of(model))
     assert not serving.done

@@ -73,7 +73,7 @@ def actor(monkeypatch):
 
 
 def test_every_report_is_heard_even_the_last(actor):
-    heard = []
+    heard, before = [], [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
 
     def fit():
         for at in range(3):
@@ -86,6 +86,7 @@ def test_every_report_is_heard_even_the_last(actor):
     assert _fit(SimpleNamespace(fit=fit), actor, heard.append) == "result"
     assert heard == [{"at": at} for at in range(4)]
     assert actor.killed == [actor]
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_what_ends_the_trainer_is_raised_here_and_readable(actor):
@@ -113,6 +114,7 @@ def test_the_first_signal_asks_and_the_second_is_the_ordinary_one(actor, number)
     def listen(report):
         if report == {"at": 0}:
             during.append(signal.getsignal(number) is not before[number])
+            assert during[0]  # or the signal would end the tests
             signal.raise_signal(number)
             during.append(signal.getsignal(number) is before[number])
             during.append({"go": 1})
@@ -172,7 +174,8 @@ def test_a_damaged_last_checkpoint_is_told(job, stored):
 
 @pytest.mark.parametrize(
     ("kind", "error"),
-    [(kind.__name__, kind) for kind in (ConfigError, DataError, DivergenceError, IntegrityError)] + [("X", KinfolkError)],
+    [(kind.__name__, kind) for kind in (ConfigError, DataError, DivergenceError, IntegrityError)]
+    + [("X", KinfolkError)],
 )
 def test_an_error_that_a_worker_returned_is_raised_as_what_it_is(job, kind, error):
     result = SimpleNamespace(error=None, return_value={"error": kind, "message": "what happened"})
