@@ -5,11 +5,28 @@ import pytest
 import torch
 
 from kinfolk.data.catalogue import prepare
+from kinfolk.tracking.connection import connect, mlflow_environment
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _threads():
     torch.set_num_threads(1)  # small networks on two threads crawl when the machine is busy
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _mlflow():
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in mlflow_environment().items():
+            patch.setenv(key, value)
+        yield
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """An MLflow store with its schema and nothing in it, to be copied: making one takes seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    connect(f"sqlite:///{path}")
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from kinfolk.errors import KinfolkError
+from kinfolk.config import load_recipe
+from kinfolk.errors import ConfigError, KinfolkError
 from kinfolk.families import family_names, find_family
 from kinfolk_pipelines import datasets
 from kinfolk_pipelines.settings import Settings
@@ -48,6 +49,13 @@ def _families() -> str:
     return ", ".join(find_family(name).name for name in family_names())
 
 
+def _recipes(settings: Settings) -> str:
+    found = [load_recipe(path) for path in sorted(settings.recipe_folder.glob("*/*.yaml"))]
+    if not found:
+        raise ConfigError(f"No recipe DATA/NAME.yaml in {settings.recipe_folder}: look at recipes in the settings.")
+    return f"{len(found)} in {settings.recipe_folder}"
+
+
 def _tracking(settings: Settings) -> str:
     from kinfolk.tracking.connection import reach, shown
 
@@ -79,7 +87,7 @@ def diagnose(settings: Settings) -> list[Check]:
         ("processors", _processors),
         ("disk", lambda: _disk(settings)),
         ("families", _families),
-        ("recipes", lambda: f"{len(list(settings.recipe_folder.glob('*/*.yaml')))} in {settings.recipe_folder}"),
+        ("recipes", lambda: _recipes(settings)),
         ("data sets", lambda: _data(settings)),
         ("mlflow", lambda: _tracking(settings)),
         ("ray", lambda: _ray(settings)),
@@ -90,5 +98,5 @@ def diagnose(settings: Settings) -> list[Check]:
 def _look(what: str, look: Callable[[], str]) -> Check:
     try:
         return Check(what, True, look())
-    except KinfolkError as error:
+    except (KinfolkError, OSError) as error:
         return Check(what, False, str(error))

@@ -59,15 +59,18 @@ def _basis(data: Dataset, evaluation: Evaluation, against: Dataset | None) -> di
 def evaluate(settings: Settings, reference: str, **given: Any) -> Evaluated:
     """Every figure the model can have; logged to its version and run.
 
-    ``given`` are entries of ``Evaluation`` that take the place of the recipe's; None leaves the recipe's.
+    ``given`` are entries of ``Evaluation`` that take the place of the recipe's, options one by one; None leaves the
+    recipe's.
 
     Raises:
         RegistryError: there is no such model.
         DataError: its data changed, or ``against`` is not prepared or of another shape.
     """
     loaded = load_model(settings, reference)
-    wanted = {key: value for key, value in given.items() if value}
-    evaluation = parse(Evaluation, {**loaded.recipe["evaluation"], **wanted}, "evaluation")
+    own = loaded.recipe["evaluation"]
+    wanted = {key: value for key, value in given.items() if value is not None}
+    wanted["options"] = {**own.get("options", {}), **wanted.get("options", {})}
+    evaluation = parse(Evaluation, {**own, **wanted}, "evaluation")
     data = open_dataset(settings, loaded.version.lineage.data)
     _check_data(loaded.version, data)
     against = open_dataset(settings, evaluation.against) if evaluation.against else None

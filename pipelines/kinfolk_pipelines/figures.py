@@ -51,7 +51,7 @@ def measure(
     metrics |= on_data(model, test, evaluation, strange)
     samples = None
     if "sample" in tasks.starts:
-        labels = _even_labels(model, evaluation.samples)
+        labels = _even_labels(model, evaluation.samples, learned)
         samples = sampling.sample(model, evaluation.samples, seed, labels, evaluation.options)
         metrics |= _cost(model, evaluation)
         if features is not None:
@@ -59,11 +59,12 @@ def measure(
     return Figures(metrics, samples)
 
 
-def _even_labels(model: Model, n: int) -> list[int] | None:
-    """As many samples of each class as the count allows, for a model that can be asked."""
+def _even_labels(model: Model, n: int, learned: Sequence[int]) -> list[int] | None:
+    """As many samples of each class it learned as the count allows, for a model that can be asked."""
     if "label" not in model.tasks.conditions:
         return None
-    return [index % (model.spec.classes or 1) for index in range(n)]
+    classes = sorted(learned) or range(model.spec.classes or 1)
+    return [classes[index % len(classes)] for index in range(n)]
 
 
 def _cost(model: Model, evaluation: Evaluation) -> dict[str, float]:

@@ -29,7 +29,7 @@ MEANING = {
     "distance_within_classes": Meaning("The same between two samples of one class, averaged over classes.", None),
     "vendi": Meaning("Effective number of different samples in feature space, of at most 1,000.", "higher"),
     "samples_per_second": Meaning(
-        "Sampling speed on this machine in batches of 64, with the model's own options.", "higher"
+        "Sampling speed on this machine in batches of 64, with the options that were measured.", "higher"
     ),
     "nfe": Meaning("Network evaluations for one sample.", "lower"),
     "parameters": Meaning("Parameters of the model, all parts.", None),
@@ -46,6 +46,7 @@ MEANING = {
     "importance_bound_density_nats": Meaning("The tighter bound of the log-density, nats a sample.", None),
     "ode_log_prob_nats": Meaning("Log-probability by the probability-flow ODE with dequantisation, nats.", "higher"),
     "ode_log_prob_bits_per_dim": Meaning("The ODE's log-probability as bits per dimension.", "lower"),
+    "ode_log_prob_binary_nats": Meaning("The ODE's log-probability of the binarised test split, nats.", "higher"),
     "ode_log_prob_density_nats": Meaning("Log-density by the probability-flow ODE, nats a sample.", None),
     "log_prob_binary_nats": Meaning("Exact log-probability of the binarised test split, nats a sample.", "higher"),
     "auroc_rest": Meaning(

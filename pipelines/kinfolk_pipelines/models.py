@@ -81,7 +81,7 @@ def version_number(settings: Settings, name: str, version: str) -> int:
         if numbers:
             return max(numbers)
         return registry.find(settings.tracking, name).number  # raises with the names there are
-    if not version.isdigit():
+    if not version.isdecimal():
         raise ConfigError(f"VERSION is a number or 'latest', got {version!r}.")
     return int(version)
 

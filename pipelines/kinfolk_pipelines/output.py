@@ -28,4 +28,4 @@ def print_table(title: list[str], lines: list[list[str]]) -> None:
         table.add_column(name, overflow="fold")
     for line in lines:
         table.add_row(*line)
-    Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE).print(table)
+    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE).print(table)

@@ -40,6 +40,7 @@ class Display:
                 self._console.print(f"{self._name}: {seen / self._samples:4.0%}  {rate}  {losses(logs)}")
 
     def _started(self, seen: int, problems: list[str]) -> None:
+        self._next_line = seen + self._samples / _LINES_PER_RUN
         for problem in problems:
             self._console.print(f"{self._name}: a damaged checkpoint was passed over. {problem}")
         if seen:

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -48,8 +49,9 @@ def columns(entries: Sequence[Entry]) -> list[str]:
 
 
 def best(entries: Sequence[Entry], metric: str) -> float | None:
-    """The best value of a column, or None where there is no better or only one value."""
-    values, better = [entry.metrics[metric] for entry in entries if metric in entry.metrics], MEANING[metric].better
+    """The best value of a column, or None where there is no better or only one value; NaN is none."""
+    values = [value for entry in entries if (value := entry.metrics.get(metric, math.nan)) == value]
+    better = MEANING[metric].better
     if better is None or len(values) < 2:
         return None
     return min(values) if better == "lower" else max(values)

@@ -148,6 +148,12 @@ def _how_to_go_on(planned: Plan, run_name: str) -> str:
     return "A run started with --fresh is not gone on with: the same command starts another."
 
 
+def _how_to_register(planned: Plan, run_name: str, bundle: Path) -> str:
+    if run_name == planned.run_name:
+        return "The same command registers it without training again."
+    return f"A run started with --fresh is not gone on with; its bundle stays in {bundle}."
+
+
 def _node_cpus() -> int:
     """CPUs of the largest machine of the cluster."""
     import ray
@@ -201,6 +207,6 @@ def _register(
         return registry.register(settings.tracking, folder, planned.model_name, run.run_id, lineage, metrics)
     except RegistryError as error:
         raise RegistryError(
-            f"The training is complete, but its model could not be registered. {error} The same command registers it "
-            "without training again."
+            f"The training is complete, but its model could not be registered. {error} "
+            + _how_to_register(planned, run_name, folder)
         ) from error

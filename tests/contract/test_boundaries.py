@@ -22,9 +22,10 @@ _WATCH = """
 import os, socket, sys, threading, logging, json
 opened = []
 def hook(event, args):
-    if event == "open" and isinstance(args[1], str) and any(letter in args[1] for letter in "wax+"):
+    if event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
         opened.append(str(args[0]))
-    if event in ("socket.connect", "os.mkdir", "subprocess.Popen"):
+    if event in ("socket.connect", "socket.bind", "os.mkdir", "os.rename", "os.remove", "subprocess.Popen",
+                 "sqlite3.connect"):
         opened.append(f"{event} {args}")
 """
 
@@ -80,23 +81,25 @@ def test_importing_every_module_touches_nothing():
     code = (
         _WATCH
         + """
-import importlib
-level, handlers = logging.getLogger().level, list(logging.getLogger().handlers)
+import importlib, signal, torch
+def state():
+    root = logging.getLogger()
+    return {"environment": dict(os.environ), "threads": threading.active_count(), "cuda": torch.cuda.is_initialized(),
+        "logging": (root.level, list(root.handlers), logging.root.manager.disable), "seed": torch.initial_seed(),
+        "torch": (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()),
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)], "cwd": os.getcwd()}
 heavy = [importlib.import_module(name) for name in ("torch", "ray", "ray.train", "ray.train.torch", "ray.serve",
          "fastapi", "pydantic_settings", "typer", "rich.progress", "safetensors.torch", "yaml", "PIL.Image",
          "pyarrow.parquet", "multiprocessing", "sklearn")]
-environment, threads = dict(os.environ), threading.active_count()
+before = state()
 sys.addaudithook(hook)
 for name in sys.argv[1:]:
     importlib.import_module(name)
-import torch
-print(json.dumps({"opened": opened, "environment": dict(os.environ) != environment,
-    "threads": threading.active_count() - threads, "cuda": torch.cuda.is_initialized(),
-    "handlers": logging.getLogger().handlers != handlers}))
+after = state()
+print(json.dumps({"opened": opened, "changed": [name for name in before if before[name] != after[name]]}))
 """
     )
-    seen = python(code, *MODULES)
-    assert seen == {"opened": [], "environment": False, "threads": 0, "cuda": False, "handlers": False}
+    assert python(code, *MODULES) == {"opened": [], "changed": []}
 
 
 def test_the_layers_keep_their_direction():
@@ -119,22 +122,85 @@ OWNERS = {
 }
 
 
-def imports(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+def tree_of(name):
+    roots = (ROOT / "platform", ROOT / "families", ROOT / "pipelines")
+    path = next(root for root in roots if (root / name.split(".")[0]).exists()).joinpath(*name.split("."))
+    return ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text())
+
+
+def imports(name):
+    """Everything a module imports, wherever in it, as dotted names."""
+    for node in ast.walk(tree_of(name)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names)
+
+
+def dotted(node):
+    """``a.b.c`` of an attribute or a name; empty for anything else."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def within(name, package):
+    return name == package or name.startswith(f"{package}.")
 
 
 def test_each_library_has_one_owner():
     for name in MODULES:
-        path = next(
-            p for p in (ROOT / "platform", ROOT / "families", ROOT / "pipelines") if (p / name.split(".")[0]).exists()
-        )
-        file = path.joinpath(*name.split("."))
-        file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
-        for imported in imports(file):
+        for imported in imports(name):
             for library, owner in OWNERS.items():
-                if imported == library or imported.startswith(f"{library}."):
-                    assert name.startswith(owner), f"{name} imports {imported}, which belongs to {owner}"
+                if within(imported, library):
+                    assert within(name, owner), f"{name} imports {imported}, which belongs to {owner}"
+
+
+ALLOWED_IN_A_ROOM = (
+    "abc", "collections", "copy", "dataclasses", "enum", "functools", "itertools", "math", "typing", "torch",
+    "pydantic", "kinfolk.contract", "kinfolk.rng", "kinfolk.errors", "kinfolk_families._shared",
+)  # fmt: skip
+
+
+def test_a_room_knows_torch_the_contract_and_itself():
+    """Neither the machine (os, pathlib, ...) nor another room, however late the import."""
+    for name in (each for each in MODULES if within(each, "kinfolk_families")):
+        room = ".".join(name.split(".")[:2])
+        for imported in imports(name):
+            allowed = (*ALLOWED_IN_A_ROOM, room)
+            assert any(within(imported, each) for each in allowed), f"{name} imports {imported}"
+
+
+def test_the_platform_holds_no_name_of_a_family():
+    names = {point.name for point in entry_points(group="kinfolk.families")}
+    assert len(names) >= 4
+    for name in (each for each in MODULES if within(each, "kinfolk")):
+        words = {
+            node.value for node in ast.walk(tree_of(name)) if isinstance(node, ast.Constant) and node.value in names
+        }
+        assert not words, f"{name} names {words}"
+
+
+UNSAFE = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+UNSAFE_CALLS = {"torch.load", "yaml.load", "eval", "exec", "torch.manual_seed", "torch.seed", "os.getenv"}
+
+
+def test_nothing_unpickles_evaluates_or_seeds_the_process():
+    for name in MODULES:
+        assert not {imported.split(".")[0] for imported in imports(name)} & (UNSAFE | {"random"}), name
+        calls = [node for node in ast.walk(tree_of(name)) if isinstance(node, ast.Call)]
+        assert not {dotted(call.func) for call in calls} & UNSAFE_CALLS, name
+        for keyword in (
+            each for call in calls for each in call.keywords if each.arg in ("allow_pickle", "weights_only")
+        ):
+            assert keyword.value.value is (keyword.arg == "weights_only"), name
+
+
+def test_the_environment_is_met_in_three_places():
+    """Read by the settings alone; written for Ray, and handed on to the MLflow server."""
+    met = {
+        name
+        for name in MODULES
+        if any(dotted(node) == "os.environ" for node in ast.walk(tree_of(name))) or "os.environ" in imports(name)
+    }
+    assert met == {"kinfolk_pipelines.settings", "kinfolk.cluster", "kinfolk.tracking.server"}

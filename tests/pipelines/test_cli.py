@@ -1,19 +1,30 @@
 """Mistakes a user makes, each answered with one paragraph, the right exit code, and nothing changed."""
 
 import json
+import shutil
 import socket
 import sys
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 
+import kinfolk_pipelines.compare
+import kinfolk_pipelines.families
+import kinfolk_pipelines.serve
+from kinfolk.errors import ConfigError, DataError, DivergenceError, IntegrityError, RegistryError, RequestError
+from kinfolk.tracking import runs
 from kinfolk_pipelines import cli
+from kinfolk_pipelines.train import InterruptedTrainingError
 
 
 @pytest.fixture
-def kinfolk(tmp_path, monkeypatch, capsys):
-    """Run the command line in an empty folder; returns (exit code, stdout, stderr)."""
+def kinfolk(tmp_path, monkeypatch, capsys, empty_store):
+    """Run the command line in a folder with an empty MLflow store; returns (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / ".kinfolk").mkdir()
+    shutil.copy(empty_store, tmp_path / ".kinfolk" / "mlflow.db")
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["kinfolk", *map(str, words)])
@@ -152,3 +163,169 @@ def test_a_cluster_out_of_reach_is_told_without_waiting_for_ray(kinfolk, monkeyp
     (bad,) = [check for check in json.loads(out) if not check["good"]]
     assert bad["what"] == "ray"
     assert said in bad["found"]
+
+
+def test_doctor_finishes_its_round_whatever_it_meets(kinfolk, tmp_path, monkeypatch):
+    (tmp_path / "state").write_text("a file where the folder should be")
+    monkeypatch.setenv("KINFOLK_STATE", "state")
+    (tmp_path / "recipes").mkdir()
+    monkeypatch.setenv("KINFOLK_RECIPES", "recipes")
+    code, out, _ = kinfolk("doctor", "--json")
+    assert code == 1
+    checks = {check["what"]: check for check in json.loads(out)}
+    assert {what for what, check in checks.items() if not check["good"]} == {"disk", "recipes", "mlflow"}
+    assert "No recipe DATA/NAME.yaml in recipes" in checks["recipes"]["found"]
+    assert "File exists" in checks["disk"]["found"]
+    recipe = tmp_path / "recipes" / "x"
+    recipe.mkdir()
+    (recipe / "a.yaml").write_text("famly: gan\n")
+    shown = kinfolk("doctor")[1]
+    assert "Did you mean 'family'" in shown
+    assert "BAD" in shown
+
+
+def test_doctor_looks_at_space_and_at_every_prepared_byte(kinfolk, tmp_path, monkeypatch):
+    from kinfolk_pipelines import doctor
+
+    assert kinfolk("data", "prepare", "ring")[0] == 0
+    assert "ring" in kinfolk("doctor")[1]
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=4.9 * 2**30))
+    shard = next((tmp_path / "data" / "ring").glob("*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    code, out, _ = kinfolk("doctor", "--json")
+    bad = {check["what"]: check["found"] for check in json.loads(out) if not check["good"]}
+    assert (code, bad.keys()) == (1, {"disk", "data sets"})
+    assert "4.9 GiB free" in bad["disk"]
+    assert shard.name in bad["data sets"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("told"), 2),
+        (DataError("told"), 2),
+        (RegistryError("told"), 2),
+        (RequestError("n", "told"), 2),
+        (IntegrityError("told"), 1),
+        (DivergenceError("told"), 1),
+        (InterruptedTrainingError("told"), 130),
+        (PermissionError(13, "told", "/root/x"), 1),
+        (OSError("told"), 1),
+    ],
+)
+def test_each_kind_of_end_has_its_exit_code(kinfolk, monkeypatch, error, code):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(kinfolk_pipelines.families, "rows", fail)
+    ended, out, err = kinfolk("families")
+    assert (ended, out) == (code, "")
+    assert err.startswith("kinfolk: ")
+    assert "told" in err
+    assert ("/root/x" in err) == (getattr(error, "filename", None) is not None)
+
+
+@pytest.fixture
+def project(tmp_path, settings, ray, monkeypatch):
+    """A folder with settings, the recipe ``ring/blob`` and a Ray that is played."""
+    (tmp_path / "kinfolk.yaml").write_text(f"state: state\ndata: {settings.data}\nrecipes: recipes\n")
+    return tmp_path
+
+
+def test_from_training_to_a_champion_and_back(kinfolk, project, ray, settings):
+    code, out, err = kinfolk("train", "ring/blob", "--set", "seed=3", "--workers", 2, "--gpu", "--json")
+    assert code == 0
+    trained = json.loads(out)
+    assert (trained["model"], trained["version"]) == ("ring-blob", 1)
+    assert trained["metrics"]["train_seconds"] > 0
+    assert (ray.asked[0]["workers"], ray.asked[0]["use_gpu"], ray.asked[0]["job"].recipe.seed) == (2, True, 3)
+    assert "ring-blob:  50%" in err
+    assert "had been trained before" in kinfolk("train", "ring/blob", "--set", "seed=3")[1]
+    said = kinfolk("train", "ring/blob", "--set", "seed=3", "--name", "ring-blob", "--fresh")[1]
+    assert "ring-blob/2 trained in" in said
+    assert "Next: kinfolk evaluate ring-blob/2" in said
+    assert len(ray.asked) == 2
+
+    measured = json.loads(kinfolk("evaluate", "ring-blob/1", "--samples", 9, "--set", "steps=3", "--json")[1])
+    assert measured["model"] == "ring-blob/1"
+    assert (measured["basis"]["samples"], measured["metrics"]["nfe"]) == ("9", 3)
+    shown = kinfolk("evaluate", "ring-blob")[1]
+    assert "ring-blob/2 on ring" in shown
+    assert "Network evaluations for one sample" in shown
+    assert kinfolk("evaluate", "ring-blob", "--samples", 5)[0] == 2
+
+    code, out, _ = kinfolk("promote", "ring-blob", "latest", "--json")
+    assert (code, json.loads(out)["promoted"]) == (0, False)
+    assert "ring-blob/1 is champion: forced: first" in kinfolk("promote", "ring-blob", "1", "--force", "first")[1]
+    assert "was not promoted" in kinfolk("promote", "ring-blob", "2")[1]
+    assert json.loads(kinfolk("promote", "ring-blob", "2", "--force", "newer", "--json")[1])["promoted"]
+    rows = json.loads(kinfolk("models", "--json")[1])
+    assert [(row["model"], row["aliases"]) for row in rows] == [("ring-blob/2", ["champion"]), ("ring-blob/1", [])]
+    assert kinfolk("rollback", "ring-blob")[1] == "ring-blob/1 is champion again.\n"
+    assert "ring-blob/1  champion" in kinfolk("models")[1].replace("   ", "  ")
+
+    out = kinfolk("sample", "ring-blob", "-n", 3, "--seed", 5, "--label", 2, "-o", "x.png", "--json")[1]
+    assert json.loads(out) == {"model": "ring-blob/1", "n": 3, "seed": 5, "file": "x.png"}
+    assert Image.open(project / "x.png").size == (512, 512)
+    for seed in (5, 6):
+        assert kinfolk("sample", "ring-blob", "-n", 2, "--seed", seed, "--set", "steps=2", "-o", f"{seed}.npy")[0] == 0
+    assert np.array_equal(np.load("5.npy")[1], np.load("6.npy")[0])
+    assert kinfolk("sample", "ring-blob", "-n", 0)[0] == 2
+
+
+def test_a_stopped_training_ends_as_shells_expect(kinfolk, project, ray):
+    ray.stop_after = 32
+    code, out, err = kinfolk("train", "ring/blob")
+    assert (code, out) == (130, "")
+    assert "stopped after 32 of 64 samples" in err
+
+
+def test_a_comparison_passes_everything_on(kinfolk, project, monkeypatch):
+    asked = []
+
+    def run(settings, planned, console, **more):
+        asked.append(([each.recipe.seed for each in planned], more))
+        version = SimpleNamespace(reference="ring-blob/1")
+        figures = SimpleNamespace(metrics={"fd_local": 2.0})
+        return [SimpleNamespace(trained=SimpleNamespace(version=version), evaluated=SimpleNamespace(figures=figures))]
+
+    monkeypatch.setattr(kinfolk_pipelines.compare, "compare", run)
+    monkeypatch.setattr(kinfolk_pipelines.compare, "write_report", lambda *given: asked.append((given[0], given[2])))
+    words = ["--set", "seed=9", "--workers", 3, "--samples", 30, "--gpu", "-o", "new/x.html"]
+    assert kinfolk("compare", "ring/blob", *words)[1] == "The report is new/x.html.\n"
+    (seeds, more), (path, workers) = asked
+    assert (seeds, more) == ([9], {"workers": 3, "samples": 30, "use_gpu": True})
+    assert (str(path), workers) == ("new/x.html", 3)
+    assert json.loads(kinfolk("compare", "ring/blob", "--json")[1]) == {"ring-blob/1": {"fd_local": 2.0}}
+
+
+def test_serving_takes_the_command_line_over_the_file(kinfolk, tmp_path, monkeypatch):
+    (tmp_path / "serve.yaml").write_text("models: [{name: a}]\n")
+    served = []
+    monkeypatch.setattr(kinfolk_pipelines.serve, "serve_until_interrupted", lambda _, file, say: served.append(file))
+    assert kinfolk("serve", "--config", "serve.yaml", "--host", "127.0.0.3", "--port", 81)[0] == 0
+    assert [(file.host, file.port, file.models[0].name) for file in served] == [("127.0.0.3", 81, "a")]
+
+
+def test_what_waited_is_delivered_and_told(kinfolk, tmp_path, monkeypatch):
+    waiting = [SimpleNamespace(run_id="r1", complete=True, unsent=0, trouble="")]
+    waiting += [SimpleNamespace(run_id="r2", complete=False, unsent=4, trouble="timed out")]
+    asked = []
+    monkeypatch.setattr(runs, "deliver_spool", lambda *given: asked.append(given) or waiting)
+    assert kinfolk("deliver")[1].splitlines() == ["run r1: delivered", "run r2: 4 left, timed out"]
+    assert asked[0][0] == tmp_path / ".kinfolk" / "spool"
+    assert [row["complete"] for row in json.loads(kinfolk("deliver", "--json")[1])] == [True, False]
+    waiting.clear()
+    assert kinfolk("deliver")[1] == "Nothing was waiting.\n"
+
+
+def test_facts_of_a_data_set_are_those_of_its_record(kinfolk, tmp_path):
+    found = json.loads(kinfolk("data", "prepare", "ring", "--name", "mine", "--json")[1])
+    again = json.loads(kinfolk("data", "show", "mine", "--json")[1])
+    record = json.loads((tmp_path / "data" / "mine" / "dataset.json").read_text())
+    assert found == again
+    assert (found["name"], found["splits"], found["spec"]["classes"]) == ("mine", record["splits"], 8)
+    assert found["shards"] == len(record["shards"])
+    listed = {row["name"]: row["prepared"] for row in json.loads(kinfolk("data", "list", "--json")[1])}
+    assert (listed["mine"], listed["ring"]) == (True, False)
+    assert "hash" in kinfolk("data", "show", "mine")[1]

@@ -45,7 +45,8 @@ def test_a_damaged_version_leaves_the_old_one_in_service_and_a_sound_one_follows
     bundle = save(0)
 
     async def scenario():
-        replica = SamplingReplica(ServedModel(name="toy", bundle=bundle, alias_poll_s=0.01), None, None)
+        replica = SamplingReplica(ServedModel(name="toy", bundle=bundle, alias_poll_s=0.01, threads=2), None, None)
+        assert torch.get_num_threads() == 2
         app = replica.__serve_build_asgi_app__()
         async with app.router.lifespan_context(app):
             first = (await replica.describe())["version"]
@@ -59,6 +60,7 @@ def test_a_damaged_version_leaves_the_old_one_in_service_and_a_sound_one_follows
             fresh = await replica.describe()
         with pytest.raises(RuntimeError, match="stopped"):
             await replica.check_health()
+        await until(lambda: len(asyncio.all_tasks()) == 1)  # nobody follows the alias any more
         return first, stale, fresh
 
     first, stale, fresh = asyncio.run(scenario())

@@ -1,14 +1,11 @@
 import shutil
-from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 
 import pytest
-import torch
 
 from kinfolk.bundle import save_bundle
 from kinfolk.contract import DataSpec, Family, Model
-from kinfolk.tracking.connection import connect, mlflow_environment
+from kinfolk.rng import seeded_initialisation
 from kinfolk.tracking.lineage import Lineage
 from kinfolk.tracking.runs import Tracker
 
@@ -23,21 +20,6 @@ LINEAGE = Lineage(
     parents={"encoder": "vae/3"},
     samples_per_second=1234.5,
 )
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _environment() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in mlflow_environment().items():
-            patch.setenv(key, value)
-        yield
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    connect(f"sqlite:///{path}")
-    return path
 
 
 @pytest.fixture
@@ -60,23 +42,10 @@ def run_id(tracker: Tracker) -> str:
 
 
 @pytest.fixture
-def family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Family:
-    """The toy as an installed package: a module on the path, and an entry point that names it."""
-    info = tmp_path / "site" / "toy-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[kinfolk.families]\ntoy = toy_family:FAMILY\n")
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    monkeypatch.syspath_prepend(str(info.parent))
-    found: Family = import_module("toy_family").FAMILY
-    return found
-
-
-@pytest.fixture
-def model(family: Family) -> Model:
-    torch.manual_seed(0)
-    config = family.config(centre=0.5)
-    return Model(family, config, SPEC, family.build(config, SPEC, {}))
+def model(toy: Family) -> Model:
+    config = toy.config(class_shift=0.5)
+    with seeded_initialisation(0):
+        return Model(toy, config, SPEC, toy.build(config, SPEC, {}))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, Scalin
 from ray.train.torch import TorchTrainer
 
 from kinfolk.contract import Model
-from kinfolk.errors import ConfigError, DivergenceError, KinfolkError
+from kinfolk.errors import ConfigError, DataError, DivergenceError, IntegrityError, KinfolkError
 from kinfolk.training.loop import check_batch
 from kinfolk.training.mailbox import Mailbox
 from kinfolk.training.worker import Job, run_worker, trained_model
@@ -48,7 +48,10 @@ def check_workers(workers: int, use_gpu: bool) -> None:
             f"{workers} workers want a CPU each; the cluster has {cpus}. Use --workers {max(cpus, 1)} or fewer."
         )
     if use_gpu and workers > have.get("GPU", 0):
-        raise ConfigError(f"{workers} workers want a GPU each; the cluster has {have.get('GPU', 0):g}.")
+        raise ConfigError(
+            f"{workers} workers want a GPU each; the cluster has {have.get('GPU', 0):g}. Use fewer --workers, or leave "
+            "--gpu out to train on CPUs."
+        )
 
 
 def launch(
@@ -142,7 +145,7 @@ def _readable(error: Exception) -> KinfolkError:
         causes = getattr(error, "worker_failures", None) or {0: error}
         rank, cause = next(iter(causes.items()))
         lines = [line for line in str(cause).splitlines() if line.strip()]
-        return KinfolkError(f"Training failed on worker {rank}: {lines[-1] if lines else cause!r}")
+        return KinfolkError(f"Training failed on worker {rank}: {lines[-1] if lines else repr(cause)}")
     return KinfolkError(f"Training failed: {error}")
 
 
@@ -151,7 +154,7 @@ def _outcome(job: Job, result: Result) -> Outcome:
         raise _readable(result.error) from result.error
     ended = result.return_value or {}
     if "error" in ended:
-        kinds = {"DivergenceError": DivergenceError, "ConfigError": ConfigError}
+        kinds = {kind.__name__: kind for kind in (ConfigError, DataError, DivergenceError, IntegrityError)}
         raise kinds.get(ended["error"], KinfolkError)(ended["message"])
     assert result.checkpoint is not None
     stored = result.checkpoint.path

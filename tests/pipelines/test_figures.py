@@ -1,0 +1,266 @@
+"""Figures of models that replay known pictures: each number has a value that can be worked out by hand."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from kinfolk import sampling
+from kinfolk.config import Evaluation
+from kinfolk.contract import Config, DataSpec, Family, Likelihood, Model, RequestError, SamplerState, Tasks
+from kinfolk.data.source import TensorSource
+from kinfolk.errors import DataError
+from kinfolk.metrics.kernel import kernel_distance
+from kinfolk.metrics.likelihood import likelihood_figures
+from kinfolk.metrics.manifold import manifold_scores
+from kinfolk_pipelines import figures
+from kinfolk_pipelines.figures import measure
+from kinfolk_pipelines.meaning import MEANING
+
+CLASSES, ROWS = 4, 320  # rows of a split: more than one chunk of evaluation
+SPEC = DataSpec(kind="image", shape=(1, 4, 4), levels=17, classes=CLASSES)
+STEP = 2 / (SPEC.levels - 1)  # between neighbouring levels
+
+
+class Options(Config):
+    shift: float = 0.0
+    steps: int = 1
+    cost: int = 1
+
+
+class Replay(nn.Module):
+    """Draws the pictures of a bank, which holds the classes in turn; what it was asked is written down."""
+
+    def __init__(self, bank, conditional):
+        super().__init__()
+        self.bank, self.conditional, self.asked = bank, conditional, []
+        self.weight, self.frozen = nn.Parameter(torch.zeros(5)), nn.Parameter(torch.zeros(2), requires_grad=False)
+
+
+def replay_tasks(module):
+    def start(request):
+        module.asked.append(request)
+        turn = request.seeds - 1  # evaluation draws seeds 1, 2, ...
+        label = turn % CLASSES if request.label is None else request.label
+        rows = (turn // CLASSES * CLASSES + label) % len(module.bank)
+        x, options = module.bank[rows] + request.options.shift, request.options
+        return SamplerState.start(x, request, options.steps, options.cost)
+
+    return Tasks(
+        options=Options(),
+        starts={"sample": start},
+        advance=lambda state: state.step(state.x),
+        render=lambda state: state.x,
+        conditions=frozenset({"label"} if module.conditional else ()),
+    )
+
+
+def judge_tasks(module):
+    """Features are the pixels; the class is told by the first of them."""
+    marks = SPEC.from_levels(4 + torch.arange(CLASSES) * 3)
+    return Tasks(
+        options=Config(),
+        encode=lambda batch, seeds: batch.x.flatten(1),
+        classify=lambda batch, seeds: -(batch.x[:, 0, 0, :1] - marks).square(),
+        reconstruct=lambda batch, seeds: batch.x + 0.5,
+        anomaly_score=lambda batch, seeds: batch.x.flatten(1).mean(1),
+        importance_bound=lambda batch, seeds, draws: seeds.double() + draws,
+        log_prob=Likelihood(lambda batch, seeds: seeds.double(), "exact", "levels"),
+    )
+
+
+def family(tasks):
+    return Family("stub", frozenset({"image"}), Config, Options, lambda *_: nn.Identity(), lambda _: [], tasks)
+
+
+def replaying(bank, conditional=True):
+    return Model(family(replay_tasks), Config(), SPEC, Replay(bank, conditional))
+
+
+JUDGE = Model(family(judge_tasks), Config(), SPEC, nn.Identity())
+
+
+def pictures(seed):
+    """(ROWS, 1, 4, 4) levels well inside the range, the first pixel the mark of the class; classes in turn."""
+    x = torch.randint(4, 13, (ROWS, 1, 4, 4), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    label = torch.arange(ROWS) % CLASSES
+    x[:, 0, 0, 0] = (4 + 3 * label).to(torch.uint8)
+    return x, label
+
+
+@pytest.fixture(scope="module")
+def data():
+    x, label = pictures(0)
+    splits = {"train": TensorSource(SPEC, x, label), "test": TensorSource(SPEC, x + 1, label)}  # one level brighter
+    return SimpleNamespace(spec=SPEC, source=splits.__getitem__)
+
+
+@pytest.fixture(scope="module")
+def bank(data):
+    return data.source("train").take(0, ROWS).x
+
+
+def of(model, data, features=JUDGE, **options):
+    return measure(model, data, Evaluation(samples=ROWS, options=options), features).metrics
+
+
+def test_the_train_split_replayed_is_perfect(data, bank):
+    found = of(replaying(bank), data)
+    for name in ("precision", "recall", "coverage", "class_accuracy"):
+        assert found[name] == 1, name
+    assert found["density"] == pytest.approx(1, abs=0.05)  # each ball holds 5, fewer where distances are equal
+    assert found["classes_covered"] == CLASSES
+    assert found["fd_local"] == pytest.approx(0, abs=1e-6)
+    assert found["kd_local"] == pytest.approx(kernel_distance(bank.flatten(1), bank.flatten(1)), rel=1e-4)
+    assert found["fd_local_test"] == pytest.approx(16 * STEP**2, rel=1e-3)  # a shift: |difference of means|^2
+
+
+def test_one_picture_again_and_again_has_precision_and_nothing_else(data, bank):
+    found = of(replaying(bank[:1]), data)
+    assert found["precision"] == 1
+    assert found["recall"] == 0
+    assert found["coverage"] < 0.1
+    assert found["vendi"] == pytest.approx(1, abs=1e-3)
+    assert found["pairwise_distance"] == pytest.approx(0, abs=1e-3)
+    assert found["distance_within_classes"] == pytest.approx(0, abs=1e-3)
+    assert found["class_accuracy"] == pytest.approx(1 / CLASSES)
+    assert found["classes_covered"] == 1
+
+
+def test_one_picture_of_each_class_is_diverse_over_classes_alone(data, bank):
+    found = of(replaying(bank[:CLASSES]), data)
+    assert found["class_accuracy"] == 1
+    assert found["distance_within_classes"] == pytest.approx(0, abs=1e-3)
+    gaps = torch.cdist(bank[:CLASSES].flatten(1), bank[:CLASSES].flatten(1)).sum() / CLASSES**2
+    assert found["pairwise_distance"] == pytest.approx(float(gaps) * ROWS / (ROWS - 1), rel=1e-4)
+
+
+def test_samples_are_judged_at_the_levels_of_the_data(data, bank):
+    between, brighter = (of(replaying(bank), data, shift=shift) for shift in (0.4 * STEP, STEP))
+    assert between["fd_local"] == pytest.approx(0, abs=1e-6)
+    assert brighter["fd_local"] == pytest.approx(brighter["fd_local_test"], rel=1e-6)
+    assert brighter["fd_local"] == pytest.approx(16 * STEP**2, rel=1e-3)
+
+
+def test_few_samples_are_compared_with_as_many_pictures(data, bank):
+    drawn = measure(replaying(bank), data, Evaluation(samples=60), JUDGE)
+    assert drawn.samples.shape == (60, *SPEC.shape)
+    assert drawn.metrics["class_accuracy"] == 1
+    real, equal = data.source("train").batch(0, 0, ROWS).x.flatten(1)[:60], drawn.samples.flatten(1)
+    assert drawn.metrics["recall"] == manifold_scores(real, equal).recall
+    assert drawn.metrics["precision"] == manifold_scores(real, equal).precision
+
+
+def test_options_of_the_evaluation_reach_the_sampler_and_its_cost(data, bank):
+    model = replaying(bank)
+    found = measure(model, data, Evaluation(samples=8, options={"shift": 0.25, "steps": 3, "cost": 2}))
+    assert torch.equal(found.samples, bank[:8] + 0.25)
+    assert found.metrics["nfe"] == 6
+    assert {request.options.steps for request in model.module.asked} == {3}
+    assert measure(replaying(bank), data, Evaluation(samples=8)).metrics["nfe"] == 1
+    with pytest.raises(RequestError, match="shfit"):
+        measure(model, data, Evaluation(samples=8, options={"shfit": 1}))
+
+
+def test_every_class_is_asked_for_equally_often_where_the_model_can_be_asked(data, bank):
+    asked = replaying(bank)
+    of(asked, data)
+    assert asked.module.asked[0].label.bincount().tolist() == [256 // CLASSES] * CLASSES
+    unasked = replaying(bank, conditional=False)
+    found = of(unasked, data)
+    assert all(request.label is None for request in unasked.module.asked)
+    assert found["classes_covered"] == CLASSES
+    assert not {"class_accuracy", "distance_within_classes"} & found.keys()
+
+
+def test_speed_is_that_of_64_samples_by_the_clock(data, bank, monkeypatch):
+    ticks = iter(range(100))
+    monkeypatch.setattr(figures, "time", SimpleNamespace(perf_counter=lambda: next(ticks) / 2))
+    model = replaying(bank)
+    assert measure(model, data, Evaluation(samples=8)).metrics["samples_per_second"] == 128
+    assert [len(request.seeds) for request in model.module.asked] == [8, 1, 64, 64, 64, 64]  # cost, warm-up, three
+
+
+def test_without_a_classifier_a_model_still_has_its_cost(data, bank):
+    assert of(replaying(bank), data, features=None).keys() == {"parameters", "nfe", "samples_per_second"}
+    assert of(replaying(bank), data, features=None)["parameters"] == 7
+
+
+def test_every_row_of_the_test_split_counts_once_with_its_own_seed(data):
+    found = of(JUDGE, data)
+    assert found["log_prob_nats"] == (ROWS - 1) / 2
+    assert found["reconstruction_mse"] == pytest.approx(0.25)
+    assert found["test_accuracy"] == 1
+    assert "fd_local" not in found
+
+
+def test_likelihoods_rest_on_as_many_rows_and_draws_as_asked(data):
+    found = measure(JUDGE, data, Evaluation(likelihood_samples=300, importance_draws=7)).metrics
+    assert found["log_prob_nats"] == 299 / 2
+    assert found["importance_bound_nats"] == 299 / 2 + 7
+    assert "importance_bound_nats" not in of(JUDGE, data)
+
+
+def test_a_model_of_some_classes_is_asked_for_and_measured_on_those(data, bank):
+    model = replaying(bank)
+    found = measure(model, data, Evaluation(samples=160), JUDGE, learned=[2, 1]).metrics
+    assert model.module.asked[0].label.bincount().tolist() == [0, 80, 80]
+    assert found["class_accuracy"] == 1
+    assert found["precision"] == 1
+    assert found["classes_covered"] == 2
+    assert measure(JUDGE, data, Evaluation(), learned=[0]).metrics["log_prob_nats"] == (ROWS / CLASSES - 1) / 2
+
+
+def test_strange_data_is_what_was_not_learned_and_what_is_given(data):
+    brighter = TensorSource(SPEC, pictures(2)[0] + 2, pictures(2)[1])
+    marks = TensorSource(SPEC, *(torch.cat([part, part]) for part in pictures(3)))
+    found = measure(JUDGE, data, Evaluation(), learned=[0, 1], against=brighter).metrics
+    assert found["auroc_rest"] > 0.5  # brighter by their mark alone
+    assert found["auroc_against"] > found["auroc_rest"]
+    rest = measure(JUDGE, data, Evaluation(), learned=[2, 3]).metrics["auroc_rest"]
+    assert rest == pytest.approx(1 - measure(JUDGE, data, Evaluation(), learned=[0, 1]).metrics["auroc_rest"])
+    assert not {"auroc_rest", "auroc_against"} & of(JUDGE, data).keys()
+    other = DataSpec(kind="image", shape=(1, 2, 8), levels=17, classes=CLASSES)
+    with pytest.raises(DataError, match=r"shape \(1, 2, 8\), the model's of \(1, 4, 4\)"):
+        measure(
+            JUDGE, data, Evaluation(), against=TensorSource(other, marks.rows.x.reshape(-1, 1, 2, 8), marks.rows.label)
+        )
+
+
+def test_codes_are_counted_over_the_whole_test_split(data):
+    codes = DataSpec(kind="tokens", shape=(1,), levels=8)
+
+    def encode(batch, seeds):
+        return torch.div(seeds, ROWS / 2, rounding_mode="floor").long()[:, None]  # code 0, then code 1
+
+    coder = Model(
+        family(lambda _: Tasks(options=Config(), encode=encode, latent_spec=codes)), Config(), SPEC, nn.Identity()
+    )
+    found = of(coder, data, features=None)
+    assert found["codebook_usage"] == 2 / 8
+    assert found["codebook_perplexity"] == pytest.approx(2)
+
+
+def test_accuracy_is_the_share_of_right_answers(data):
+    x, label = pictures(1)
+    wrong = torch.where(torch.arange(ROWS) % 8 == 0, (label + 1) % CLASSES, label)
+    flawed = SimpleNamespace(spec=SPEC, source={"test": TensorSource(SPEC, x, wrong)}.__getitem__)
+    assert of(JUDGE, flawed)["test_accuracy"] == pytest.approx(7 / 8)
+
+
+def test_samples_of_a_seed_are_the_same_every_time(data, bank):
+    model = replaying(bank)
+    drawn = measure(model, data, Evaluation(samples=12)).samples
+    assert torch.equal(drawn, sampling.sample(model, 12, 1, [index % CLASSES for index in range(12)]))
+
+
+@pytest.mark.parametrize("kind", ["exact", "lower_bound", "ode"])
+@pytest.mark.parametrize("of_what", ["levels", "binary", "density"])
+def test_every_likelihood_has_its_line_in_the_glossary(kind, of_what):
+    found = likelihood_figures(Likelihood(lambda batch, seeds: seeds, kind, of_what), torch.zeros(2), SPEC).keys()
+    assert {*found, *(name.replace("elbo", "importance_bound") for name in found)} <= MEANING.keys()
+
+
+def test_every_figure_of_a_measurement_has_its_line_in_the_glossary(data, bank):
+    assert (of(replaying(bank), data).keys() | of(JUDGE, data).keys()) <= MEANING.keys()

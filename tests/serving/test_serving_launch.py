@@ -1,0 +1,236 @@
+"""What Serve is asked for, and what the root says of each model, without a running Serve."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+from ray.serve.schema import ApplicationStatus
+
+from kinfolk.bundle import save_bundle
+from kinfolk.errors import ConfigError, KinfolkError
+from kinfolk.serving import launch, replica
+from kinfolk.serving.config import Autoscaling, ServedModel, ServeFile
+from kinfolk.serving.launch import ServingError, _application, _directory, check_cpus, check_idle, serve_models
+from kinfolk.serving.replica import DirectoryReplica, application_name
+
+
+def file_of(*models, **more):
+    return ServeFile(models=models, **more)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "replicas", "fits"), [(1.0, 2, True), (1.5, 2, False), (2.0, 0, True), (3.5, 0, False)]
+)
+def test_replicas_to_start_with_must_fit_the_cluster(monkeypatch, cpus, replicas, fits):
+    monkeypatch.setattr(launch.ray, "cluster_resources", lambda: {"CPU": 3.0})
+    scale = Autoscaling(min_replicas=replicas, max_replicas=9)
+    file = file_of(ServedModel(name="a", num_cpus=cpus, autoscaling=scale), ServedModel(name="b", num_cpus=1.0))
+    if fits:
+        check_cpus(file)
+    else:
+        with pytest.raises(
+            ConfigError, match=r"2 models .* want [\d.]+ CPUs to start; the cluster has 3\. Lower num_cpus"
+        ):
+            check_cpus(file)
+
+
+@pytest.mark.parametrize("proxies", [{}, {"node": "HEALTHY"}])
+def test_a_ray_that_serves_is_left_alone(monkeypatch, proxies):
+    monkeypatch.setattr(launch.serve, "status", lambda: SimpleNamespace(proxies=proxies))
+    if not proxies:
+        check_idle()
+    else:
+        with pytest.raises(ConfigError, match="serves models already"):
+            check_idle()
+
+
+def test_the_serve_file_reaches_serve():
+    scale = Autoscaling(
+        min_replicas=2,
+        max_replicas=5,
+        target_ongoing_requests=7,
+        look_back_s=11,
+        upscale_delay_s=3,
+        downscale_delay_s=4,
+    )
+    served = ServedModel(
+        name="a", num_cpus=0.5, num_gpus=1, max_ongoing_requests=33, drain_timeout_s=6, autoscaling=scale
+    )
+    registry = object()
+    bound = _application(served, registry, "secret")._bound_deployment
+    assert bound.init_args == (served, registry, "secret")
+    assert bound.ray_actor_options["num_cpus"] == 0.5
+    assert bound.ray_actor_options["num_gpus"] == 1
+    assert bound.max_ongoing_requests == 33
+    assert bound.max_queued_requests == 33
+    config = bound._deployment_config
+    assert config.graceful_shutdown_timeout_s == 6
+    assert config.max_surge_percent == 100
+    given = config.autoscaling_config
+    assert (given.min_replicas, given.initial_replicas, given.max_replicas) == (2, 2, 5)
+    assert (given.target_ongoing_requests, given.look_back_period_s) == (7, 11)
+    assert (given.upscale_delay_s, given.downscale_delay_s) == (3, 4)
+
+
+def test_a_model_that_may_sleep_starts_awake():
+    served = ServedModel(name="a", autoscaling=Autoscaling(min_replicas=0))
+    given = _application(served, None, None)._bound_deployment._deployment_config.autoscaling_config
+    assert (given.min_replicas, given.initial_replicas) == (0, 1)
+
+
+def test_the_root_takes_no_cpu_and_knows_the_token():
+    models = [ServedModel(name="a")]
+    bound = _directory(models, "secret")._bound_deployment
+    assert bound.init_args == (models, "secret")
+    assert bound.ray_actor_options["num_cpus"] == 0
+
+
+def test_two_routes_to_one_model_are_two_applications():
+    assert application_name(ServedModel(name="a")) == "model-a"
+    assert application_name(ServedModel(name="a", route="b")) == "model-b"
+
+
+@pytest.fixture
+def serving(monkeypatch):
+    """Stands in for an idle Serve on four CPUs; what it was asked is written down."""
+    done, fault = [], []
+
+    def run_many(targets):
+        done.append(("run", [(each.name, each.route_prefix) for each in targets]))
+        if fault:
+            raise RuntimeError(fault[0])
+
+    stand_in = SimpleNamespace(
+        status=lambda: SimpleNamespace(proxies={}),
+        start=lambda **given: done.append(("start", given["http_options"], given["proxy_location"])),
+        run_many=run_many,
+        shutdown=lambda: done.append(("shutdown",)),
+        **{name: getattr(launch.serve, name) for name in ("deployment", "ingress", "RunTarget", "Application")},
+    )
+    monkeypatch.setattr(launch, "serve", stand_in)
+    monkeypatch.setattr(launch.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(launch.ray, "cluster_resources", lambda: {"CPU": 4.0})
+    return SimpleNamespace(done=done, fault=fault)
+
+
+@pytest.fixture
+def bundle(toy, digits, tmp_path):
+    from kinfolk.training.loop import build
+
+    save_bundle(build(toy, toy.config(), digits.spec, 0), tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def test_every_model_has_its_address_and_the_root_the_rest(serving, bundle):
+    file = file_of(ServedModel(name="a", bundle=bundle), ServedModel(name="a", route="b", bundle=bundle), port=8123)
+    releases = serve_models(file)
+    assert releases.keys() == {"/v1/models/a", "/v1/models/b"}
+    assert serving.done == [
+        ("start", {"host": "127.0.0.1", "port": 8123}, "HeadOnly"),
+        ("run", [("model-a", "/v1/models/a"), ("model-b", "/v1/models/b"), ("directory", "/")]),
+    ]
+
+
+def test_what_cannot_be_served_starts_nothing(serving, bundle, tmp_path):
+    with pytest.raises(ConfigError, match="want 5 CPUs to start; the cluster has 4"):
+        serve_models(file_of(ServedModel(name="c", bundle=bundle, num_cpus=5)))
+    gone = ServedModel(name="a", bundle=tmp_path / "gone")
+    damaged = ServedModel(name="b", bundle=bundle)
+    (bundle / "spec.json").write_text("{}")
+    for model in (gone, damaged):
+        with pytest.raises(KinfolkError):
+            serve_models(file_of(model))
+    assert not serving.done
+
+
+def test_models_that_do_not_come_up_are_taken_down(serving, bundle):
+    serving.fault.append("replica 3 died")
+    with pytest.raises(ServingError, match="did not come up: replica 3 died"):
+        serve_models(file_of(ServedModel(name="a", bundle=bundle)))
+    assert serving.done[-1] == ("shutdown",)
+
+
+def application(status, running):
+    part = SimpleNamespace(replica_states={"RUNNING": running, "STARTING": 1})
+    return SimpleNamespace(status=status, deployments={"SamplingReplica": part})
+
+
+class Root:
+    """A directory replica over applications that are played."""
+
+    def __init__(self, monkeypatch, applications, describe):
+        self.looks, self.now = 0, 100.0
+        self.models = [ServedModel(name=name) for name in ("a", "b")]
+        handle = SimpleNamespace(describe=SimpleNamespace(remote=describe))
+        stand_in = SimpleNamespace(status=self._status, get_app_handle=lambda name: handle)
+        self._applications = applications
+        monkeypatch.setattr(replica, "serve", stand_in)
+        monkeypatch.setattr(replica, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(replica, "_ANSWER_TIMEOUT_S", 0.02)
+        self.replica = DirectoryReplica(self.models, None)
+
+    def _status(self):
+        self.looks += 1
+        return SimpleNamespace(applications=self._applications)
+
+    def listing(self):
+        return asyncio.run(self.replica._listing())
+
+
+async def described():
+    return {"name": "told", "state": "ready"}
+
+
+@pytest.mark.parametrize(
+    ("status", "running", "state"),
+    [
+        (ApplicationStatus.RUNNING, 0, "asleep"),
+        (ApplicationStatus.DEPLOYING, 0, "starting"),
+        (ApplicationStatus.NOT_STARTED, 0, "starting"),
+        (ApplicationStatus.DELETING, 0, "stopping"),
+        (ApplicationStatus.DEPLOY_FAILED, 0, "failed"),
+        (ApplicationStatus.UNHEALTHY, 0, "failed"),
+        (ApplicationStatus.RUNNING, 2, "ready"),
+    ],
+)
+def test_the_root_tells_the_state_of_each_model(monkeypatch, status, running, state):
+    root = Root(monkeypatch, {"model-a": application(status, running)}, described)
+    first, second = root.listing()
+    assert first["state"] == state
+    assert first["name"] == ("told" if running else "a")
+    assert second == {"name": "b", "address": "/v1/models/b/sample", "state": "failed"}
+
+
+def test_a_replica_that_does_not_answer_hides_no_other(monkeypatch):
+    answers = [asyncio.sleep(10), described()]
+    running = application(ApplicationStatus.RUNNING, 1)
+    root = Root(monkeypatch, {"model-a": running, "model-b": running}, lambda: answers.pop(0))
+    assert [each["state"] for each in root.listing()] == ["busy", "ready"]
+
+
+def test_a_replica_that_dies_meanwhile_hides_no_other(monkeypatch):
+    async def dies():
+        raise RuntimeError("gone")
+
+    answers = [dies(), described()]
+    running = application(ApplicationStatus.RUNNING, 1)
+    root = Root(monkeypatch, {"model-a": running, "model-b": running}, lambda: answers.pop(0))
+    first, second = root.listing()
+    assert first == {"name": "a", "address": "/v1/models/a/sample", "state": "busy"}
+    assert second["state"] == "ready"
+
+
+def test_a_listing_is_answered_again_for_a_second(monkeypatch):
+    root = Root(monkeypatch, {}, described)
+
+    async def twice():
+        return await asyncio.gather(root.replica._listing(), root.replica._listing())
+
+    asyncio.run(twice())
+    assert root.looks == 1
+    root.now += 0.9
+    root.listing()
+    assert root.looks == 1
+    root.now += 0.2
+    root.listing()
+    assert root.looks == 2

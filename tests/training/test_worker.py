@@ -1,0 +1,187 @@
+"""One worker without Ray Train: which checkpoint it goes on from, what it stores, and what it tells whom."""
+
+import base64
+import io
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed
+from PIL import Image
+
+from kinfolk.checkpoint import load_checkpoint, save_checkpoint
+from kinfolk.config import Recipe
+from kinfolk.errors import DataError
+from kinfolk.step import World
+from kinfolk.training import worker as module
+from kinfolk.training.loop import Report
+from kinfolk.training.worker import Job, _Reporter, _stored_folders, _world, fresh_state, run_worker
+
+
+@pytest.fixture
+def job(toy, digits):
+    training = {"samples": 64, "batch_size": 32, "ema_halflife_samples": 20, "preview_rows": 4}
+    return Job(Recipe(name="t", family="gaussian", data="digits", training=training), digits.path)
+
+
+@pytest.fixture
+def train(monkeypatch):
+    """Stands in for ray.train: checkpoints reported are kept as Ray keeps them."""
+    kept = SimpleNamespace(reported=[], newest=None, older=[], rank=0, size=1)
+    kept.report = lambda metrics, checkpoint=None: kept.reported.append((metrics, checkpoint and load(checkpoint)))
+    kept.get_checkpoint = lambda: kept.newest
+    kept.get_all_reported_checkpoints = lambda: [SimpleNamespace(checkpoint=each) for each in kept.older]
+    kept.get_context = lambda: SimpleNamespace(get_world_rank=lambda: kept.rank, get_world_size=lambda: kept.size)
+    kept.Checkpoint = SimpleNamespace(from_directory=Path)
+    monkeypatch.setattr(module.ray, "train", kept)
+    monkeypatch.setattr(module.ray, "get", lambda answer: answer)
+    monkeypatch.setattr(module, "get_device", lambda: torch.device("cpu"))
+    return kept
+
+
+def load(folder):
+    return load_checkpoint(folder).values["samples_seen"]
+
+
+class Letters:
+    """A mailbox whose ``put.remote`` answers at once."""
+
+    def __init__(self, stop=False):
+        self.got, self.stop = [], stop
+        self.put = SimpleNamespace(remote=self._put)
+
+    def _put(self, report):
+        self.got.append(report)
+        return self.stop
+
+
+def reporter(job, digits, world=None, stop=False):
+    state = fresh_state(job, digits.spec)
+    state.samples_seen = 32
+    return _Reporter(job, state, world or World(), Letters(stop))
+
+
+def checkpoint(name):
+    return SimpleNamespace(path=name, to_directory=lambda: name)
+
+
+def test_stored_checkpoints_are_tried_from_the_newest_back_each_once(train):
+    assert list(_stored_folders()) == []
+    one, two, three = map(checkpoint, ("one", "two", "three"))
+    train.newest, train.older = three, [one, two, three]
+    assert list(_stored_folders()) == [Path("three"), Path("two"), Path("one")]
+
+
+def test_a_checkpoint_is_fetched_only_when_it_is_asked_for(train):
+    def refuse():
+        raise AssertionError("fetched")
+
+    train.newest, train.older = checkpoint("new"), [SimpleNamespace(path="old", to_directory=refuse)]
+    assert next(iter(_stored_folders())) == Path("new")
+
+
+def test_worker_0_stores_and_tells_and_the_others_only_keep_step(train, job, digits):
+    first, second = reporter(job, digits), reporter(job, digits, World(1, 2, lambda value: value))
+    for each in (first, second):
+        each.handle(Report("checkpoint", 32, snapshot=each.state.snapshot()))
+        each.handle(Report("log", 32, {"loss": 1.0}))
+    assert train.reported == [({"samples_seen": 32}, 32), ({"samples_seen": 32}, None)]
+    assert [(each["kind"], each["samples_seen"]) for each in first.mailbox.got] == [("checkpoint", 32), ("log", 32)]
+    assert first.mailbox.got[1]["logs"] == {"loss": 1.0}
+    assert not second.mailbox.got
+
+
+def test_a_preview_is_a_picture_of_the_averaged_model_by_worker_0(train, job, digits):
+    first, second = reporter(job, digits), reporter(job, digits, World(1, 2, lambda value: value))
+    for value in first.state.ema.average.values():
+        value.fill_(-20.0)  # the mean far below black, no deviation
+    for each in (first, second):
+        each.handle(Report("preview", 32))
+    (told,) = first.mailbox.got
+    assert told["kind"] == "preview"
+    picture = Image.open(io.BytesIO(base64.b64decode(told["picture"])))
+    assert picture.size == ((2 * 8 + 2) * 4, (2 * 8 + 2) * 4)
+    assert picture.getpixel((0, 0)) == 0
+    assert not second.mailbox.got
+
+
+@pytest.mark.parametrize(("stop", "elsewhere", "wanted"), [(0, 0, False), (1, 0, True), (0, 1, True)])
+def test_all_workers_agree_on_a_stop(train, job, digits, stop, elsewhere, wanted):
+    told = reporter(job, digits, World(0, 2, lambda value: value + elsewhere), stop=bool(stop))
+    told.tell("log", logs={})
+    assert told.stop_wanted() is wanted
+
+
+def test_nobody_stops_before_anything_was_told(train, job, digits):
+    assert reporter(job, digits, stop=True).stop_wanted() is False
+
+
+def test_ranks_are_those_of_ray_and_their_values_are_summed(train, monkeypatch):
+    assert (_world().rank, _world().size) == (0, 1)
+    train.rank, train.size = 2, 3
+    summed = []
+    monkeypatch.setattr(torch.distributed, "all_reduce", summed.append)
+    world = _world()
+    assert (world.rank, world.size) == (2, 3)
+    value = torch.ones(2)
+    assert world.all_reduce(value) is value
+    assert summed == [value]
+
+
+def work(job, **more):
+    letters = Letters(**more)
+    return run_worker({"job": job, "mailbox": letters}), letters.got
+
+
+def test_a_run_ends_with_a_checkpoint_of_its_last_sample(train, job, monkeypatch):
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    ended, told = work(replace(job, threads=3))
+    assert ended == {"samples_seen": 64, "interrupted": False}
+    assert told[0]["kind"] == "start"
+    assert told[0]["samples_seen"] == 0
+    assert train.reported[-1] == ({"samples_seen": 64}, 64)
+    assert threads == [3]
+
+
+def test_a_stop_is_a_checkpoint_of_the_sample_it_stopped_at(train, job):
+    ended, _ = work(job, stop=True)
+    assert ended == {"samples_seen": 32, "interrupted": True}
+    assert train.reported[-1] == ({"samples_seen": 32}, 32)
+
+
+def test_a_stop_after_the_last_sample_is_no_interruption(train, job):
+    training = job.recipe.training.model_copy(update={"samples": 32})
+    short = job.recipe.model_copy(update={"training": training})
+    assert work(Job(short, job.data), stop=True)[0] == {"samples_seen": 32, "interrupted": False}
+
+
+def test_a_user_s_mistake_is_returned_and_not_raised(train, job, tmp_path):
+    ended, told = work(Job(job.recipe, tmp_path))
+    assert ended["error"] == DataError.__name__
+    assert "dataset.json is missing" in ended["message"]
+    assert not told
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_told(train, job, digits, tmp_path):
+    for name, seen in (("old", 32), ("new", 64)):
+        state = fresh_state(job, digits.spec)
+        state.samples_seen = seen
+        save_checkpoint(tmp_path / name, state.snapshot())
+    weights = tmp_path / "new" / "state.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    train.newest, train.older = checkpoint(tmp_path / "new"), [checkpoint(tmp_path / "old")]
+    ended, told = work(job)
+    assert told[0]["samples_seen"] == 32
+    assert "state.safetensors" in told[0]["problems"][0]
+    assert ended["samples_seen"] == 64
+
+
+def test_weights_to_start_from_are_those_of_the_first_step(job, digits):
+    untrained = fresh_state(job, digits.spec).model.module.state_dict()
+    initial = {name: torch.full_like(value, 0.25) for name, value in untrained.items()}
+    state = fresh_state(Job(job.recipe, job.data, initial=initial), digits.spec)
+    assert all(bool((value == 0.25).all()) for value in state.model.module.state_dict().values())
+    assert all(bool((value == 0.25).all()) for value in state.ema.average.values())
