@@ -48,11 +48,11 @@ SEEDS, SEEDS_17 = torch.arange(5), torch.arange(17)
 def test_gaussian_data_has_the_log_density_known_for_it(method, exact_dims):
     """The Jacobian is diagonal, so Hutchinson's estimate by signs is exact as well."""
     config = LikelihoodConfig(
-        method=method, steps=400 if method == "heun" else 60, tolerance=1e-7, exact_dims=exact_dims
+        method=method, steps=400 if method == "heun" else 60, tolerance=1e-6, exact_dims=exact_dims
     )
     found = flow_of(gaussian, (3,), config=config).nats(Batch(points()), SEEDS)
     assert found.dtype == torch.float64
-    assert torch.allclose(found, gaussian_log_density(points()), atol=2e-3 if method == "heun" else 1e-5)
+    assert torch.allclose(found, gaussian_log_density(points()), atol=5e-3 if method == "heun" else 1e-5)
 
 
 def test_the_density_is_that_of_the_data_itself_up_to_the_noise_it_is_seen_with():
@@ -101,15 +101,15 @@ def correlated(x_t, sigma, label):
 
 
 def test_hutchinsons_estimate_is_unbiased_and_its_draws_average():
-    """Over 400 seeds the mean meets the exact trace's; four draws have half the spread of one."""
+    """Over 200 seeds the mean meets the exact trace's; four draws have half the spread of one."""
     x = 0.7 * torch.randn(1, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    batch, seeds = Batch(x.expand(400, 20)), torch.arange(400)
+    batch, seeds = Batch(x.expand(200, 20)), torch.arange(200)
     exact = flow_of(correlated, (20,), config=LikelihoodConfig(exact_dims=20)).nats(Batch(x), torch.zeros(1).long())
     one = flow_of(correlated, (20,), config=LikelihoodConfig(exact_dims=0)).nats(batch, seeds)
     assert float(one.std()) > 0.3
-    assert float(one.mean() - exact) == pytest.approx(0, abs=4 * float(one.std()) / 20)
+    assert float(one.mean() - exact) == pytest.approx(0, abs=4 * float(one.std()) / math.sqrt(200))
     four = flow_of(correlated, (20,), config=LikelihoodConfig(exact_dims=0, draws=4)).nats(batch, seeds)
-    assert float(four.std() / one.std()) == pytest.approx(0.5, abs=0.08)
+    assert float(four.std() / one.std()) == pytest.approx(0.5, abs=0.1)
 
 
 def test_levels_weigh_their_width_and_are_probabilities():
@@ -120,7 +120,7 @@ def test_levels_weigh_their_width_and_are_probabilities():
     def narrow(x_t, sigma, label):
         return x_t * 0.3**2 / (0.3**2 + sigma[:, None] ** 2)
 
-    flow = flow_of(narrow, (1,), levels=levels, config=LikelihoodConfig(steps=40, draws=20))
+    flow = flow_of(narrow, (1,), levels=levels, config=LikelihoodConfig(steps=24, draws=20))
     assert flow.task.of == "levels"
     assert flow.task.kind == "ode"
     found = flow.nats(Batch(values[:, None]), torch.arange(levels))
