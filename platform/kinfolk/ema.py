@@ -30,7 +30,8 @@ class Ema:
         """Move the average towards the live parameters; ``samples_seen`` includes this batch."""
         kept = decay(batch_size, samples_seen, self.halflife_samples, self.ramp)
         live = [value.detach().float() for value in self._live.values()]
-        torch._foreach_lerp_(list(self.average.values()), live, 1 - kept)
+        if live:  # a model of fixed parts has nothing that trains
+            torch._foreach_lerp_(list(self.average.values()), live, 1 - kept)
 
     def restart(self) -> None:
         """Begin again at the live parameters."""

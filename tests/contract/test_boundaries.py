@@ -157,7 +157,8 @@ def test_each_library_has_one_owner():
 
 
 ALLOWED_IN_A_ROOM = (
-    "abc", "collections", "contextlib", "copy", "dataclasses", "enum", "functools", "itertools", "math", "typing", "torch",
+    "abc", "collections", "contextlib", "copy", "dataclasses", "enum", "functools", "itertools", "math", "typing",
+    "torch",
     "pydantic", "kinfolk.contract", "kinfolk.rng", "kinfolk.errors", "kinfolk_families._shared",
 )  # fmt: skip
 
