@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import kinfolk_families.gan
 import kinfolk_pipelines.compare
 import kinfolk_pipelines.families
 import kinfolk_pipelines.serve
@@ -138,7 +139,13 @@ def test_a_port_in_use_is_told_before_anything_starts(kinfolk, tmp_path, ray_clu
 def test_families_and_data_sets_are_listed_for_programs(kinfolk):
     code, out, _ = kinfolk("families", "--json")
     assert code == 0
-    assert {"autoencoder", "diffusion", "gan"} <= {row["name"] for row in json.loads(out)}
+    found = {row["name"]: row for row in json.loads(out)}
+    assert {"autoencoder", "diffusion", "gan"} <= found.keys()
+    assert "digits/dcgan" in found["gan"]["recipes"]
+    assert "image" in found["gan"]["kinds"]
+    assert "digits/dcgan" in {system["recipe"] for system in found["gan"]["systems"]}
+    assert kinfolk_families.gan.__doc__.replace("\n", " ").startswith(found["gan"]["summary"])
+    assert all(row["summary"] for row in found.values())
     code, out, _ = kinfolk("data", "list", "--json")
     assert {"digits", "mnist", "ring", "grid", "folder"} <= {row["name"] for row in json.loads(out)}
 

@@ -49,14 +49,14 @@ def add(settings, toy, tmp_path):
 
 def test_every_way_to_name_a_version(settings, add):
     models = [add(seed=seed)[0] for seed in range(3)]
-    add("blobby", seed=9)
+    add("bl", seed=9)
     set_alias(settings.tracking, "blob", "champion", 2)
     wanted = {"blob": 1, "blob@champion": 1, "blob/1": 0, "blob/latest": 2}
     for reference, index in wanted.items():
         loaded = load_model(settings, reference)
         assert loaded.version.number == index + 1
         assert torch.equal(loaded.model.module.mean, models[index].module.mean)
-    assert version_number(settings, "blob", "latest") == 3
+    assert (version_number(settings, "blob", "latest"), version_number(settings, "bl", "latest")) == (3, 1)
     assert version_number(settings, "blob", "17") == 17
 
 

@@ -2,7 +2,6 @@
 
 import io
 import shutil
-import socket
 import subprocess
 import time
 
@@ -87,16 +86,6 @@ def test_only_the_loopback_interface_is_listened_on(served):
     sockets = subprocess.run(["ss", "-Hltn"], capture_output=True, text=True, check=True).stdout
     places = [line.split()[3] for line in sockets.splitlines()]
     assert [place for place in places if place.endswith(f":{port}")] == [f"127.0.0.1:{port}"]
-
-
-def test_a_port_in_use_is_refused_before_anything_is_started(served):
-    _, _, bundle = served
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        file = ServeFile(port=taken.getsockname()[1], models=[ServedModel(name="toy", bundle=bundle)])
-        with pytest.raises(ConfigError, match="give another --port"):
-            serve_models(file)
 
 
 def test_a_second_service_on_one_ray_is_refused(served):
