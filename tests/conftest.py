@@ -57,7 +57,7 @@ def ray_cluster(tmp_path_factory, toy_folder):
     from kinfolk.serving.haproxy import haproxy_environment
 
     search = ":".join([str(toy_folder), str(next(p for p in sys.path if p.endswith("tests/support")))])
-    environment = {**haproxy_environment(), "PYTHONPATH": search}
+    environment = {**haproxy_environment(), "PYTHONPATH": search, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3"}
     connect(None, tmp_path_factory.mktemp("state"), cpus=4, environment=environment)
     yield
     ray.shutdown()

@@ -1,8 +1,8 @@
 """What the platform costs: a hand-written PyTorch loop, the training loop alone, and the loop under Ray Train.
 
 All three train the same network with the same batch size and optimiser, average of weights included, with one thread.
-The sides of a pair run in turn; under Ray Train a run counts from its first step to its last report, with its logs,
-checkpoints and sample grids. Ratios are medians over pairs.
+The sides of a pair run in turn; under Ray Train a run counts from before its first step to its last report, with its
+logs, checkpoints and sample grids, of which a last one is always made. Ratios are medians over pairs.
 
 Run: python pipelines/benchmarks/loop_overhead.py [pairs] [steps] [pairs on Ray] [their steps]
 """
@@ -29,9 +29,15 @@ SEED = 0
 
 
 def job_recipe(steps: int) -> Recipe:
-    """The recipe for so many steps."""
+    """The recipe for so many steps, with the logs, checkpoints and sample grids its whole length would have by then."""
     recipe = load_recipe(RECIPE)
-    plan = recipe.training.model_dump() | {"samples": steps * recipe.training.batch_size}
+    whole = recipe.training
+    plan = whole.model_dump() | {
+        "samples": steps * whole.batch_size,
+        "log_every_samples": whole.every(whole.log_every_samples, 100),
+        "checkpoint_every_samples": whole.every(whole.checkpoint_every_samples, 10),
+        "preview_every_samples": whole.every(whole.preview_every_samples, 5),
+    }
     return recipe.model_copy(update={"training": Training(**plan)})
 
 
@@ -76,7 +82,7 @@ def bare_loop(recipe: Recipe, data: Prepared) -> float:
 
 
 def under_ray(recipe: Recipe, data: Prepared, name: str, storage: str) -> float:
-    """Samples per second in a Ray Train worker, from its first step to its last report."""
+    """Samples per second in a Ray Train worker, from before its first step to its last report."""
     from kinfolk.training.launch import launch
     from kinfolk.training.worker import Job
 
@@ -94,7 +100,7 @@ def row(name: str, ours: list[float], theirs: list[float]) -> None:
     )
 
 
-def main(pairs: int = 7, steps: int = 300, ray_pairs: int = 3, ray_steps: int = 1000) -> None:
+def main(pairs: int = 20, steps: int = 50, ray_pairs: int = 10, ray_steps: int = 300) -> None:
     """Measure both comparisons and print a table."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:

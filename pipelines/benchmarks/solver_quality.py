@@ -47,13 +47,6 @@ class Run:
     samples_per_second: float
 
 
-def evaluations(model: Model, options: Mapping[str, Any]) -> int:
-    """Network evaluations of one sample, call by call."""
-    request = sampling.make_request(model, 1, 0, None, options)
-    *calls, _ = sampling.trajectory(model.tasks, request)
-    return sum(int(state.cost) for state in calls)
-
-
 def run(model: Model, features: Model, data: Prepared, options: Mapping[str, Any], samples: int) -> Run:
     """Draw and measure."""
     labels = [i % (model.spec.classes or 1) for i in range(samples)] if "label" in model.tasks.conditions else None
@@ -61,7 +54,8 @@ def run(model: Model, features: Model, data: Prepared, options: Mapping[str, Any
     x = sampling.sample(model, samples, SEED, labels, options)
     seconds = time.perf_counter() - started
     figures = on_features(features, data.source("train"), data.source("test"), x, labels)
-    return Run(figures["fd_local"], evaluations(model, options), samples / seconds)
+    nfe = sampling.evaluations(model.tasks, sampling.make_request(model, 1, 0, None, options))
+    return Run(figures["fd_local"], nfe, samples / seconds)
 
 
 def report(name: str, runs: Mapping[str, Run], samples: int) -> None:

@@ -71,7 +71,7 @@ def _cost(model: Model, evaluation: Evaluation) -> dict[str, float]:
     def draw(n: int) -> object:
         return sampling.sample(model, n, 0, None, evaluation.options)
 
-    tasks = model.tasks
-    state = sampling.start(tasks, sampling.make_request(model, 1, 0, None, evaluation.options))
+    one = sampling.make_request(model, 1, 0, None, evaluation.options)
+    nfe = sampling.evaluations(model.tasks, one)
     speed = sampling_speed(draw, _SPEED_ROWS, time.perf_counter, warmup=1, repeats=3)
-    return {"nfe": float((state.calls * state.cost).sum()), "samples_per_second": speed.samples_per_s}
+    return {"nfe": float(nfe), "samples_per_second": speed.samples_per_s}

@@ -27,7 +27,7 @@ def local_environment(token: Path) -> dict[str, str]:
     return {
         "RAY_AUTH_TOKEN_PATH": str(token.resolve()),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1.0",  # also how soon a checkpoint and the end are noted
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less; nobody takes this machine away
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -27,7 +27,7 @@ class Training(Config):
     checkpoint_every_samples: int | None = Field(None, gt=0)  # None: 10 checkpoints in a run
     log_every_samples: int | None = Field(None, gt=0)  # None: 100 points in a run
     preview_every_samples: int | None = Field(None, gt=0)  # None: 5 sample grids in a run
-    preview_rows: int = Field(36, gt=0, le=256)
+    preview_rows: int = Field(16, gt=0, le=256)
     keep_checkpoints: int = Field(2, ge=2)  # the one before a damaged one must exist
     divergence_retries: int = Field(2, ge=0)  # roll-backs to the last good checkpoint
     divergence_lr_factor: float = Field(0.5, gt=0, le=1)  # learning rate after each roll-back, compounded

@@ -3,6 +3,7 @@
 Scripts and evaluation use it; the server's batcher drives the same three functions with rows of many requests.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -38,7 +39,7 @@ def resolve_options(family: Family, tasks: Tasks, given: Mapping[str, Any]) -> A
     try:
         return parse(family.options, {**tasks.options.model_dump(), **given}, "options")
     except ConfigError as error:
-        wrong = next((key for key in given if f" {key}:" in str(error)), "options")
+        wrong = next((key for key in given if re.search(rf" {re.escape(key)}[.:]", str(error))), "options")
         raise RequestError(wrong, str(error)) from None
 
 
@@ -172,3 +173,9 @@ def rows_of(request: SampleRequest, rows: slice) -> SampleRequest:
         if (value := getattr(request, name)) is not None
     }
     return replace(request, **parts)
+
+
+def evaluations(tasks: Tasks, request: SampleRequest, task: str = "sample") -> int:
+    """Network evaluations that the rows of ``request`` take in all, call by call; they are drawn to find out."""
+    *calls, _ = trajectory(tasks, request, task)
+    return sum(int(state.cost.sum()) for state in calls)

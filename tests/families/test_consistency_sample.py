@@ -207,9 +207,9 @@ def test_filling_in_needs_something_given_and_a_second_step():
         ({"sigmas": [3.0, 3.0]}, "sigmas", "must fall"),
         ({"sigmas": [25.0]}, "sigmas", "between 0.4 and 20.0"),
         ({"sigmas": [1.0, 0.4]}, "sigmas", "between 0.4 and 20.0"),
-        ({"sigmas": [-1.0]}, "options", "greater than 0"),
+        ({"sigmas": [-1.0]}, "sigmas", "greater than 0"),
         ({"sigmas": [19.0 - 0.1 * i for i in range(64)]}, "sigmas", "at most 63"),
-        ({"sigmas": [float("nan")]}, "options", "finite"),
+        ({"sigmas": [float("nan")]}, "sigmas", "finite"),
         ({"sigma": [1.0]}, "sigma", "Did you mean 'sigmas'"),
     ],
 )

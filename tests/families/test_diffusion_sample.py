@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kinfolk import sampling
-from kinfolk.contract import DataSpec, SampleRequest, SamplerState
+from kinfolk.contract import DataSpec, SampleRequest, SamplerState, Tasks
 from kinfolk.errors import RequestError
 from kinfolk.rng import row_integers
 from kinfolk.training.loop import build
@@ -130,6 +130,8 @@ def test_the_cost_of_a_call_is_what_the_denoiser_is_asked(solver):
         state = rows.advance(state)
     assert counting.rows == promised
     assert set(promised) == {3, 5}
+    tasks = Tasks(options=Options(), starts={"sample": rows.sample}, advance=rows.advance, render=rows.render)
+    assert sampling.evaluations(tasks, apart) == sum(promised) - len(promised)
 
 
 def test_only_guided_rows_are_evaluated_twice_and_in_the_same_call():

@@ -56,7 +56,7 @@ def train_workers():
 
 def test_a_killed_worker_costs_no_bit(digits, tmp_path, undisturbed):
     # A worker past its second checkpoint has had its first one noted; one that died before would rightly start anew.
-    moment = random.randrange(21, STEPS - 15) * BATCH
+    moment = random.randrange(21, 35) * BATCH
     killed, resumed_at = [], []
 
     def kill_one(report):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kinfolk.contract import ConfigError, DataSpec, Progress
+from kinfolk_families._shared.discretised import binarise, discretised_logistic_log_prob
 from kinfolk_families.autoencoder.config import (
     BernoulliConfig,
     DiscretisedLogisticConfig,
@@ -23,31 +24,9 @@ from kinfolk_families.autoencoder.config import (
 Outputs = Sequence[Tensor]  # what a decoder says of each element: P tensors
 
 
-def binarise(x: Tensor, uniform: Tensor) -> Tensor:
-    """Each element on (1) with probability (x + 1) / 2, else off (-1). (B, *), (B, *) in [0, 1) -> (B, *)
-
-    Drawing anew at each sight of x is dynamic binarisation: Salakhutdinov and Murray, 2008.
-    """
-    return 2 * (uniform < (x + 1) / 2).to(x.dtype) - 1
-
-
 def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
     """log p of each element; x in [-1, 1], -1 is off. (*), (*) -> (*)"""
     return -F.binary_cross_entropy_with_logits(logits, ((x + 1) / 2).expand_as(logits), reduction="none")
-
-
-def discretised_logistic_log_prob(mean: Tensor, log_scale: Tensor, x: Tensor, levels: int) -> Tensor:
-    """log of the logistic's mass in the bin of each element, x on the grid of levels in [-1, 1]. (*) -> (*)
-
-    The lowest bin reaches down to -inf, the highest up to inf, so the levels' probabilities sum to 1. With a, b the
-    bin's scaled edges, sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)) has no cancellation.
-    Source: Salimans et al., 2017 (PixelCNN++), eq. 2, https://arxiv.org/abs/1701.05517.
-    """
-    half_bin, inverse_scale = 1 / (levels - 1), torch.exp(-log_scale)
-    below = F.logsigmoid((x + half_bin - mean) * inverse_scale)  # log P(value <= upper edge)
-    above = F.logsigmoid((mean - x + half_bin) * inverse_scale)  # log P(value >= lower edge)
-    inside = below + above + torch.log(-torch.expm1(-2 * half_bin * inverse_scale))
-    return torch.where(x < half_bin - 1, below, torch.where(x > 1 - half_bin, above, inside))
 
 
 def clipped_logistic_mean(mean: Tensor, log_scale: Tensor) -> Tensor:

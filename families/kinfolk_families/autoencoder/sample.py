@@ -10,9 +10,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kinfolk.contract import Batch, Likelihood, RequestError, RowTask, SampleRequest, SamplerState, Tasks
-from kinfolk.rng import row_between, row_normal, row_uniform
-from kinfolk_families._shared.labels import device_of, row_labels
+from kinfolk.contract import Batch, Likelihood, RequestError, RowTask, SampleRequest, Tasks
+from kinfolk.rng import row_normal, row_uniform
+from kinfolk_families._shared.one_call import OneCall
 from kinfolk_families.autoencoder.config import DenoisingConfig, Options
 from kinfolk_families.autoencoder.losses import log_weights, squared_error
 from kinfolk_families.autoencoder.model import Autoencoder, EncoderDecoder, VariationalAutoencoder
@@ -21,27 +21,10 @@ DRAWS_AT_ONCE = 50  # of one row: a chunk of draws has one noise, whatever rows 
 DECODED_AT_ONCE = 5000  # rows times draws; bounds memory
 
 
-def start(module: VariationalAutoencoder, request: SampleRequest) -> SamplerState:
-    """Rows with z from the tempered prior, or on the way between two, one call before they are done."""
-    options = request.options
-    assert isinstance(options, Options)
-    noise = row_between(request.seeds, request.seed_to, request.weight, module.latent_shape)
-    device = device_of(module)
-    carry = {"z": (options.temperature * noise).to(device)}
-    if module.classes:
-        carry["label"] = row_labels(request, module.classes).to(device)
-    x = torch.zeros(len(noise), *module.spec.shape, device=device)
-    return SamplerState.start(x, request, 1, 1, **carry)
-
-
-def advance(module: VariationalAutoencoder, state: SamplerState) -> SamplerState:
-    """Decode every row's latent."""
-    return state.step(module.decode(state.carry["z"], state.carry.get("label")))
-
-
-def render(state: SamplerState) -> Tensor:
-    """The expected samples. -> (R, *shape)"""
-    return state.x
+def temperature(request: SampleRequest) -> float:
+    """Standard deviation of the latents drawn."""
+    assert isinstance(request.options, Options)
+    return request.options.temperature
 
 
 def _seen(module: EncoderDecoder, batch: Batch, seeds: Tensor) -> Tensor:
@@ -162,12 +145,12 @@ def tasks(module: EncoderDecoder) -> Tasks:
 
 def _with_prior(module: VariationalAutoencoder, common: Tasks) -> Tasks:
     of, draws = module.distribution.of, module.config.likelihood_draws
-    begin = partial(start, module)
+    rows = OneCall(module, module.spec, module.latent_shape, module.classes, module.decode, temperature)
     return replace(
         common,
-        starts={"sample": begin, "interpolate": begin},
-        advance=partial(advance, module),
-        render=render,
+        starts={"sample": rows.start, "interpolate": rows.start},
+        advance=rows.advance,
+        render=rows.render,
         conditions=frozenset({"label"}) if module.classes else frozenset(),
         log_prob=None if of is None else Likelihood(partial(importance_bound, module, draws=draws), "lower_bound", of),
         importance_bound=None if of is None else partial(importance_bound, module),

@@ -10,36 +10,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kinfolk.contract import Batch, DataSpec, Likelihood, SampleRequest, SamplerState, Tasks
-from kinfolk.rng import row_between, row_uniform
-from kinfolk_families._shared.labels import device_of, row_labels
+from kinfolk.contract import Batch, DataSpec, Likelihood, SampleRequest, Tasks
+from kinfolk.rng import row_uniform
+from kinfolk_families._shared.one_call import OneCall
 from kinfolk_families.flow.config import Options
 from kinfolk_families.flow.model import Flow
 
 ROWS_AT_ONCE = 1024  # bounds memory: so many pairs of a sample and a draw go through the flow together
 
 
-def start(module: Flow, request: SampleRequest) -> SamplerState:
-    """Rows with tempered noise, of one seed or between two, and a blank sample, one call before they are done."""
-    options = request.options
-    assert isinstance(options, Options)
-    noise = row_between(request.seeds, request.seed_to, request.weight, (module.spec.dims,))
-    device = device_of(module)
-    carry = {"z": (options.temperature * noise).to(device)}
-    if module.classes:
-        carry["label"] = row_labels(request, module.classes).to(device)
-    x = torch.zeros(len(noise), *module.spec.shape, device=device)
-    return SamplerState.start(x, request, 1, 1, **carry)
-
-
-def advance(module: Flow, state: SamplerState) -> SamplerState:
-    """Decode every row's noise."""
-    return state.step(module.decode(state.carry["z"], state.carry.get("label")))
-
-
-def render(state: SamplerState) -> Tensor:
-    """The samples. -> (R, *shape)"""
-    return state.x
+def temperature(request: SampleRequest) -> float:
+    """Standard deviation of the latents drawn."""
+    assert isinstance(request.options, Options)
+    return request.options.temperature
 
 
 def importance_bound(module: Flow, batch: Batch, seeds: Tensor, draws: int) -> Tensor:
@@ -94,11 +77,12 @@ def tasks(module: Flow) -> Tasks:
         """Negative log-probability, nats. -> (B,)"""
         return -likelihood.nats(batch, seeds)
 
+    rows = OneCall(module, module.spec, (module.spec.dims,), module.classes, module.decode, temperature)
     return Tasks(
         options=module.config.sampler,
-        starts={"sample": partial(start, module), "interpolate": partial(start, module)},
-        advance=partial(advance, module),
-        render=render,
+        starts={"sample": rows.start, "interpolate": rows.start},
+        advance=rows.advance,
+        render=rows.render,
         conditions=frozenset({"label"} if module.classes else ()),
         log_prob=likelihood,
         importance_bound=partial(importance_bound, module) if module.dequantiser is not None else None,

@@ -20,7 +20,7 @@ from kinfolk.training.loop import check_batch
 from kinfolk.training.mailbox import Mailbox
 from kinfolk.training.worker import Job, run_worker, trained_model
 
-_POLL_S = 0.2
+_POLL_S = 0.5  # between two looks at the mailbox; each costs the workers' machine some milliseconds
 _RETRIES = 3  # of a training whose worker died, from its last checkpoint
 _STARTS_WITHOUT_WORKERS = 2  # attempts at starting the worker group before giving up
 Listener = Callable[[Mapping[str, Any]], None]
