@@ -9,15 +9,16 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
 from kinfolk.config import read_mapping
-from kinfolk.errors import ConfigError
+from kinfolk.errors import ConfigError, nearest
 
 FILE = "kinfolk.yaml"
+PREFIX = "KINFOLK_"  # of environment variables
 
 
 class Settings(BaseSettings):
     """Where things are. Growing from one machine to a cluster changes these values and no code."""
 
-    model_config = SettingsConfigDict(env_prefix="KINFOLK_", yaml_file=FILE, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, yaml_file=FILE, extra="forbid", frozen=True)
 
     state: Path = Path(".kinfolk")  # local MLflow store, checkpoints, caches, the Ray token
     data: Path = Path("data")  # prepared data sets, one folder each
@@ -71,8 +72,9 @@ def load_settings(**given: Any) -> Settings:
     """Settings of this process, ``given`` values on top.
 
     Raises:
-        ConfigError: a value in the file or the environment is not allowed.
+        ConfigError: a key or a value in the file or the environment is not allowed.
     """
+    _check_variables()
     if Path(FILE).exists():
         read_mapping(Path(FILE))
     try:
@@ -81,9 +83,18 @@ def load_settings(**given: Any) -> Settings:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         raise ConfigError(
-            f"Settings ({FILE} or KINFOLK_{key.upper()}): {key}: {first['msg']}, got {first['input']!r}. "
+            f"Settings ({FILE} or {PREFIX}{key.upper()}): {key}: {first['msg']}, got {first['input']!r}. "
             f"Known settings: {', '.join(Settings.model_fields)}."
         ) from None
+
+
+def _check_variables() -> None:
+    known = {f"{PREFIX}{field.upper()}" for field in Settings.model_fields}
+    given = {name for name in os.environ if name.startswith(PREFIX)}
+    if strange := sorted(given - known):
+        raise ConfigError(
+            f"The variable {strange[0]} is no setting.{nearest(strange[0], known)} Known: {', '.join(sorted(known))}."
+        )
 
 
 def apply_environment(variables: dict[str, str]) -> None:

@@ -12,9 +12,10 @@ from kinfolk.contract import Batch, DataSpec, RequestError, SampleRequest, Sampl
 from kinfolk.rng import generator, row_between
 from kinfolk.training.loop import build
 from kinfolk_families._shared.network_config import MlpConfig, UNetConfig
+from kinfolk_families._shared.noise import per_row
 from kinfolk_families.diffusion import FAMILY
 from kinfolk_families.diffusion.config import DdpmConfig, DiffusionConfig, EdmConfig, FlowConfig, Options
-from kinfolk_families.diffusion.preconditioning import Edm, per_row
+from kinfolk_families.diffusion.preconditioning import Edm
 from kinfolk_families.diffusion.sample import Sampler, noise_between
 from kinfolk_families.diffusion.solvers import Settings, stage
 from kinfolk_families.diffusion.tasks import ANOMALY_DRAWS

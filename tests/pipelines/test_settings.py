@@ -50,6 +50,12 @@ def test_a_setting_that_is_not_allowed_is_named(here, text, said):
     assert all(part in str(caught.value) for part in said)
 
 
+def test_a_variable_that_is_no_setting_is_named_with_the_nearest(monkeypatch):
+    monkeypatch.setenv("KINFOLK_TRACKING_URL", "http://mlflow:5000")
+    with pytest.raises(ConfigError, match=r"KINFOLK_TRACKING_URL is no setting.*KINFOLK_TRACKING_URI"):
+        load_settings()
+
+
 def test_the_token_is_not_shown():
     assert "letmein" not in repr(Settings(api_token="letmein"))
 

@@ -17,7 +17,7 @@ from kinfolk.errors import DataError
 from kinfolk.step import World
 from kinfolk.training import worker as module
 from kinfolk.training.loop import Report
-from kinfolk.training.worker import Job, _Reporter, _stored_folders, _world, fresh_state, run_worker
+from kinfolk.training.worker import Job, Reporter, _stored_folders, _world, fresh_state, run_worker
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ class Letters:
 def reporter(job, digits, world=None, stop=False):
     state = fresh_state(job, digits.spec)
     state.samples_seen = 32
-    return _Reporter(job, state, world or World(), Letters(stop))
+    return Reporter(job, state, world or World(), Letters(stop))
 
 
 def checkpoint(name):

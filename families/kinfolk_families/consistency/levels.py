@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from kinfolk_families._shared.noise import log_normal
 from kinfolk_families.consistency.config import DistillationConfig, EasyTuningConfig, ImprovedTrainingConfig
 
 
@@ -42,8 +43,7 @@ def draw_tuning_pair(
     t stays below sigma_max and above 2 sigma_min: nearer to the end of the path (0.3 % of draws) the gap would drown in
     rounding. r ends at sigma_min, where the target is x + sigma_min noise and the loss that of plain diffusion at t.
     """
-    normal = torch.randn(count, generator=generator, device=generator.device)
-    t = (config.p_mean + config.p_std * normal).exp().clamp(2 * sigma_min, sigma_max)
+    t = log_normal(config.p_mean, config.p_std, count, generator).clamp(2 * sigma_min, sigma_max)
     return Pair(t, tuning_level(t, stage, config).clamp(min=sigma_min))
 
 

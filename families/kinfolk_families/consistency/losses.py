@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kinfolk.contract import Batch, Loss, Phase, Progress
+from kinfolk_families._shared.noise import per_row
 from kinfolk_families.consistency.config import DistillationConfig, EasyTuningConfig, ImprovedTrainingConfig
 from kinfolk_families.consistency.levels import (
     Pair,
@@ -20,7 +21,7 @@ from kinfolk_families.consistency.levels import (
     interval_count,
     tuning_stage,
 )
-from kinfolk_families.consistency.model import Consistency, per_row
+from kinfolk_families.consistency.model import Consistency
 
 Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # x_t (B, *), sigma (B,), label (B,) -> (B, *)
 

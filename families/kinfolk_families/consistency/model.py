@@ -22,21 +22,14 @@ from torch.func import functional_call
 from kinfolk.contract import FIRST_STAGE, ConfigError, DataSpec, Model, RequestError
 from kinfolk_families._shared.network_config import check_network
 from kinfolk_families._shared.networks import NoiseEmbedding, make_network
+from kinfolk_families._shared.noise import edm_scales, per_row
 from kinfolk_families.consistency.config import ConsistencyConfig, DistillationConfig, ImprovedTrainingConfig
 
 TEACHER = "teacher"  # the role of the diffusion model a consistency model is tuned or distilled from
 
 
-def per_row(value: Tensor, x: Tensor) -> Tensor:
-    """``value`` with axes of length 1 behind it, to multiply ``x``. (B,), (B, *) -> (B, 1, ...)"""
-    return value.view(-1, *[1] * (x.ndim - 1))
-
-
 class Denoiser(nn.Module):
-    """``D(x_t, sigma, label)`` of a network of one's own.
-
-    Scalings: Karras et al., 2022 (EDM), Table 1, last column, https://arxiv.org/abs/2206.00364.
-    """
+    """``D(x_t, sigma, label)`` of a network of one's own, with EDM's scalings."""
 
     def __init__(self, config: ImprovedTrainingConfig, spec: DataSpec) -> None:
         super().__init__()
@@ -48,13 +41,12 @@ class Denoiser(nn.Module):
 
     def forward(self, x_t: Tensor, sigma: Tensor, label: Tensor | None) -> Tensor:
         """(B, *), (B,), (B,) -> (B, *) in the dtype of ``x_t``"""
-        total = sigma.square() + self.sigma_data**2
-        skip, out = self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt()
-        condition = self.noise_embedding((sigma.log() / 4).float())  # (B, E)
+        scale = edm_scales(sigma, self.sigma_data)
+        condition = self.noise_embedding(scale.noise.float())  # (B, E)
         if self.label_embedding is not None:
             condition = condition + self.label_embedding(label)
-        output = self.network((x_t / per_row(total.sqrt(), x_t)).float(), condition).to(x_t.dtype)
-        return per_row(skip, x_t) * x_t + per_row(out, x_t) * output
+        output = self.network((per_row(scale.into, x_t) * x_t).float(), condition).to(x_t.dtype)
+        return per_row(scale.skip, x_t) * x_t + per_row(scale.out, x_t) * output
 
 
 class Average(nn.Module):

@@ -13,8 +13,9 @@ from torch import Tensor
 from kinfolk.contract import RequestError, SampleRequest, SamplerState, Tasks
 from kinfolk.rng import row_normal, slerp
 from kinfolk_families._shared.labels import device_of, row_labels
+from kinfolk_families._shared.noise import per_row
 from kinfolk_families.consistency.config import MAX_LEVELS, Options
-from kinfolk_families.consistency.model import Consistency, per_row
+from kinfolk_families.consistency.model import Consistency
 
 _COLUMNS = MAX_LEVELS + 2  # sigma_max before the levels a user may give, 0 behind
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kinfolk_families.diffusion.preconditioning import per_row
+from kinfolk_families._shared.noise import per_row
 
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]  # x_t (R, *), sigma (R,), label (R,) -> estimate of x (R, *)
 

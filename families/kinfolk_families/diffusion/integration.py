@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kinfolk_families._shared.noise import per_row
 from kinfolk_families.diffusion.config import LikelihoodConfig
-from kinfolk_families.diffusion.preconditioning import per_row
 
 SAFETY = 0.9  # of the step size that would just meet the tolerance
 SLOWEST, FASTEST = 0.2, 5.0  # limits to what a step size changes by

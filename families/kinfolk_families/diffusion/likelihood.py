@@ -23,9 +23,9 @@ from torch import Tensor
 
 from kinfolk.contract import Batch, DataSpec, Likelihood
 from kinfolk.rng import row_uniform
+from kinfolk_families._shared.noise import per_row
 from kinfolk_families.diffusion.config import LikelihoodConfig
 from kinfolk_families.diffusion.integration import Point, integrate
-from kinfolk_families.diffusion.preconditioning import per_row
 
 ROWS_AT_ONCE = 64  # bounds memory: the trace keeps a call's activations
 Conditioned = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # x_t (B, *), sigma (B,), label (B,) -> estimate of x

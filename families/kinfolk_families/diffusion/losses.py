@@ -6,8 +6,8 @@ import torch
 from torch import Generator, Tensor
 
 from kinfolk.contract import Batch, Loss, Phase, Progress
+from kinfolk_families._shared.noise import per_row
 from kinfolk_families.diffusion.model import Adapted, Diffusion
-from kinfolk_families.diffusion.preconditioning import per_row
 
 
 def denoising_loss(denoised: Tensor, x: Tensor, weight: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ from torch.func import functional_call
 
 from kinfolk.contract import FIRST_STAGE, Batch, ConfigError, DataSpec, Model, Progress
 from kinfolk_families._shared.networks import NoiseEmbedding, make_network
+from kinfolk_families._shared.noise import per_row
 from kinfolk_families.diffusion.adapter import LowRank, adapted_weights, inherited
 from kinfolk_families.diffusion.config import AdapterConfig, DiffusionConfig, check
-from kinfolk_families.diffusion.preconditioning import per_row, preconditioner
+from kinfolk_families.diffusion.preconditioning import preconditioner
 
 BASE = "base"  # the parent in this role is what an adapter changes
 

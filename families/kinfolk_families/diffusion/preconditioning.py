@@ -12,21 +12,13 @@ https://arxiv.org/abs/2006.11239; Nichol & Dhariwal, 2021 (cosine), https://arxi
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
 
+from kinfolk_families._shared.noise import Scales, edm_scales, log_normal
 from kinfolk_families.diffusion.config import DdpmConfig, EdmConfig, FlowConfig, Levels
-
-
-class Scales(NamedTuple):
-    """``D(x_t, sigma) = skip * x_t + out * F(into * x_t, noise)`` (EDM eq. 7); (B,) each."""
-
-    skip: Tensor
-    out: Tensor
-    into: Tensor
-    noise: Tensor
 
 
 class Preconditioner(Protocol):
@@ -72,13 +64,7 @@ class Edm:
 
     def scales(self, sigma: Tensor) -> Scales:
         """EDM Table 1, "Network and preconditioning"."""
-        total = sigma.square() + self.sigma_data**2
-        return Scales(
-            skip=self.sigma_data**2 / total,
-            out=sigma * self.sigma_data / total.sqrt(),
-            into=1 / total.sqrt(),
-            noise=sigma.log() / 4,
-        )
+        return edm_scales(sigma, self.sigma_data)
 
     def weight(self, sigma: Tensor) -> Tensor:
         """EDM Table 1, "Loss weighting"."""
@@ -86,7 +72,7 @@ class Edm:
 
     def draw(self, count: int, generator: Generator) -> Tensor:
         """EDM Table 1, "Noise distribution"."""
-        return log_normal(self.config, count, generator)
+        return log_normal(self.config.p_mean, self.config.p_std, count, generator)
 
     def level(self, step: Tensor, steps: Tensor, smooth: Tensor, top: Tensor) -> Tensor:  # noqa: ARG002
         """EDM eq. 5, which was made for solvers of second order and serves all."""
@@ -126,7 +112,7 @@ class Flow:
     def draw(self, count: int, generator: Generator) -> Tensor:
         """Times uniform between the ends, or skewed towards the data."""
         if self.config.times == "skewed":
-            return log_normal(self.config, count, generator)
+            return log_normal(self.config.p_mean, self.config.p_std, count, generator)
         first, last = (1 / (1 + sigma) for sigma in reversed(self.ends))
         time = first + (last - first) * torch.rand(count, generator=generator, device=generator.device)
         return 1 / time - 1
@@ -202,12 +188,6 @@ def rho_levels(step: Tensor, steps: Tensor, levels: Levels, top: Tensor) -> Tens
     return torch.where(step < steps, sigma, 0.0)
 
 
-def log_normal(config: EdmConfig | FlowConfig, count: int, generator: Generator) -> Tensor:
-    """Sigma with ln(sigma) ~ N(p_mean, p_std^2). -> (count,) on the generator's device"""
-    normal = torch.randn(count, generator=generator, device=generator.device)
-    return (config.p_mean + config.p_std * normal).exp()
-
-
 def _way(step: Tensor, steps: Tensor) -> Tensor:
     """How far ``step`` is between the first and the last of ``steps``, 0 to 1."""
     return (step.double() / (steps - 1).clamp(min=1)).clamp(0, 1)
@@ -238,8 +218,3 @@ def preconditioner(config: EdmConfig | FlowConfig | DdpmConfig, data_std: float)
             return Flow(config, data_std)
         case EdmConfig():
             return Edm(config, config.sigma_data or data_std)
-
-
-def per_row(value: Tensor, x: Tensor) -> Tensor:
-    """``value`` with axes of length 1 behind it, to multiply ``x``. (B,), (B, *) -> (B, 1, ...)"""
-    return value.view(-1, *[1] * (x.ndim - 1))

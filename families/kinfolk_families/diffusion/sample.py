@@ -10,9 +10,10 @@ from torch import Tensor
 from kinfolk.contract import SampleRequest, SamplerState
 from kinfolk.rng import row_normal, slerp
 from kinfolk_families._shared.labels import row_labels
+from kinfolk_families._shared.noise import per_row
 from kinfolk_families.diffusion.config import Options
 from kinfolk_families.diffusion.guidance import Denoiser, Guidance, clamped, completed, guided
-from kinfolk_families.diffusion.preconditioning import Preconditioner, per_row
+from kinfolk_families.diffusion.preconditioning import Preconditioner
 from kinfolk_families.diffusion.solvers import CODES, SOLVERS, Settings, stage, update
 
 Picture = Callable[[Tensor, Tensor, Tensor], Tensor]  # estimate (R, *), label (R,), seed (R,) -> (R, *shape)

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kinfolk_families._shared.noise import per_row
 from kinfolk_families.diffusion.config import SolverName
-from kinfolk_families.diffusion.preconditioning import per_row
 
 
 class Settings(NamedTuple):

@@ -10,9 +10,9 @@ from torch import Tensor
 from kinfolk.contract import Batch, RequestError, SampleRequest, SamplerState, Tasks
 from kinfolk.rng import generator, row_normal
 from kinfolk_families._shared.labels import device_of
+from kinfolk_families._shared.noise import per_row
 from kinfolk_families.diffusion.likelihood import ProbabilityFlow
 from kinfolk_families.diffusion.model import Adapted, Diffusion
-from kinfolk_families.diffusion.preconditioning import per_row
 from kinfolk_families.diffusion.sample import Sampler, options_of
 
 ANOMALY_DRAWS = 16  # noise levels, the same for every row, at which it is denoised

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from kinfolk.contract import ConfigError, DataSpec, Progress
+from kinfolk_families._shared.noise import per_row
 from kinfolk_families.energy.config import BufferConfig, LangevinConfig
 
 Energy = Callable[[Tensor, Tensor | None], Tensor]  # x (B, *), label (B,) or None -> (B,), lower for likelier
@@ -108,7 +109,7 @@ class ReplayBuffer(nn.Module):
         x = self.at(index)
         fresh = fresh_chains(len(x), self.spec, generator)
         anew = torch.rand(len(x), generator=generator, device=generator.device) < self.config.fresh_share
-        return torch.where(anew.view(-1, *[1] * (x.ndim - 1)), fresh, x)
+        return torch.where(per_row(anew, x), fresh, x)
 
     def at(self, index: Tensor) -> Tensor:
         """The chains at ``index`` as they are. (B,) -> (B, *) float32"""
@@ -125,7 +126,7 @@ class ReplayBuffer(nn.Module):
     def exchange(self, progress: Progress) -> None:
         """Give all workers what each of them wrote in this step; slices do not overlap, so a sum joins them."""
         (index,) = progress.all_reduce(self.written.clone()).nonzero(as_tuple=True)
-        own = self.written[index].view(-1, *[1] * (self.chains.ndim - 1))
+        own = per_row(self.written[index], self.chains)
         self.chains[index] = progress.all_reduce(self.chains[index] * own).to(self.chains.dtype)
         self.written.zero_()
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from kinfolk.contract import Batch, SampleRequest, SamplerState, Tasks
 from kinfolk.rng import row_normal, row_uniform
 from kinfolk_families._shared.labels import device_of, row_labels
+from kinfolk_families._shared.noise import per_row
 from kinfolk_families.energy.completion import check_options, completion_tasks, given
 from kinfolk_families.energy.langevin import energy_gradient, is_bounded, langevin_step, limited
 from kinfolk_families.energy.model import EnergyModel, EnergyNetwork
@@ -54,13 +55,9 @@ def advance(module: EnergyModel, state: SamplerState) -> SamplerState:
     x, carry = state.x, state.carry
     gradient = limited(energy_gradient(module, x, carry["label"]), module.system.langevin.gradient_limit)
     noise = row_normal(state.seed, state.call + 1, x.shape[1:]).to(x.device)
-    moved = langevin_step(x, gradient, noise, _per_row(carry["step_size"], x), _per_row(carry["noise"], x))
+    moved = langevin_step(x, gradient, noise, per_row(carry["step_size"], x), per_row(carry["noise"], x))
     moved = moved.clamp(-1, 1) if is_bounded(module.spec) else moved
     return state.step(torch.where(carry["known"], x, moved))
-
-
-def _per_row(value: Tensor, x: Tensor) -> Tensor:
-    return value.view(-1, *[1] * (x.ndim - 1))
 
 
 def render(state: SamplerState) -> Tensor:
@@ -76,7 +73,7 @@ def denoise(module: EnergyModel, x_t: Tensor, sigma: Tensor, label: Tensor | Non
     energy and implicit in the distance, which keeps it stable at every sigma. At sigma = 0 it returns x_t.
     """
     config = module.system.langevin
-    variance = _per_row(sigma.square(), x_t).to(x_t)
+    variance = per_row(sigma.square(), x_t).to(x_t)
     share = variance / (variance + config.step_size * config.temperature).clamp(min=torch.finfo(x_t.dtype).tiny)
     x = x_t
     for _ in range(config.steps):

@@ -77,7 +77,7 @@ def _stored_folders() -> Iterator[Path]:
     yield from (Path(checkpoint.to_directory()) for checkpoint in by_path.values())
 
 
-class _Reporter:
+class Reporter:
     """Passes the loop's reports on: checkpoints to storage by all workers, the rest to the mailbox by worker 0."""
 
     def __init__(self, job: Job, state: TrainState, world: World, mailbox: ActorHandle) -> None:
@@ -144,7 +144,7 @@ def _train(job: Job, mailbox: ActorHandle) -> dict[str, Any]:
     snapshot, problems = newest_good(_stored_folders())
     if snapshot is not None:
         state.load(snapshot)
-    reporter = _Reporter(job, state, world, mailbox)
+    reporter = Reporter(job, state, world, mailbox)
     reporter.tell("start", problems=problems)
     source = keep(learned.source("train"), job.recipe.keep_labels)
     for report in train(state, source, job.recipe.training, job.recipe.seed, world):
