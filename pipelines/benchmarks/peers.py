@@ -36,7 +36,7 @@ VAE = {
 }
 GLOW = {"flow": {"kind": "glow", "levels": 2, "steps": 8, "width": 64}}
 UNET = {
-    "network": {"kind": "unet", "channels": 32, "multipliers": [1, 2, 2], "blocks": 2, "attention": 14, "heads": 8},
+    "network": {"kind": "unet", "channels": 32, "multipliers": [1, 2, 2], "blocks": 3, "attention": 14, "heads": 8},
     "preconditioning": {"kind": "ddpm"},
     "sampler": {"solver": "ddim", "steps": 20},
 }
