@@ -1,6 +1,7 @@
 """What the platform costs: a hand-written PyTorch loop, the training loop alone, and the loop under Ray Train.
 
-All three train the same network with the same batch size and optimiser, average of weights included, with one thread.
+All three train the same network with the same batch size and average of weights, with one thread; the platform's AdamW
+is the fused one, the hand-written loop's torch's default.
 The first two take turns in this process. Then a Ray Train worker trains the whole recipe twice over, in turns of two
 logs: once with its logs, checkpoints and sample grids on their way to the driver, once with nobody listening; in one
 process, as the speed of a shared machine drifts by more than what is looked for. Ratios are medians over pairs.
@@ -91,12 +92,16 @@ def turns_on_ray(config: Mapping[str, Any]) -> dict[str, Any]:
         for state, each in zip(states, (reporter, None), strict=True)
     ]
     samples = LOGS_A_TURN * plan.every(plan.log_every_samples, 100)
-    turns = [[follow(*side, until) for side in sides] for until in range(samples, plan.samples, samples)]
+    turns = []
+    for until in (*range(samples, plan.samples, samples), plan.samples + 1):
+        order = (0, 1) if len(turns) % 2 else (1, 0)
+        seconds = {side: follow(*sides[side], until) for side in order}
+        turns.append([seconds[0], seconds[1]])
     return {"seconds": turns[1:]}
 
 
 def follow(reports: Iterator[Report], reporter: Reporter | None, until: int) -> float:
-    """Train to the first log after ``until`` samples, telling the driver as a Ray worker does, or nobody. -> seconds"""
+    """Train to the first log after ``until`` samples, or the end, and tell the driver as a worker does. -> seconds"""
     started = time.perf_counter()
     for report in reports:
         if reporter is not None:
@@ -153,7 +158,9 @@ def main(pairs: int = 20, steps: int = 50, turns_a_pair: int = 7) -> None:
         connect(None, Path(folder) / "state", cpus=2)
         turns = on_ray(whole, data, str(Path(folder) / "runs"))
         samples = turns_a_pair * LOGS_A_TURN * whole.training.samples / 100
-        groups = [turns[start : start + turns_a_pair] for start in range(0, len(turns), turns_a_pair)]
+        groups = [
+            turns[start : start + turns_a_pair] for start in range(0, len(turns) - turns_a_pair + 1, turns_a_pair)
+        ]
         rates = [[samples / sum(side) for side in zip(*group, strict=True)] for group in groups]
         row(f"loop under Ray Train against bare loop, {len(groups)} pairs", rates)
         ours, theirs = (sum(side) for side in zip(*turns, strict=True))

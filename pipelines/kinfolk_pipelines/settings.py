@@ -89,12 +89,13 @@ def load_settings(**given: Any) -> Settings:
 
 
 def _check_variables() -> None:
-    known = {f"{PREFIX}{field.upper()}" for field in Settings.model_fields}
-    given = {name for name in os.environ if name.startswith(PREFIX)}
-    if strange := sorted(given - known):
-        raise ConfigError(
-            f"The variable {strange[0]} is no setting.{nearest(strange[0], known)} Known: {', '.join(sorted(known))}."
-        )
+    """Refuse a misspelt setting; names that resemble none are let be, as a cluster may make some of its own."""
+    for name in sorted(os.environ):
+        field = name.lower().removeprefix(PREFIX.lower())
+        if len(field) == len(name) or field in Settings.model_fields:
+            continue
+        if meant := nearest(field, Settings.model_fields):
+            raise ConfigError(f"The variable {name} is no setting.{meant} Known: {', '.join(Settings.model_fields)}.")
 
 
 def apply_environment(variables: dict[str, str]) -> None:

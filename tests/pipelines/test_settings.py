@@ -50,10 +50,18 @@ def test_a_setting_that_is_not_allowed_is_named(here, text, said):
     assert all(part in str(caught.value) for part in said)
 
 
-def test_a_variable_that_is_no_setting_is_named_with_the_nearest(monkeypatch):
-    monkeypatch.setenv("KINFOLK_TRACKING_URL", "http://mlflow:5000")
-    with pytest.raises(ConfigError, match=r"KINFOLK_TRACKING_URL is no setting.*KINFOLK_TRACKING_URI"):
+@pytest.mark.parametrize("name", ["KINFOLK_TRACKING_URL", "kinfolk_tracking_url"])
+def test_a_misspelt_variable_is_named_with_the_nearest(name, monkeypatch):
+    monkeypatch.setenv(name, "http://mlflow:5000")
+    with pytest.raises(ConfigError, match=rf"{name} is no setting.*'tracking_uri'"):
         load_settings()
+
+
+def test_variables_of_the_cluster_and_other_cases_are_let_be(monkeypatch):
+    for name in ("KINFOLK_SERVICE_HOST", "KINFOLK_PORT", "KINFOLK_PORT_8000_TCP_ADDR"):
+        monkeypatch.setenv(name, "10.0.0.1")
+    monkeypatch.setenv("KINFOLK_Tracking_Uri", "http://mlflow:5000")
+    assert load_settings().tracking == "http://mlflow:5000"
 
 
 def test_the_token_is_not_shown():

@@ -96,6 +96,16 @@ def test_a_stop_keeps_every_step_and_a_damaged_checkpoint_is_passed_over(digits,
     assert_same_bits(resumed, undisturbed)
 
 
+def test_a_listener_that_fails_stops_the_training(digits, tmp_path):
+    def fail(report):
+        if report["kind"] == "log":
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        train(digits, tmp_path, recipe(samples=10**7), listener=fail, workers=1)
+    assert not train_workers()
+
+
 def test_one_worker_and_two_agree(digits, tmp_path):
     wanted = recipe(
         family="autoencoder",

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from kinfolk.contract import Model
 from kinfolk.errors import ConfigError, DataError, DivergenceError, IntegrityError, KinfolkError
@@ -75,7 +76,8 @@ def launch(
     """
     check_batch(job.recipe.training, workers)
     check_workers(workers, use_gpu)
-    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()  # lives and dies with the driver
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={"job": job, "mailbox": mailbox},
@@ -92,7 +94,7 @@ def launch(
 
 
 def _fit(trainer: TorchTrainer, mailbox: Any, listener: Listener) -> Result:
-    """Run the trainer in a thread, so that signals and reports are this thread's."""
+    """Run the trainer in a thread, so signals and reports are this thread's; a listener that fails stops training."""
     box: dict[str, Any] = {}
 
     def work() -> None:
@@ -102,15 +104,21 @@ def _fit(trainer: TorchTrainer, mailbox: Any, listener: Listener) -> Result:
             box["error"] = error
 
     thread = threading.Thread(target=work, name="kinfolk-fit", daemon=True)
-    with _signals_stop(mailbox):
-        thread.start()
-        while thread.is_alive():
-            thread.join(_POLL_S)
-            for report in ray.get(mailbox.drain.remote()):
-                listener(report)
-    for report in ray.get(mailbox.drain.remote()):
-        listener(report)
-    ray.kill(mailbox)
+    try:
+        with _signals_stop(mailbox):
+            thread.start()
+            while thread.is_alive():
+                thread.join(_POLL_S)
+                for report in ray.get(mailbox.drain.remote()):
+                    listener(report)
+        for report in ray.get(mailbox.drain.remote()):
+            listener(report)
+    except Exception:
+        mailbox.stop.remote()
+        thread.join()
+        raise
+    finally:
+        ray.kill(mailbox)
     if error := box.get("error"):
         raise _readable(error) from error
     return box["result"]
