@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -47,6 +48,15 @@ def test_a_token_is_for_its_owner_alone_and_stays(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o600
     write_token(tmp_path / "other")
     assert (tmp_path / "other").read_text() != first
+
+
+def test_of_two_commands_that_write_the_token_the_first_wins(tmp_path, monkeypatch):
+    write_token(path := tmp_path / "ray_token")
+    first = path.read_text()
+    monkeypatch.setattr(Path, "is_file", lambda _: False)  # as both commands saw it
+    write_token(path)
+    assert path.read_text() == first
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_local_cluster_listens_here_alone_and_asks_for_the_token(ray, tmp_path):
@@ -164,6 +174,5 @@ def test_an_interface_of_another_machine_is_refused():
 
 def test_the_token_of_a_relative_folder_is_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    from pathlib import Path
 
     assert local_environment(Path("state") / "t")["RAY_AUTH_TOKEN_PATH"] == str(tmp_path / "state" / "t")

@@ -4,7 +4,9 @@ import os
 import secrets
 import socket
 import sys
+import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from kinfolk.errors import ConfigError
@@ -17,9 +19,11 @@ def write_token(path: Path) -> None:
     if path.is_file():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, encoding="ascii") as file:  # its mode is 600
         file.write(secrets.token_hex(32))
+        file.flush()
+        with suppress(FileExistsError):  # another command was first
+            os.link(file.name, path)
 
 
 def local_environment(token: Path) -> dict[str, str]:

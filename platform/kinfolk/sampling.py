@@ -18,9 +18,9 @@ from kinfolk.errors import ConfigError, nearest
 LARGEST_N = 1_000_000  # of one request; more would be held in memory at once
 
 
-def row_seeds(seed: int, n: int, first: int = 0) -> Tensor:
+def row_seeds(seed: int, n: int) -> Tensor:
     """Seeds of ``n`` rows: picture i of seed s is picture 0 of seed s + i. -> (n,) int64"""
-    return torch.arange(seed + first, seed + first + n, dtype=torch.int64)
+    return torch.arange(seed, seed + n, dtype=torch.int64)
 
 
 def resolve_options(family: Family, tasks: Tasks, given: Mapping[str, Any]) -> Any:

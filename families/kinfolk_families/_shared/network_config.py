@@ -31,7 +31,7 @@ class UNetConfig(Config):
     patch: int = Field(1, ge=1)  # pixels a side that enter and leave as channels of one: above 1 all is done smaller
     channels: int = Field(32, ge=8, multiple_of=8)  # at full resolution; group norm has 8 groups
     multipliers: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 2), min_length=1)  # of channels, a level each
-    blocks: int = Field(1, ge=1)  # residual blocks at each level of the way down; one more on the way up
+    blocks: int = Field(1, ge=1)  # residual blocks at each level, on the way down and again on the way up
     attention: int = Field(8, ge=0)  # positions: self-attention where the height is at most this; 0: only in the middle
     heads: Literal[1, 2, 4, 8] = 4
 

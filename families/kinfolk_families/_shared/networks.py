@@ -15,9 +15,8 @@ from kinfolk_families._shared.network_config import MlpConfig, TransformerConfig
 from kinfolk_families._shared.transformer import Attention, Block, Positions, patchify, unpatchify
 
 GROUPS = 8  # of group norm; channels are multiples of it
-PART_BYTES = (
-    8 * 2**20
-)  # of a full-resolution activation: on a CPU, larger ones leave the cache and cost 1.4 to 1.9 times
+# Bytes of a full-resolution activation: on a CPU, larger ones leave the cache and cost 1.4 to 1.9 times.
+PART_BYTES = 8 * 2**20
 
 
 class NoiseEmbedding(nn.Module):

@@ -111,8 +111,10 @@ class Reporter:
         self.tell("checkpoint")
 
     def _preview(self) -> None:
+        if self.world.rank:
+            return
         model = self.state.served()
-        if self.world.rank or "sample" not in model.tasks.starts or not picturable(model.spec):
+        if "sample" not in model.tasks.starts or not picturable(model.spec):
             return
         rows = self.job.recipe.training.preview_rows
         picture = draw(sampling.sample(model, rows, _PREVIEW_SEED), model.spec, scale=4)
