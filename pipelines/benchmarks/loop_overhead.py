@@ -1,10 +1,10 @@
 """What the platform costs: a hand-written PyTorch loop, the training loop alone, and the loop under Ray Train.
 
-All three train the same network with the same batch size and average of weights, with one thread; the platform's AdamW
-is the fused one, the hand-written loop's torch's default.
-The first two take turns in this process. Then a Ray Train worker trains the whole recipe twice over, in turns of two
-logs: once with its logs, checkpoints and sample grids on their way to the driver, once with nobody listening; in one
-process, as the speed of a shared machine drifts by more than what is looked for. Ratios are medians over pairs.
+All three train the same network with the same batch size and average of weights, with one thread; the platform's Adam
+is the fused one, the hand-written loop has torch's default. The first two take turns in this process. Then a Ray Train
+worker trains the whole recipe twice over, in turns of two logs: once with its logs, checkpoints and grids on their
+way to the driver, once with nobody listening; in one process, as the speed of a shared machine drifts by more than what
+is looked for. Ratios are medians over pairs.
 
 Run: python pipelines/benchmarks/loop_overhead.py [pairs] [their steps] [turns a pair on Ray]
 """
@@ -164,7 +164,7 @@ def main(pairs: int = 20, steps: int = 50, turns_a_pair: int = 7) -> None:
         rates = [[samples / sum(side) for side in zip(*group, strict=True)] for group in groups]
         row(f"loop under Ray Train against bare loop, {len(groups)} pairs", rates)
         ours, theirs = (sum(side) for side in zip(*turns, strict=True))
-        print(f"\nThe whole recipe under Ray Train: {theirs / ours:.3f} of the bare loop's samples/s.")
+        print(f"\nThe recipe after its first turn under Ray Train: {theirs / ours:.3f} of the bare loop's samples/s.")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Kinfolk beside libraries for one family each: equal networks, batch and threads, the sides of a pair in turn.
+"""Kinfolk beside libraries for one family each: like networks, equal batch and threads, the sides of a pair in turn.
 
 Peers: diffusers' UNet2DModel with the DDPM loss and its DDIM loop, pythae's MLP VAE, normflows' Glow. Both sides train
-on 28x28 noise levels drawn once, without an average of weights; ratios are medians over pairs.
+on 28x28 noise levels drawn once, without an average of weights; ratios are medians over pairs. The networks are equal
+but for the U-Net, where ours has 18 residual blocks (3 down, 3 up) and the peer's 17 (2 down, 3 up, 2 between).
 
 Needs the extra: pip install -c constraints.txt -e ".[bench]"
 Run: python pipelines/benchmarks/peers.py [pairs] [threads]
