@@ -28,9 +28,11 @@ class Snapshot:
 
 
 def save_checkpoint(folder: Path, snapshot: Snapshot) -> None:
-    """Write ``snapshot`` as a sealed folder, atomically."""
+    """Write ``snapshot`` as a sealed folder, to be copied to where it is kept."""
     tensors = {name: value.contiguous() for name, value in snapshot.tensors.items()}
-    write_sealed(folder, {"state.safetensors": save(tensors), "state.json": json.dumps(snapshot.values).encode()})
+    write_sealed(
+        folder, {"state.safetensors": save(tensors), "state.json": json.dumps(snapshot.values).encode()}, synced=False
+    )
 
 
 def load_checkpoint(folder: Path) -> Snapshot:

@@ -24,15 +24,12 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _write_synced(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    path.write_bytes(content)
 
 
-def _sync_folder(path: Path) -> None:
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -60,18 +57,21 @@ def taking_place_of(destination: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def write_sealed(folder: Path, files: Mapping[str, bytes]) -> None:
+def write_sealed(folder: Path, files: Mapping[str, bytes], *, synced: bool = True) -> None:
     """Write ``files`` (relative name to content) as ``folder``, atomically, with a manifest of their sha256.
 
     A folder of that name is replaced. A death at any moment leaves the old folder, the new one, or none: never half.
+    ``synced`` says so of a loss of power too, and waits for the disk.
     """
     with taking_place_of(folder) as aside:
-        for name, content in files.items():
-            _write_synced(aside / name, content)
         sums = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
-        _write_synced(aside / MANIFEST, json.dumps({"sha256": sums}, indent=1).encode())
-        _sync_folder(aside)
-    _sync_folder(folder.parent)
+        whole = {**files, MANIFEST: json.dumps({"sha256": sums}, indent=1).encode()}
+        for name, content in whole.items():
+            _write(aside / name, content)
+        for path in [*(aside / name for name in whole), aside] if synced else []:
+            _sync(path)
+    if synced:
+        _sync(folder.parent)
 
 
 def verify_sealed(folder: Path) -> dict[str, str]:

@@ -50,8 +50,14 @@ def undisturbed(digits, tmp_path_factory, ray_cluster, toy_folder):
 
 
 def train_workers():
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if "RayTrainWorker" in "".join(child.cmdline())]
+    return [child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in command(child)]
+
+
+def command(process):
+    try:
+        return "".join(process.cmdline())
+    except psutil.NoSuchProcess:  # ended since, or not yet waited for
+        return ""
 
 
 def test_a_killed_worker_costs_no_bit(digits, tmp_path, undisturbed):

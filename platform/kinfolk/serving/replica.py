@@ -12,6 +12,7 @@ import torch
 from fastapi import FastAPI
 from ray import serve
 
+from kinfolk.process import keep_freed_memory
 from kinfolk.serving.app import Endpoint, directory_app, endpoint_app
 from kinfolk.serving.config import ServedModel
 from kinfolk.serving.host import ModelHost
@@ -27,6 +28,7 @@ class SamplingReplica:
     """One replica of one model. Serve makes it an ASGI ingress and calls every method."""
 
     def __init__(self, served: ServedModel, registry: Registry | None, token: str | None) -> None:
+        keep_freed_memory()
         torch.set_num_threads(served.threads)
         release = locate(served, registry)
         self._host = ModelHost(served, load(served, release), release.version)

@@ -25,6 +25,7 @@ from kinfolk.data.source import keep
 from kinfolk.errors import KinfolkError
 from kinfolk.families import find_family
 from kinfolk.pictures import draw, picturable
+from kinfolk.process import keep_freed_memory
 from kinfolk.step import World
 from kinfolk.training.loop import Report, TrainState, build, prepare, train
 
@@ -131,6 +132,7 @@ class Reporter:
 def run_worker(config: Mapping[str, Any]) -> dict[str, Any]:
     """Ray Train's train loop. A user's mistake or a divergence is returned, not raised: retrying would not help."""
     job: Job = config["job"]
+    keep_freed_memory()
     torch.set_num_threads(job.threads)
     try:
         return _train(job, config["mailbox"])
