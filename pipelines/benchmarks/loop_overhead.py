@@ -111,6 +111,8 @@ def follow(reports: Iterator[Report], reporter: Reporter | None, until: int) -> 
                 reporter.stop_wanted()
             if report.samples_seen >= until:
                 break
+    if reporter is not None:
+        reporter.wait()
     return time.perf_counter() - started
 
 

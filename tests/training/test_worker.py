@@ -2,6 +2,7 @@
 
 import base64
 import io
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from PIL import Image
 
 from kinfolk.checkpoint import load_checkpoint, save_checkpoint
 from kinfolk.config import Recipe
-from kinfolk.errors import DataError
+from kinfolk.errors import ConfigError, DataError
 from kinfolk.step import World
 from kinfolk.training import worker as module
 from kinfolk.training.loop import Report
@@ -99,12 +100,50 @@ def test_a_preview_is_a_picture_of_the_averaged_model_by_worker_0(train, job, di
         value.fill_(-20.0)  # the mean far below black, no deviation
     for each in (first, second):
         each.handle(Report("preview", 32))
+        each.state.samples_seen = 64  # training goes on
+        each.wait()
     (told,) = first.mailbox.got
-    assert told["kind"] == "preview"
+    assert (told["kind"], told["samples_seen"]) == ("preview", 32)
     picture = Image.open(io.BytesIO(base64.b64decode(told["picture"])))
     assert picture.size == ((2 * 8 + 2) * 4, (2 * 8 + 2) * 4)
     assert picture.getpixel((0, 0)) == 0
     assert not second.mailbox.got
+
+
+def test_training_goes_on_while_a_preview_is_drawn_and_waits_for_it_in_the_end(train, job, monkeypatch):
+    drawn, finished = [], threading.Event()
+
+    def slow(*given, **options):
+        assert finished.wait(10)
+        drawn.append(torch.get_num_threads())
+        return b""
+
+    def stored(metrics, checkpoint=None):
+        if metrics["samples_seen"] == 64:
+            assert not drawn
+            finished.set()
+
+    monkeypatch.setattr(module, "draw", slow)
+    train.report = stored
+    training = job.recipe.training.model_copy(update={"preview_every_samples": 64})
+    ended, told = work(replace(job, recipe=job.recipe.model_copy(update={"training": training})))
+    assert ended["samples_seen"] == 64
+    assert drawn == [job.threads]
+    assert "preview" in [each["kind"] for each in told]
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_what_goes_wrong_with_any_preview_ends_the_training(train, job, monkeypatch, bad):
+    drawn = []
+
+    def fail(*given, **options):
+        drawn.append(b"picture")
+        if len(drawn) == bad + 1:
+            raise ConfigError("no picture")
+        return drawn[-1]
+
+    monkeypatch.setattr(module, "draw", fail)
+    assert work(job)[0].get("message") == "no picture"
 
 
 @pytest.mark.parametrize(("stop", "elsewhere", "wanted"), [(0, 0, False), (1, 0, True), (0, 1, True)])
@@ -143,7 +182,7 @@ def test_a_run_ends_with_a_checkpoint_of_its_last_sample(train, job, monkeypatch
     assert told[0]["kind"] == "start"
     assert told[0]["samples_seen"] == 0
     assert train.reported[-1] == ({"samples_seen": 64}, 64)
-    assert threads == [3]
+    assert set(threads) == {3}
 
 
 def test_a_stop_is_a_checkpoint_of_the_sample_it_stopped_at(train, job):

@@ -4,6 +4,7 @@ import base64
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,11 +80,16 @@ def _stored_folders() -> Iterator[Path]:
 
 
 class Reporter:
-    """Passes the loop's reports on: checkpoints to storage by all workers, the rest to the mailbox by worker 0."""
+    """Passes the loop's reports on: checkpoints to storage by all workers, the rest to the mailbox by worker 0.
+
+    Previews are drawn by a thread of their own, one at a time, while training goes on.
+    """
 
     def __init__(self, job: Job, state: TrainState, world: World, mailbox: ActorHandle) -> None:
         self.job, self.state, self.world, self.mailbox = job, state, world, mailbox
         self._answer: Any = None
+        self._artist = ThreadPoolExecutor(1, "kinfolk-preview", torch.set_num_threads, (job.threads,))
+        self._drawing: Future[None] | None = None
 
     def handle(self, report: Report) -> None:
         """Pass one report of the loop on."""
@@ -97,8 +103,10 @@ class Reporter:
     def tell(self, kind: str, **content: Any) -> None:
         """Worker 0 leaves a report for the driver; the others say nothing."""
         if self.world.rank == 0:
-            report = {"kind": kind, "samples_seen": self.state.samples_seen, "at_s": time.time(), **content}
-            self._answer = self.mailbox.put.remote(report)
+            self._answer = self._put(kind, self.state.samples_seen, content)
+
+    def _put(self, kind: str, samples_seen: int, content: Mapping[str, Any]) -> Any:
+        return self.mailbox.put.remote({"kind": kind, "samples_seen": samples_seen, "at_s": time.time(), **content})
 
     def store(self, snapshot: Snapshot) -> None:
         """Write a checkpoint; all workers must call this together."""
@@ -117,9 +125,18 @@ class Reporter:
         model = self.state.served()
         if "sample" not in model.tasks.starts or not picturable(model.spec):
             return
+        self.wait()
+        self._drawing = self._artist.submit(self._draw, model, self.state.samples_seen)
+
+    def _draw(self, model: Model, samples_seen: int) -> None:
         rows = self.job.recipe.training.preview_rows
         picture = draw(sampling.sample(model, rows, _PREVIEW_SEED), model.spec, scale=4)
-        self.tell("preview", picture=base64.b64encode(picture).decode())
+        ray.get(self._put("preview", samples_seen, {"picture": base64.b64encode(picture).decode()}))
+
+    def wait(self) -> None:
+        """Wait for the last preview; what went wrong with it is raised here."""
+        if self._drawing is not None:
+            self._drawing.result()
 
     def stop_wanted(self) -> bool:
         """Whether the driver asked to stop; all workers get the same answer."""
@@ -151,12 +168,15 @@ def _train(job: Job, mailbox: ActorHandle) -> dict[str, Any]:
     reporter = Reporter(job, state, world, mailbox)
     reporter.tell("start", problems=problems)
     source = keep(learned.source("train"), job.recipe.keep_labels)
+    interrupted = False
     for report in train(state, source, job.recipe.training, job.recipe.seed, world):
         reporter.handle(report)
         if report.kind == "log" and state.samples_seen < job.recipe.training.samples and reporter.stop_wanted():
             reporter.store(state.snapshot())
-            return {"samples_seen": state.samples_seen, "interrupted": True}
-    return {"samples_seen": state.samples_seen, "interrupted": False}
+            interrupted = True
+            break
+    reporter.wait()
+    return {"samples_seen": state.samples_seen, "interrupted": interrupted}
 
 
 def trained_model(job: Job, checkpoint: Path) -> Model:
