@@ -1,19 +1,22 @@
 """Kinfolk beside libraries for one family each: like networks, equal batch and threads, the sides of a pair in turn.
 
-Peers: diffusers' UNet2DModel with the DDPM loss and its DDIM loop, pythae's MLP VAE, normflows' Glow. Both sides train
-on 28x28 noise levels drawn once, without an average of weights; ratios are medians over pairs. The networks are equal
+Peers: diffusers' UNet2DModel with the DDPM loss and its DDIM loop, pythae's MLP VAE, normflows' Glow. Each side has a
+process of its own, set up as its users run it. Both train on 28x28 noise levels drawn once, without an average of
+weights; ratios are medians over pairs. The networks are equal
 but for the U-Net, where ours has 18 residual blocks (3 down, 3 up) and the peer's 17 (2 down, 3 up, 2 between).
 
 Needs the extra: pip install -c constraints.txt -e ".[bench]"
 Run: python pipelines/benchmarks/peers.py [pairs] [threads]
 """
 
+import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -25,11 +28,13 @@ from kinfolk.contract import DataSpec, Model
 from kinfolk.data.source import TensorSource
 from kinfolk.families import find_family
 from kinfolk.metrics.speed import parameter_count
+from kinfolk.process import keep_freed_memory
 from kinfolk.step import World
 from kinfolk.training.loop import build, prepare, take_step
 
 SPEC = DataSpec(kind="image", shape=(1, 28, 28), levels=256, data_std=0.6162)
 ROWS = 4096
+TURN_S = 6.0
 VAE = {
     "network": {"kind": "mlp", "width": 512, "depth": 1},
     "latent": 16,
@@ -173,13 +178,48 @@ def rate(work: Callable[[], object], samples: int, seconds: float) -> float:
     return done / (time.perf_counter() - started)
 
 
-def compare(what: str, a: Callable[[], object], b: Callable[[], object], samples: int, pairs: int) -> None:
-    """One line of the table."""
-    measured = [(rate(a, samples, 6), rate(b, samples, 6)) for _ in range(pairs)]
+def serve_turns(make: Callable[[], Side], threads: int, prepare: Callable[[], object], line: Connection) -> None:
+    """One side in its own process: says what it is, then measures the turn it is asked for, until told to end."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    prepare()
+    side = make()
+    line.send((side.parameters, side.draw is not None))
+    for work, samples in iter(line.recv, None):
+        line.send(rate(side.step if work == "training" else partial(side.draw, samples), samples, TURN_S))
+
+
+class Rival:
+    """A side in another process, as its users run it: what one sets or keeps does nothing for the other."""
+
+    def __init__(self, make: Callable[[], Side], threads: int, prepare: Callable[[], object] = int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.line, there = context.Pipe()
+        self.process = context.Process(target=serve_turns, args=(make, threads, prepare, there))
+        self.process.start()
+        self.parameters, self.draws = self.line.recv()
+
+    def turn(self, work: str, samples: int) -> float:
+        """Samples per second over one turn."""
+        self.line.send((work, samples))
+        return float(self.line.recv())
+
+    def end(self) -> None:
+        self.line.send(None)
+        self.process.join()
+
+
+def compare(work: str, name: str, samples: int, sides: tuple[Rival, Rival], pairs: int) -> None:
+    """One line of the table; the sides take turns, the first of a pair alternating."""
+    measured = []
+    for pair in range(pairs):
+        order = (0, 1) if pair % 2 else (1, 0)
+        rates = {side: sides[side].turn(work, samples) for side in order}
+        measured.append((rates[0], rates[1]))
     ratios = sorted(x / y for x, y in measured)
     left, right = (statistics.median(side) for side in zip(*measured, strict=True))
     print(
-        f"| {what} | {left:,.1f} | {right:,.1f} | {statistics.median(ratios):.2f} | "
+        f"| {work}, {name} | {left:,.1f} | {right:,.1f} | {statistics.median(ratios):.2f} | "
         f"{ratios[0]:.2f} to {ratios[-1]:.2f} |",
         flush=True,
     )
@@ -187,21 +227,21 @@ def compare(what: str, a: Callable[[], object], b: Callable[[], object], samples
 
 def main() -> None:
     pairs, threads = (int(sys.argv[place]) if len(sys.argv) > place else default for place, default in ((1, 3), (2, 2)))
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
     print(f"28x28, {threads} threads, {pairs} pairs, samples/s\n")
     print("| what | ours | peer | median ratio | range |\n|---|---|---|---|---|")
-    cases = [
-        ("pythae MLP VAE 784-512-16, batch 128", ours("autoencoder", VAE, 128), pythae_vae(128), 128, 0),
-        ("normflows Glow L2 K8 hidden 64, batch 64", ours("flow", GLOW, 64), normflows_glow(64), 64, 256),
-        ("diffusers UNet2DModel 32-64-64, batch 32", ours("diffusion", UNET, 32), diffusers_unet(32), 32, 16),
+    cases: list[tuple[str, Callable[[], Side], Callable[[], Side], int, int]] = [
+        ("pythae MLP VAE 784-512-16", partial(ours, "autoencoder", VAE, 128), partial(pythae_vae, 128), 128, 0),
+        ("normflows Glow L2 K8 hidden 64", partial(ours, "flow", GLOW, 64), partial(normflows_glow, 64), 64, 256),
+        ("diffusers UNet2DModel 32-64-64", partial(ours, "diffusion", UNET, 32), partial(diffusers_unet, 32), 32, 16),
     ]
     for name, mine, theirs, batch_size, rows in cases:
-        sizes = f"({mine.parameters:,} and {theirs.parameters:,} parameters)"
-        compare(f"training, {name} {sizes}", mine.step, theirs.step, batch_size, pairs)
-        if mine.draw and theirs.draw:
-            draws = partial(mine.draw, rows), partial(theirs.draw, rows)
-            compare(f"sampling {rows}, {name}", *draws, rows, pairs)
+        sides = Rival(mine, threads, keep_freed_memory), Rival(theirs, threads)
+        sizes = f"{sides[0].parameters:,} and {sides[1].parameters:,} parameters"
+        compare("training", f"{name}, batch {batch_size} ({sizes})", batch_size, sides, pairs)
+        if sides[0].draws and sides[1].draws:
+            compare("sampling", f"{name}, {rows} rows", rows, sides, pairs)
+        for side in sides:
+            side.end()
 
 
 if __name__ == "__main__":
