@@ -9,6 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+NARROW = 8  # widest head for which plain products are faster: 0.6 to 0.8 of the time with 2 threads, 49 or 196 tokens
+
+
 def patchify(x: Tensor, patch: int) -> Tensor:
     """(B, C, H, W) -> (B, (H/P)*(W/P), C*P*P)"""
     return F.unfold(x, patch, stride=patch).transpose(1, 2)
@@ -17,6 +20,20 @@ def patchify(x: Tensor, patch: int) -> Tensor:
 def unpatchify(tokens: Tensor, shape: tuple[int, int, int], patch: int) -> Tensor:
     """(B, (H/P)*(W/P), C*P*P) -> (B, C, H, W), the inverse of ``patchify``; ``shape`` is (C, H, W)."""
     return F.fold(tokens.transpose(1, 2), shape[1:], patch, stride=patch)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention; on a CPU narrow heads by plain products, as torch's kernel is made for wide ones.
+
+    (B, heads, T, K) each -> (B, heads, T, K)
+    """
+    B, heads, T, K = q.shape
+    if K > NARROW or q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v)
+    rows, columns = (q * K**-0.5).reshape(B * heads, T, K), k.reshape(B * heads, T, K).transpose(1, 2)
+    values = v.reshape(B * heads, T, K).transpose(1, 2)
+    weights = torch.bmm(rows, columns).softmax(dim=2)
+    return torch.bmm(values, weights.transpose(1, 2)).transpose(1, 2).reshape(B, heads, T, K)
 
 
 class Attention(nn.Module):
@@ -32,7 +49,7 @@ class Attention(nn.Module):
         """(B, T, D) -> (B, T, D)"""
         B, T, D = tokens.shape
         q, k, v = self.qkv(tokens).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v)  # (B, heads, T, D/heads)
+        mixed = attend(q, k, v)  # (B, heads, T, D/heads)
         return self.out(mixed.transpose(1, 2).reshape(B, T, D))
 
 
