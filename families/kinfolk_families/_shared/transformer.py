@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 NARROW = 8  # widest head for which plain products are faster: 0.6 to 0.8 of the time with 2 threads, 49 or 196 tokens
 
 
