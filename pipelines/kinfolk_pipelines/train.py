@@ -41,6 +41,19 @@ class InterruptedTrainingError(KinfolkError):
     """The user stopped the training; the message says how to go on."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """A training under way, or gone on with, in its MLflow run."""
+
+    run: Run
+    name: str
+    started: float  # on the clock of perf_counter, as if it had never been stopped
+
+    def seconds(self) -> float:
+        """Seconds of training so far, those before a stop included."""
+        return time.perf_counter() - self.started
+
+
 def train(
     settings: Settings,
     planned: Plan,
@@ -72,7 +85,8 @@ def train(
         DataVersion(planned.data.name, planned.data.digest, planned.data.prepared.record.source),
         earlier.run_id if earlier else None,
     )
-    return _tracked(settings, planned, run, run_name, console, workers, use_gpu)
+    attempt = _Attempt(run, run_name, time.perf_counter() - (earlier.train_seconds if earlier else 0.0))
+    return _tracked(settings, planned, attempt, console, workers, use_gpu)
 
 
 def _finished(settings: Settings, earlier: Earlier) -> Version | None:
@@ -103,43 +117,47 @@ def _claim(settings: Settings, workers: int, use_gpu: bool) -> None:
 
 
 def _tracked(
-    settings: Settings, planned: Plan, run: Run, run_name: str, console: Console, workers: int, use_gpu: bool
+    settings: Settings, planned: Plan, attempt: _Attempt, console: Console, workers: int, use_gpu: bool
 ) -> Trained:
     """Train under an MLflow run that ends as the training does."""
     from kinfolk.training.launch import launch
     from kinfolk.training.worker import Job
 
-    started = time.perf_counter()
     threads = max(_node_cpus() // workers, 1)
     parents = {role: loaded.model for role, loaded in planned.parents.items()}
     job = Job(planned.recipe, planned.data.prepared.path, threads, planned.initial, parents, planned.latents)
     last: dict[str, float] = {}
     try:
         with display(console, planned.model_name, planned.recipe.training.samples) as shown:
-            listener = _listener(run, shown.show, last)
+            listener = _listener(attempt, shown.show, last)
             outcome = launch(
-                job, name=run_name, storage=settings.checkpoints, workers=workers, use_gpu=use_gpu, listener=listener
+                job,
+                name=attempt.name,
+                storage=settings.checkpoints,
+                workers=workers,
+                use_gpu=use_gpu,
+                listener=listener,
             )
         if outcome.model is None:
             raise InterruptedTrainingError(
                 f"{planned.model_name} stopped after {outcome.samples_seen} of {planned.recipe.training.samples} "
-                f"samples; a checkpoint was written. {_how_to_go_on(planned, run_name)}"
+                f"samples; a checkpoint was written. {_how_to_go_on(planned, attempt.name)}"
             )
-        last["train_seconds"] = time.perf_counter() - started
-        version = _register(settings, planned, run, run_name, outcome.model, last)
+        last["train_seconds"] = attempt.seconds()
+        version = _register(settings, planned, attempt, outcome.model, last)
     except InterruptedTrainingError:
-        run.finish("KILLED")
+        attempt.run.finish("KILLED")
         raise
     except BaseException:
-        run.finish("FAILED")
+        attempt.run.finish("FAILED")
         raise
-    delivery = run.finish("FINISHED")
+    delivery = attempt.run.finish("FINISHED")
     if not delivery.complete:
         console.print(
             f"{delivery.unsent} entries could not be sent to MLflow yet ({delivery.trouble}). `kinfolk deliver` sends "
             "them once it answers."
         )
-    return Trained(version, version.metrics, time.perf_counter() - started, False)
+    return Trained(version, version.metrics, attempt.seconds(), False)
 
 
 def _how_to_go_on(planned: Plan, run_name: str) -> str:
@@ -162,18 +180,20 @@ def _node_cpus() -> int:
 
 
 def _listener(
-    run: Run, show: Callable[[Mapping[str, Any]], None], last: dict[str, float]
+    attempt: _Attempt, show: Callable[[Mapping[str, Any]], None], last: dict[str, float]
 ) -> Callable[[Mapping[str, Any]], None]:
     """Show each report and pass it on to the run; ``last`` keeps the newest figures."""
 
     def listen(report: Mapping[str, Any]) -> None:
         show(report)
         seen = report["samples_seen"]
+        if report["kind"] == "checkpoint":
+            attempt.run.log({"train_seconds": attempt.seconds()}, seen)
         if report.get("logs"):
-            run.log(report["logs"], seen)
+            attempt.run.log(report["logs"], seen)
             last.update(report["logs"])
         if "picture" in report:
-            run.log_picture(base64.b64decode(report["picture"]), f"samples/{seen:012d}.png")
+            attempt.run.log_picture(base64.b64decode(report["picture"]), f"samples/{seen:012d}.png")
 
     return listen
 
@@ -185,9 +205,7 @@ def _speed(model: Model) -> dict[str, float]:
     return {"samples_per_second": speed.samples_per_s}
 
 
-def _register(
-    settings: Settings, planned: Plan, run: Run, run_name: str, model: Model, last: Mapping[str, float]
-) -> Version:
+def _register(settings: Settings, planned: Plan, attempt: _Attempt, model: Model, last: Mapping[str, float]) -> Version:
     speed = _speed(model)
     lineage = Lineage(
         family=planned.family.name,
@@ -199,14 +217,14 @@ def _register(
         parents=dict(planned.ancestry),
         samples_per_second=speed.get("samples_per_second"),
     )
-    folder: Path = settings.state.absolute() / "bundles" / run_name
+    folder: Path = settings.state.absolute() / "bundles" / attempt.name
     card = {"lineage": lineage.tags(), "recipe": planned.recipe.model_dump(mode="json")}
     save_bundle(model, folder, card)
     metrics = {name: value for name, value in last.items() if name != "samples_per_second"} | speed
     try:
-        return registry.register(settings.tracking, folder, planned.model_name, run.run_id, lineage, metrics)
+        return registry.register(settings.tracking, folder, planned.model_name, attempt.run.run_id, lineage, metrics)
     except RegistryError as error:
         raise RegistryError(
             f"The training is complete, but its model could not be registered. {error} "
-            + _how_to_register(planned, run_name, folder)
+            + _how_to_register(planned, attempt.name, folder)
         ) from error

@@ -120,6 +120,21 @@ def test_a_stopped_training_goes_on_in_its_own_run(settings, ray, run):
     assert connect(settings.tracking).get_run(killed.info.run_id).info.status == "FINISHED"
 
 
+def test_the_time_of_a_stopped_training_counts(settings, ray, run, monkeypatch):
+    monkeypatch.setattr(module.time, "perf_counter", iter(range(0, 10**6, 10)).__next__)  # 10 s from look to look
+    ray.stop_after = 64
+    with pytest.raises(InterruptedTrainingError):
+        run()
+    (killed,) = runs_of(settings)
+    before = killed.data.metrics["train_seconds"]
+    assert before >= 10
+    ray.stop_after = None
+    trained = run()
+    whole = runs_of(settings)[0].data.metrics["train_seconds"]
+    assert whole >= before + 10
+    assert trained.metrics["train_seconds"] >= whole
+
+
 def test_a_failed_training_registers_nothing_and_may_be_tried_again(settings, ray, run):
     ray.fails = DivergenceError("diverged")
     with pytest.raises(DivergenceError, match="diverged"):

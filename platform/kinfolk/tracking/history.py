@@ -14,6 +14,7 @@ class Earlier:
 
     run_id: str
     status: Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
+    train_seconds: float = 0.0  # up to its last checkpoint
 
 
 def earlier_run(tracking_uri: str, experiment: str, name: str) -> Earlier | None:
@@ -28,4 +29,6 @@ def earlier_run(tracking_uri: str, experiment: str, name: str) -> Earlier | None
         if found is None:
             return None
         runs = client.search_runs([found.experiment_id], f"tags.`{RUN_TAG}` = '{name}'", max_results=1)
-    return Earlier(runs[0].info.run_id, runs[0].info.status) if runs else None
+    if not runs:
+        return None
+    return Earlier(runs[0].info.run_id, runs[0].info.status, runs[0].data.metrics.get("train_seconds", 0.0))
