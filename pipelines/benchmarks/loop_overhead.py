@@ -29,6 +29,7 @@ from kinfolk.contract import Batch, Model, Progress
 from kinfolk.data.catalogue import prepare as prepare_data
 from kinfolk.data.prepared import Prepared
 from kinfolk.families import find_family
+from kinfolk.memory import keep_freed_memory
 from kinfolk.rng import generator
 from kinfolk.step import World
 from kinfolk.training.loop import Report, build, prepare, train
@@ -82,21 +83,19 @@ def bare_loop(recipe: Recipe, data: Prepared) -> float:
 
 def turns_on_ray(config: Mapping[str, Any]) -> dict[str, Any]:
     """Ray Train's train loop: the reported loop and the bare one in turns, after one to warm up. -> seconds of both"""
+    keep_freed_memory()
     torch.set_num_threads(1)
     job, plan = config["job"], config["job"].recipe.training
     data = Prepared.open(job.data)
     states = [prepare(fresh(job.recipe, data), plan) for _ in range(2)]
-    reporter = Reporter(job, states[0], World(), config["mailbox"])
-    sides = [
-        (train(state, data.source("train"), plan, SEED), each)
-        for state, each in zip(states, (reporter, None), strict=True)
-    ]
+    sides = [train(state, data.source("train"), plan, SEED) for state in states]
     samples = LOGS_A_TURN * plan.every(plan.log_every_samples, 100)
     turns = []
-    for until in (*range(samples, plan.samples, samples), plan.samples + 1):
-        order = (0, 1) if len(turns) % 2 else (1, 0)
-        seconds = {side: follow(*sides[side], until) for side in order}
-        turns.append([seconds[0], seconds[1]])
+    with Reporter(job, states[0], World(), config["mailbox"]) as reporter:
+        for until in (*range(samples, plan.samples, samples), plan.samples + 1):
+            order = (0, 1) if len(turns) % 2 else (1, 0)
+            seconds = {side: follow(sides[side], (reporter, None)[side], until) for side in order}
+            turns.append([seconds[0], seconds[1]])
     return {"seconds": turns[1:]}
 
 

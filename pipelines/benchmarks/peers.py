@@ -1,9 +1,10 @@
 """Kinfolk beside libraries for one family each: like networks, equal batch and threads, the sides of a pair in turn.
 
 Peers: diffusers' UNet2DModel with the DDPM loss and its DDIM loop, pythae's MLP VAE, normflows' Glow. Each side has a
-process of its own, set up as its users run it. Both train on 28x28 noise levels drawn once, without an average of
-weights; ratios are medians over pairs. The networks are equal
-but for the U-Net, where ours has 18 residual blocks (3 down, 3 up) and the peer's 17 (2 down, 3 up, 2 between).
+process of its own, set up as its users get it: ours keeps the memory it frees, the peer's does as the C library does.
+Both train on 28x28 noise levels drawn once, without an average of weights; ratios are medians over pairs. The networks
+are equal but for the U-Net, where ours has 18 residual blocks (3 down, 3 up) and the peer's 17 (2 down, 3 up, 2
+between).
 
 Needs the extra: pip install -c constraints.txt -e ".[bench]"
 Run: python pipelines/benchmarks/peers.py [pairs] [threads]
@@ -27,8 +28,8 @@ from kinfolk.config import Training, parse
 from kinfolk.contract import DataSpec, Model
 from kinfolk.data.source import TensorSource
 from kinfolk.families import find_family
+from kinfolk.memory import keep_freed_memory
 from kinfolk.metrics.speed import parameter_count
-from kinfolk.process import keep_freed_memory
 from kinfolk.step import World
 from kinfolk.training.loop import build, prepare, take_step
 
@@ -178,35 +179,34 @@ def rate(work: Callable[[], object], samples: int, seconds: float) -> float:
     return done / (time.perf_counter() - started)
 
 
-def serve_turns(make: Callable[[], Side], threads: int, prepare: Callable[[], object], line: Connection) -> None:
-    """One side in its own process: says what it is, then measures the turn it is asked for, until told to end."""
+def serve_turns(make: Callable[[], Side], threads: int, keep: bool, line: Connection) -> None:
+    """One side in its own process: says what it is, then measures the turns it is asked for."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    prepare()
+    if keep:
+        keep_freed_memory()
     side = make()
     line.send((side.parameters, side.draw is not None))
-    for work, samples in iter(line.recv, None):
+    while True:
+        work, samples = line.recv()
         line.send(rate(side.step if work == "training" else partial(side.draw, samples), samples, TURN_S))
 
 
 class Rival:
-    """A side in another process, as its users run it: what one sets or keeps does nothing for the other."""
+    """A side in another process: what one sets or keeps does nothing for the other."""
 
-    def __init__(self, make: Callable[[], Side], threads: int, prepare: Callable[[], object] = int) -> None:
+    def __init__(self, make: Callable[[], Side], threads: int, keep: bool) -> None:
         context = multiprocessing.get_context("spawn")
         self.line, there = context.Pipe()
-        self.process = context.Process(target=serve_turns, args=(make, threads, prepare, there))
+        self.process = context.Process(target=serve_turns, args=(make, threads, keep, there), daemon=True)
         self.process.start()
+        there.close()  # so that a process that dies is noticed
         self.parameters, self.draws = self.line.recv()
 
     def turn(self, work: str, samples: int) -> float:
         """Samples per second over one turn."""
         self.line.send((work, samples))
         return float(self.line.recv())
-
-    def end(self) -> None:
-        self.line.send(None)
-        self.process.join()
 
 
 def compare(work: str, name: str, samples: int, sides: tuple[Rival, Rival], pairs: int) -> None:
@@ -229,19 +229,18 @@ def main() -> None:
     pairs, threads = (int(sys.argv[place]) if len(sys.argv) > place else default for place, default in ((1, 3), (2, 2)))
     print(f"28x28, {threads} threads, {pairs} pairs, samples/s\n")
     print("| what | ours | peer | median ratio | range |\n|---|---|---|---|---|")
-    cases: list[tuple[str, Callable[[], Side], Callable[[], Side], int, int]] = [
-        ("pythae MLP VAE 784-512-16", partial(ours, "autoencoder", VAE, 128), partial(pythae_vae, 128), 128, 0),
-        ("normflows Glow L2 K8 hidden 64", partial(ours, "flow", GLOW, 64), partial(normflows_glow, 64), 64, 256),
-        ("diffusers UNet2DModel 32-64-64", partial(ours, "diffusion", UNET, 32), partial(diffusers_unet, 32), 32, 16),
+    cases: list[tuple[str, str, dict[str, Any], Callable[[int], Side], int, int]] = [
+        ("pythae MLP VAE 784-512-16", "autoencoder", VAE, pythae_vae, 128, 0),
+        ("normflows Glow L2 K8 hidden 64", "flow", GLOW, normflows_glow, 64, 256),
+        ("diffusers UNet2DModel 32-64-64", "diffusion", UNET, diffusers_unet, 32, 16),
     ]
-    for name, mine, theirs, batch_size, rows in cases:
-        sides = Rival(mine, threads, keep_freed_memory), Rival(theirs, threads)
-        sizes = f"{sides[0].parameters:,} and {sides[1].parameters:,} parameters"
-        compare("training", f"{name}, batch {batch_size} ({sizes})", batch_size, sides, pairs)
-        if sides[0].draws and sides[1].draws:
-            compare("sampling", f"{name}, {rows} rows", rows, sides, pairs)
-        for side in sides:
-            side.end()
+    for name, family, config, peer, batch_size, rows in cases:
+        mine = Rival(partial(ours, family, config, batch_size), threads, keep=True)
+        theirs = Rival(partial(peer, batch_size), threads, keep=False)
+        sizes = f"{mine.parameters:,} and {theirs.parameters:,} parameters"
+        compare("training", f"{name}, batch {batch_size} ({sizes})", batch_size, (mine, theirs), pairs)
+        if mine.draws and theirs.draws:
+            compare("sampling", f"{name}, {rows} rows", rows, (mine, theirs), pairs)
 
 
 if __name__ == "__main__":

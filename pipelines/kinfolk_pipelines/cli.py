@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from kinfolk.errors import ConfigError, DataError, KinfolkError, RegistryError, RequestError
-from kinfolk.process import keep_freed_memory
+from kinfolk.memory import keep_freed_memory
 from kinfolk_pipelines import cli_data
 from kinfolk_pipelines.cli_options import Gpu, Json, ModelName, Sets, Workers
 from kinfolk_pipelines.output import console, print_json, print_table

@@ -16,7 +16,7 @@ from kinfolk.contract import Model
 from kinfolk.errors import KinfolkError, RegistryError
 from kinfolk.metrics.speed import sampling_speed
 from kinfolk.tracking import registry
-from kinfolk.tracking.history import RUN_TAG, Earlier, earlier_run
+from kinfolk.tracking.history import RUN_TAG, SECONDS, Earlier, earlier_run
 from kinfolk.tracking.lineage import Lineage, Version
 from kinfolk.tracking.runs import DataVersion, Run, Tracker
 from kinfolk.training.loop import check_batch
@@ -41,17 +41,18 @@ class InterruptedTrainingError(KinfolkError):
     """The user stopped the training; the message says how to go on."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Attempt:
-    """A training under way, or gone on with, in its MLflow run."""
+    """A training under way in its MLflow run, which an earlier attempt may have begun."""
 
     run: Run
     name: str
-    started: float  # on the clock of perf_counter, as if it had never been stopped
+    started: float  # of perf_counter
+    seconds_before: float  # of training that this attempt goes on from
 
     def seconds(self) -> float:
         """Seconds of training so far, those before a stop included."""
-        return time.perf_counter() - self.started
+        return self.seconds_before + time.perf_counter() - self.started
 
 
 def train(
@@ -85,7 +86,7 @@ def train(
         DataVersion(planned.data.name, planned.data.digest, planned.data.prepared.record.source),
         earlier.run_id if earlier else None,
     )
-    attempt = _Attempt(run, run_name, time.perf_counter() - (earlier.train_seconds if earlier else 0.0))
+    attempt = _Attempt(run, run_name, time.perf_counter(), earlier.train_seconds if earlier else 0.0)
     return _tracked(settings, planned, attempt, console, workers, use_gpu)
 
 
@@ -187,8 +188,10 @@ def _listener(
     def listen(report: Mapping[str, Any]) -> None:
         show(report)
         seen = report["samples_seen"]
+        if report["kind"] == "start" and not seen:
+            attempt.seconds_before = 0.0  # whatever was trained before is not there any more
         if report["kind"] == "checkpoint":
-            attempt.run.log({"train_seconds": attempt.seconds()}, seen)
+            attempt.run.log({SECONDS: attempt.seconds()}, seen)
         if report.get("logs"):
             attempt.run.log(report["logs"], seen)
             last.update(report["logs"])

@@ -28,7 +28,7 @@ class Snapshot:
 
 
 def save_checkpoint(folder: Path, snapshot: Snapshot) -> None:
-    """Write ``snapshot`` as a sealed folder, to be copied to where it is kept."""
+    """Write ``snapshot`` as a sealed folder, atomically; Ray copies it to where it is kept, so it waits for no disk."""
     tensors = {name: value.contiguous() for name, value in snapshot.tensors.items()}
     write_sealed(
         folder, {"state.safetensors": save(tensors), "state.json": json.dumps(snapshot.values).encode()}, synced=False

@@ -61,15 +61,16 @@ def write_sealed(folder: Path, files: Mapping[str, bytes], *, synced: bool = Tru
     """Write ``files`` (relative name to content) as ``folder``, atomically, with a manifest of their sha256.
 
     A folder of that name is replaced. A death at any moment leaves the old folder, the new one, or none: never half.
-    ``synced`` says so of a loss of power too, and waits for the disk.
+    With ``synced`` this holds after a power cut too; it waits for the disk.
     """
     with taking_place_of(folder) as aside:
         sums = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
         whole = {**files, MANIFEST: json.dumps({"sha256": sums}, indent=1).encode()}
         for name, content in whole.items():
             _write(aside / name, content)
-        for path in [*(aside / name for name in whole), aside] if synced else []:
-            _sync(path)
+        if synced:
+            for path in (*(aside / name for name in whole), aside):
+                _sync(path)
     if synced:
         _sync(folder.parent)
 

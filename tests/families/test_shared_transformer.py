@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kinfolk_families._shared.transformer import NARROW, attend
+from kinfolk_families._shared import transformer
+from kinfolk_families._shared.transformer import FEW, NARROW, attend
 
 
 def qkv(width, tokens=9):
@@ -13,7 +14,9 @@ def qkv(width, tokens=9):
 
 
 @pytest.mark.parametrize("width", [1, NARROW, NARROW + 1, 3 * NARROW])
-def test_heads_of_any_width_attend_as_torch_has_it(width):
+@pytest.mark.parametrize("parts", [1, 2])
+def test_heads_of_any_width_attend_as_torch_has_it(monkeypatch, width, parts):
+    monkeypatch.setattr(transformer, "WEIGHTS_BYTES", 4 * 4 * 9 * 9 * 2 // parts)
     ours, theirs = qkv(width), qkv(width)
     value, wanted = attend(*ours), F.scaled_dot_product_attention(*theirs)
     torch.testing.assert_close(value, wanted)
@@ -24,13 +27,32 @@ def test_heads_of_any_width_attend_as_torch_has_it(width):
         torch.testing.assert_close(mine.grad, other.grad)
 
 
-@pytest.mark.parametrize(("width", "torchs"), [(NARROW, False), (NARROW + 1, True)])
-def test_only_wide_heads_use_the_kernel_of_torch(monkeypatch, width, torchs):
+@pytest.mark.parametrize(
+    ("width", "tokens", "device", "torchs"),
+    [
+        (NARROW, FEW, "cpu", False),
+        (NARROW + 1, FEW, "cpu", True),
+        (NARROW, FEW + 1, "cpu", True),
+        (NARROW, FEW, "meta", True),
+    ],
+)
+def test_only_narrow_heads_of_few_tokens_on_a_cpu_pass_the_kernel_of_torch_by(
+    monkeypatch, width, tokens, device, torchs
+):
     used = []
     kernel = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *given: used.append(given) or kernel(*given))
-    attend(*qkv(width))
+    attend(*(part.to(device) for part in qkv(width, tokens)))
     assert bool(used) is torchs
+
+
+def test_weights_are_made_part_by_part(monkeypatch):
+    rows = []
+    products = transformer._by_products
+    monkeypatch.setattr(transformer, "_by_products", lambda *given: rows.append(len(given[0])) or products(*given))
+    monkeypatch.setattr(transformer, "WEIGHTS_BYTES", 4 * 4 * 9 * 9 + 3)
+    attend(*qkv(NARROW))
+    assert rows == [1, 1]
 
 
 def test_a_row_is_attended_alike_in_any_batch():

@@ -43,6 +43,7 @@ class InProcess:
     cpus: int = 8
     asked: list[dict[str, Any]] = field(default_factory=list)
     stop_after: int | None = None
+    says_from: int = 0  # samples seen that a training says it goes on from
     fails: KinfolkError | None = None
 
     def launch(self, job, *, listener, **asked):
@@ -56,7 +57,7 @@ class InProcess:
             raise self.fails
         data = Prepared.open(job.data)
         state = fresh_state(job, data.spec)
-        listener({"kind": "start", "samples_seen": 0, "problems": []})
+        listener({"kind": "start", "samples_seen": self.says_from, "problems": []})
         for report in train(state, data.source("train"), job.recipe.training, job.recipe.seed):
             logs = {"logs": dict(report.logs)} if report.kind == "log" else {}
             picture = {"picture": "cGljdHVyZQ=="} if report.kind == "preview" else {}

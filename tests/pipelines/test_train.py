@@ -120,7 +120,8 @@ def test_a_stopped_training_goes_on_in_its_own_run(settings, ray, run):
     assert connect(settings.tracking).get_run(killed.info.run_id).info.status == "FINISHED"
 
 
-def test_the_time_of_a_stopped_training_counts(settings, ray, run, monkeypatch):
+@pytest.mark.parametrize(("says_from", "counted"), [(32, 10), (0, 0)])  # its checkpoint may be gone
+def test_the_time_of_a_stopped_training_counts(settings, ray, run, monkeypatch, says_from, counted):
     looks = iter(range(0, 10**6, 10))  # 10 s from one to the next, the first at the start
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(looks)))
     monkeypatch.setattr(module, "_speed", lambda model: {})
@@ -128,11 +129,11 @@ def test_the_time_of_a_stopped_training_counts(settings, ray, run, monkeypatch):
     with pytest.raises(InterruptedTrainingError):
         run()
     (killed,) = runs_of(settings)
-    assert killed.data.metrics["train_seconds"] == 10  # at its one checkpoint
-    ray.stop_after = None
+    assert killed.data.metrics["train_seconds_so_far"] == 10  # at its one checkpoint
+    ray.stop_after, ray.says_from = None, says_from
     trained = run()
-    assert runs_of(settings)[0].data.metrics["train_seconds"] == 10 + 20
-    assert trained.metrics["train_seconds"] == 10 + 30
+    assert runs_of(settings)[0].data.metrics["train_seconds_so_far"] == counted + 20
+    assert trained.metrics["train_seconds"] == counted + 30
 
 
 def test_a_failed_training_registers_nothing_and_may_be_tried_again(settings, ray, run):

@@ -3,6 +3,7 @@
 import base64
 import io
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -110,12 +111,42 @@ def test_a_preview_is_a_picture_of_the_averaged_model_by_worker_0(train, job, di
     assert not second.mailbox.got
 
 
+def test_a_preview_has_arrived_when_it_is_done(train, job, digits, monkeypatch):
+    arrived = []
+    monkeypatch.setattr(module.ray, "get", arrived.append)
+    told = reporter(job, digits, stop="answer")
+    told.handle(Report("preview", 32))
+    told.wait()
+    assert arrived == ["answer"]
+
+
+def test_a_preview_leaves_the_cast_weights_of_a_step_alone(train, job, digits, monkeypatch):
+    def cast_of(product):
+        found = product.grad_fn
+        while found.name() != "ToCopyBackward0":
+            found = found.next_functions[-1][0]
+        return found
+
+    def autocast(*given, **options):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return b""
+
+    monkeypatch.setattr(module, "draw", autocast)
+    told, weight = reporter(job, digits), torch.ones(2, 2, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        first = torch.mm(torch.ones(2, 2), weight)
+        told.handle(Report("preview", 32))
+        told.wait()
+        second = torch.mm(torch.ones(2, 2), weight)
+    assert cast_of(first) is cast_of(second)
+
+
 def test_training_goes_on_while_a_preview_is_drawn_and_waits_for_it_in_the_end(train, job, monkeypatch):
     drawn, finished = [], threading.Event()
 
     def slow(*given, **options):
         assert finished.wait(10)
-        drawn.append(torch.get_num_threads())
+        drawn.append(given)
         return b""
 
     def stored(metrics, checkpoint=None):
@@ -128,7 +159,7 @@ def test_training_goes_on_while_a_preview_is_drawn_and_waits_for_it_in_the_end(t
     training = job.recipe.training.model_copy(update={"preview_every_samples": 64})
     ended, told = work(replace(job, recipe=job.recipe.model_copy(update={"training": training})))
     assert ended["samples_seen"] == 64
-    assert drawn == [job.threads]
+    assert len(drawn) == 1
     assert "preview" in [each["kind"] for each in told]
 
 
@@ -182,7 +213,29 @@ def test_a_run_ends_with_a_checkpoint_of_its_last_sample(train, job, monkeypatch
     assert told[0]["kind"] == "start"
     assert told[0]["samples_seen"] == 0
     assert train.reported[-1] == ({"samples_seen": 64}, 64)
-    assert set(threads) == {3}
+    assert threads == [3]
+
+
+def test_a_worker_keeps_its_memory(train, job, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "keep_freed_memory", lambda: asked.append(True))
+    work(job)
+    assert asked == [True]
+
+
+def test_a_failed_training_leaves_no_preview_behind(train, job, monkeypatch):
+    def stored(metrics, checkpoint=None):
+        raise ConfigError("no space")
+
+    def slow(*given, **options):
+        time.sleep(0.2)
+        return b""
+
+    monkeypatch.setattr(module, "draw", slow)
+    train.report = stored
+    ended, told = work(job)
+    assert ended["message"] == "no space"
+    assert "preview" in [each["kind"] for each in told]
 
 
 def test_a_stop_is_a_checkpoint_of_the_sample_it_stopped_at(train, job):

@@ -12,7 +12,7 @@ import torch
 from fastapi import FastAPI
 from ray import serve
 
-from kinfolk.process import keep_freed_memory
+from kinfolk.memory import keep_freed_memory
 from kinfolk.serving.app import Endpoint, directory_app, endpoint_app
 from kinfolk.serving.config import ServedModel
 from kinfolk.serving.host import ModelHost

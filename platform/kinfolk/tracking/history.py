@@ -5,6 +5,7 @@ from typing import Literal
 
 from kinfolk.tracking.connection import connect, registry_errors
 
+SECONDS = "train_seconds_so_far"  # the run's metric, at each checkpoint
 RUN_TAG = "kinfolk.run"  # the run's name, which holds the digest of its settings
 
 
@@ -31,4 +32,4 @@ def earlier_run(tracking_uri: str, experiment: str, name: str) -> Earlier | None
         runs = client.search_runs([found.experiment_id], f"tags.`{RUN_TAG}` = '{name}'", max_results=1)
     if not runs:
         return None
-    return Earlier(runs[0].info.run_id, runs[0].info.status, runs[0].data.metrics.get("train_seconds", 0.0))
+    return Earlier(runs[0].info.run_id, runs[0].info.status, runs[0].data.metrics.get(SECONDS, 0.0))

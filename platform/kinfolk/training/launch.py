@@ -66,8 +66,8 @@ def launch(
 ) -> Outcome:
     """Train ``job`` to its end, going on from whatever was stored under (storage, name) before.
 
-    ``listener`` is called in this process, in order, for every report. SIGINT and SIGTERM stop at the next report,
-    after a checkpoint; calling again goes on from there.
+    ``listener`` is called in this process for every report, in order; a preview may come after later logs. SIGINT and
+    SIGTERM stop at the next report, after a checkpoint; calling again goes on from there.
 
     Raises:
         ConfigError: the batch does not divide, or the cluster is too small.

@@ -2,12 +2,11 @@
 
 import base64
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import ray
 import ray.train
@@ -25,8 +24,8 @@ from kinfolk.data.prepared import Prepared
 from kinfolk.data.source import keep
 from kinfolk.errors import KinfolkError
 from kinfolk.families import find_family
+from kinfolk.memory import keep_freed_memory
 from kinfolk.pictures import draw, picturable
-from kinfolk.process import keep_freed_memory
 from kinfolk.step import World
 from kinfolk.training.loop import Report, TrainState, build, prepare, train
 
@@ -82,14 +81,30 @@ def _stored_folders() -> Iterator[Path]:
 class Reporter:
     """Passes the loop's reports on: checkpoints to storage by all workers, the rest to the mailbox by worker 0.
 
-    Previews are drawn by a thread of their own, one at a time, while training goes on.
+    Previews are drawn by a thread of their own, one at a time, while training goes on, so memory for both is needed.
+    What goes wrong with one is raised before the next, or as the context ends.
     """
 
     def __init__(self, job: Job, state: TrainState, world: World, mailbox: ActorHandle) -> None:
         self.job, self.state, self.world, self.mailbox = job, state, world, mailbox
         self._answer: Any = None
-        self._artist = ThreadPoolExecutor(1, "kinfolk-preview", torch.set_num_threads, (job.threads,))
+        # Nested for good, so that no autocast of a sampler is the outermost one: leaving that would empty the cache of
+        # cast weights, which all threads share, in the middle of a step.
+        self._artist = ThreadPoolExecutor(1, "kinfolk-preview", torch.autocast_increment_nesting)
         self._drawing: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._artist.shutdown()
+        if kind is None:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the preview that is being drawn."""
+        if self._drawing is not None:
+            self._drawing.result()
 
     def handle(self, report: Report) -> None:
         """Pass one report of the loop on."""
@@ -103,10 +118,7 @@ class Reporter:
     def tell(self, kind: str, **content: Any) -> None:
         """Worker 0 leaves a report for the driver; the others say nothing."""
         if self.world.rank == 0:
-            self._answer = self._put(kind, self.state.samples_seen, content)
-
-    def _put(self, kind: str, samples_seen: int, content: Mapping[str, Any]) -> Any:
-        return self.mailbox.put.remote({"kind": kind, "samples_seen": samples_seen, "at_s": time.time(), **content})
+            self._answer = self.mailbox.put.remote({"kind": kind, "samples_seen": self.state.samples_seen, **content})
 
     def store(self, snapshot: Snapshot) -> None:
         """Write a checkpoint; all workers must call this together."""
@@ -120,23 +132,17 @@ class Reporter:
         self.tell("checkpoint")
 
     def _preview(self) -> None:
-        if self.world.rank:
-            return
-        model = self.state.served()
-        if "sample" not in model.tasks.starts or not picturable(model.spec):
+        model = self.state.model
+        if self.world.rank or "sample" not in model.tasks.starts or not picturable(model.spec):
             return
         self.wait()
-        self._drawing = self._artist.submit(self._draw, model, self.state.samples_seen)
+        self._drawing = self._artist.submit(self._draw, self.state.served(), self.state.samples_seen)
 
     def _draw(self, model: Model, samples_seen: int) -> None:
         rows = self.job.recipe.training.preview_rows
         picture = draw(sampling.sample(model, rows, _PREVIEW_SEED), model.spec, scale=4)
-        ray.get(self._put("preview", samples_seen, {"picture": base64.b64encode(picture).decode()}))
-
-    def wait(self) -> None:
-        """Wait for the last preview; what went wrong with it is raised here."""
-        if self._drawing is not None:
-            self._drawing.result()
+        report = {"kind": "preview", "samples_seen": samples_seen, "picture": base64.b64encode(picture).decode()}
+        ray.get(self.mailbox.put.remote(report))  # so that the last one is there before the worker ends
 
     def stop_wanted(self) -> bool:
         """Whether the driver asked to stop; all workers get the same answer."""
@@ -165,18 +171,15 @@ def _train(job: Job, mailbox: ActorHandle) -> dict[str, Any]:
     snapshot, problems = newest_good(_stored_folders())
     if snapshot is not None:
         state.load(snapshot)
-    reporter = Reporter(job, state, world, mailbox)
-    reporter.tell("start", problems=problems)
     source = keep(learned.source("train"), job.recipe.keep_labels)
-    interrupted = False
-    for report in train(state, source, job.recipe.training, job.recipe.seed, world):
-        reporter.handle(report)
-        if report.kind == "log" and state.samples_seen < job.recipe.training.samples and reporter.stop_wanted():
-            reporter.store(state.snapshot())
-            interrupted = True
-            break
-    reporter.wait()
-    return {"samples_seen": state.samples_seen, "interrupted": interrupted}
+    with Reporter(job, state, world, mailbox) as reporter:
+        reporter.tell("start", problems=problems)
+        for report in train(state, source, job.recipe.training, job.recipe.seed, world):
+            reporter.handle(report)
+            if report.kind == "log" and state.samples_seen < job.recipe.training.samples and reporter.stop_wanted():
+                reporter.store(state.snapshot())
+                return {"samples_seen": state.samples_seen, "interrupted": True}
+    return {"samples_seen": state.samples_seen, "interrupted": False}
 
 
 def trained_model(job: Job, checkpoint: Path) -> Model:
