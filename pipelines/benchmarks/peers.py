@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -187,9 +188,10 @@ def serve_turns(make: Callable[[], Side], threads: int, keep: bool, line: Connec
         keep_freed_memory()
     side = make()
     line.send((side.parameters, side.draw is not None))
-    while True:
-        work, samples = line.recv()
-        line.send(rate(side.step if work == "training" else partial(side.draw, samples), samples, TURN_S))
+    with suppress(EOFError):  # nobody asks any more
+        while True:
+            work, samples = line.recv()
+            line.send(rate(side.step if work == "training" else partial(side.draw, samples), samples, TURN_S))
 
 
 class Rival:
