@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -23,6 +23,9 @@ from kinfolk.training.loop import check_batch
 from kinfolk_pipelines.plan import Plan
 from kinfolk_pipelines.progress import display
 from kinfolk_pipelines.settings import Settings, git_commit
+
+if TYPE_CHECKING:
+    from kinfolk.training.worker import Job  # loads Ray
 
 _SPEED_ROWS = 64
 
@@ -122,17 +125,13 @@ def _tracked(
 ) -> Trained:
     """Train under an MLflow run that ends as the training does."""
     from kinfolk.training.launch import launch
-    from kinfolk.training.worker import Job
 
-    threads = max(_node_cpus() // workers, 1)
-    parents = {role: loaded.model for role, loaded in planned.parents.items()}
-    job = Job(planned.recipe, planned.data.prepared.path, threads, planned.initial, parents, planned.latents)
     last: dict[str, float] = {}
     try:
         with display(console, planned.model_name, planned.recipe.training.samples) as shown:
             listener = _listener(attempt, shown.show, last)
             outcome = launch(
-                job,
+                _job(planned, workers),
                 name=attempt.name,
                 storage=settings.checkpoints,
                 workers=workers,
@@ -159,6 +158,14 @@ def _tracked(
             "them once it answers."
         )
     return Trained(version, version.metrics, attempt.seconds(), False)
+
+
+def _job(planned: Plan, workers: int) -> "Job":
+    from kinfolk.training.worker import Job
+
+    threads = max(_node_cpus() // workers, 1)
+    parents = {role: loaded.model for role, loaded in planned.parents.items()}
+    return Job(planned.recipe, planned.data.prepared.path, threads, planned.initial, parents, planned.latents)
 
 
 def _how_to_go_on(planned: Plan, run_name: str) -> str:
