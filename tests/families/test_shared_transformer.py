@@ -16,7 +16,7 @@ def qkv(width, tokens=9):
 @pytest.mark.parametrize("width", [1, NARROW, NARROW + 1, 3 * NARROW])
 @pytest.mark.parametrize("parts", [1, 2])
 def test_heads_of_any_width_attend_as_torch_has_it(monkeypatch, width, parts):
-    monkeypatch.setattr(transformer, "WEIGHTS_BYTES", 4 * 4 * 9 * 9 * 2 // parts)
+    monkeypatch.setattr(transformer, "WEIGHTS_BYTES", 8 * 4 * 9 * 9 * 2 // parts)
     ours, theirs = qkv(width), qkv(width)
     value, wanted = attend(*ours), F.scaled_dot_product_attention(*theirs)
     torch.testing.assert_close(value, wanted)
@@ -50,7 +50,7 @@ def test_weights_are_made_part_by_part(monkeypatch):
     rows = []
     products = transformer._by_products
     monkeypatch.setattr(transformer, "_by_products", lambda *given: rows.append(len(given[0])) or products(*given))
-    monkeypatch.setattr(transformer, "WEIGHTS_BYTES", 4 * 4 * 9 * 9 + 3)
+    monkeypatch.setattr(transformer, "WEIGHTS_BYTES", 8 * 4 * 9 * 9 * 2 - 1)
     attend(*qkv(NARROW))
     assert rows == [1, 1]
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NARROW, FEW = 8, 256  # widest head, and most tokens, for which plain products are faster on a CPU
+NARROW, FEW = 8, 256  # widest head, and most tokens, for which plain products are mostly faster on a CPU
 WEIGHTS_BYTES = 4 * 2**20  # of the weights of one part, which stay in the cache and in memory that is used again
 
 
@@ -30,7 +30,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     _, heads, T, K = q.shape
     if K > NARROW or T > FEW or q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v)
-    rows = max(WEIGHTS_BYTES // (4 * heads * T * T), 1)
+    rows = max(WEIGHTS_BYTES // (q.element_size() * heads * T * T), 1)
     return torch.cat([_by_products(*part) for part in zip(q.split(rows), k.split(rows), v.split(rows), strict=True)])
 
 
