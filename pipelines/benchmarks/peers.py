@@ -7,7 +7,7 @@ are equal but for the U-Net, where ours has 18 residual blocks (3 down, 3 up) an
 between).
 
 Needs the extra: pip install -c constraints.txt -e ".[bench]"
-Run: python pipelines/benchmarks/peers.py [pairs] [threads]
+Run: python pipelines/benchmarks/peers.py [pairs] [threads] [peers keep: 1 for peers that keep freed memory as well]
 """
 
 import multiprocessing
@@ -227,8 +227,7 @@ def compare(work: str, name: str, samples: int, sides: tuple[Rival, Rival], pair
     )
 
 
-def main() -> None:
-    pairs, threads = (int(sys.argv[place]) if len(sys.argv) > place else default for place, default in ((1, 3), (2, 2)))
+def main(pairs: int = 3, threads: int = 2, peers_keep: int = 0) -> None:
     print(f"28x28, {threads} threads, {pairs} pairs, samples/s\n")
     print("| what | ours | peer | median ratio | range |\n|---|---|---|---|---|")
     cases: list[tuple[str, str, dict[str, Any], Callable[[int], Side], int, int]] = [
@@ -238,7 +237,7 @@ def main() -> None:
     ]
     for name, family, config, peer, batch_size, rows in cases:
         mine = Rival(partial(ours, family, config, batch_size), threads, keep=True)
-        theirs = Rival(partial(peer, batch_size), threads, keep=False)
+        theirs = Rival(partial(peer, batch_size), threads, keep=bool(peers_keep))
         sizes = f"{mine.parameters:,} and {theirs.parameters:,} parameters"
         compare("training", f"{name}, batch {batch_size} ({sizes})", batch_size, (mine, theirs), pairs)
         if mine.draws and theirs.draws:
@@ -246,4 +245,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))

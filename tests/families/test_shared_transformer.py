@@ -5,11 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from kinfolk_families._shared import transformer
+from kinfolk_families._shared.networks import PixelAttention
 from kinfolk_families._shared.transformer import FEW, NARROW, attend
 
 
 def qkv(width, tokens=9):
-    x = torch.randn(3, 2, 4, tokens, width, generator=torch.Generator().manual_seed(0)).double()
+    x = torch.randn(3, 2, 4, width, tokens, generator=torch.Generator().manual_seed(0)).double()
     return [part.requires_grad_() for part in x.unbind(0)]
 
 
@@ -18,7 +19,7 @@ def qkv(width, tokens=9):
 def test_heads_of_any_width_attend_as_torch_has_it(monkeypatch, width, parts):
     monkeypatch.setattr(transformer, "WEIGHTS_BYTES", 8 * 4 * 9 * 9 * 2 // parts)
     ours, theirs = qkv(width), qkv(width)
-    value, wanted = attend(*ours), F.scaled_dot_product_attention(*theirs)
+    value, wanted = attend(*ours), F.scaled_dot_product_attention(*(part.mT for part in theirs)).mT
     torch.testing.assert_close(value, wanted)
     weights = torch.randn(value.shape, generator=torch.Generator().manual_seed(1)).double()
     for each in (value, wanted):
@@ -58,3 +59,14 @@ def test_weights_are_made_part_by_part(monkeypatch):
 def test_a_row_is_attended_alike_in_any_batch():
     q, k, v = (part.float() for part in qkv(NARROW))
     assert torch.equal(attend(q, k, v)[:1], attend(q[:1], k[:1], v[:1]))
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_pixels_attend_as_tokens_do(heads):
+    torch.manual_seed(0)
+    pixels = PixelAttention(16, heads).double()
+    for parameter in pixels.parameters():
+        torch.nn.init.normal_(parameter)
+    x = torch.randn(2, 16, 3, 5).double()
+    tokens = pixels.attention(pixels.norm(x).flatten(2).mT)  # (B, HW, C)
+    torch.testing.assert_close(pixels(x), x + tokens.mT.unflatten(2, (3, 5)))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kinfolk_families._shared.network_config import MlpConfig, TransformerConfig, UNetConfig
-from kinfolk_families._shared.transformer import Attention, Block, Positions, patchify, unpatchify
+from kinfolk_families._shared.transformer import Attention, Block, Positions, attend, patchify, unpatchify
 
 GROUPS = 8  # of group norm; channels are multiples of it
 # Bytes of a full-resolution activation: on a CPU, larger ones leave the cache and cost 1.4 to 1.9 times.
@@ -104,9 +104,17 @@ class PixelAttention(nn.Module):
         zeroed(self.attention.out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)"""
-        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, HW, C)
-        return x + self.attention(tokens).transpose(1, 2).reshape(x.shape)
+        """(B, C, H, W) -> (B, C, H, W); pixels stay the last dimension, which saves transposing them there and back."""
+        pixels, qkv = self.norm(x).flatten(2), self.attention.qkv  # (B, C, HW)
+        parts = zip(qkv.weight.chunk(3), qkv.bias.chunk(3), strict=True)
+        q, k, v = (_mapped(pixels, *part).unflatten(1, (self.attention.heads, -1)) for part in parts)
+        mixed = attend(q, k, v).flatten(1, 2)  # (B, C, HW)
+        return x + _mapped(mixed, self.attention.out.weight, self.attention.out.bias).view_as(x)
+
+
+def _mapped(pixels: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A linear map of every pixel. (B, C, HW), (D, C), (D,) -> (B, D, HW)"""
+    return torch.baddbmm(bias[:, None], weight.expand(len(pixels), -1, -1), pixels)
 
 
 class Level(nn.Module):

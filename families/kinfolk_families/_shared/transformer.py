@@ -25,22 +25,21 @@ def unpatchify(tokens: Tensor, shape: tuple[int, int, int], patch: int) -> Tenso
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention; torch's kernel is made for wide heads, so on a CPU narrow ones go by plain products.
 
-    (B, heads, T, K) each -> (B, heads, T, K)
+    (B, heads, K, T) each -> (B, heads, K, T)
     """
-    _, heads, T, K = q.shape
+    _, heads, K, T = q.shape
     if K > NARROW or T > FEW or q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v)
+        return F.scaled_dot_product_attention(q.mT, k.mT, v.mT).mT
     rows = max(WEIGHTS_BYTES // (q.element_size() * heads * T * T), 1)
     return torch.cat([_by_products(*part) for part in zip(q.split(rows), k.split(rows), v.split(rows), strict=True)])
 
 
 def _by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(B, heads, T, K) each -> (B, heads, T, K)"""
-    heads, K = q.shape[1], q.shape[3]
-    q, k, v = (each.flatten(0, 1) for each in (q * K**-0.5, k, v))  # (B*heads, T, K)
-    weights = torch.bmm(q, k.transpose(1, 2)).softmax(dim=2)  # (B*heads, T, T)
-    mixed = torch.bmm(v.transpose(1, 2), weights.transpose(1, 2))  # (B*heads, K, T): few rows, not few columns
-    return mixed.transpose(1, 2).unflatten(0, (-1, heads))
+    """(B, heads, K, T) each -> (B, heads, K, T)"""
+    heads, K = q.shape[1], q.shape[2]
+    q, k, v = (each.flatten(0, 1) for each in (q * K**-0.5, k, v))  # (B*heads, K, T)
+    weights = torch.bmm(q.mT, k).softmax(dim=2)  # (B*heads, T, T)
+    return torch.bmm(v, weights.mT).unflatten(0, (-1, heads))
 
 
 class Attention(nn.Module):
@@ -55,9 +54,9 @@ class Attention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)"""
         B, T, D = tokens.shape
-        q, k, v = self.qkv(tokens).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = attend(q, k, v)  # (B, heads, T, D/heads)
-        return self.out(mixed.transpose(1, 2).reshape(B, T, D))
+        q, k, v = self.qkv(tokens).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 4, 1)
+        mixed = attend(q, k, v)  # (B, heads, D/heads, T)
+        return self.out(mixed.flatten(1, 2).mT)
 
 
 class Block(nn.Module):
