@@ -1,0 +1,98 @@
+"""A line for every system of a data set: what it can do, what it costs, and what it reached.
+
+Each recipe is trained whole, parents before what is built on them, unless it has been; then it is measured as
+`kinfolk evaluate` does, with the recipe's own evaluation. Figures are named as that command explains them.
+
+Run: python pipelines/benchmarks/zoo.py [data] [recipe ...]
+"""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from kinfolk.config import load_recipe
+from kinfolk.errors import KinfolkError
+from kinfolk.tracking.connection import mlflow_environment
+from kinfolk_pipelines.evaluate import Evaluated, evaluate
+from kinfolk_pipelines.families import capabilities
+from kinfolk_pipelines.plan import plan
+from kinfolk_pipelines.settings import Settings, apply_environment, load_settings
+from kinfolk_pipelines.train import train
+
+TITLE = ("recipe", "can", "parameters", "training samples", "training, s", "samples/s", "calls", "measured")
+SHOWN = (
+    "test_accuracy",
+    "fd_local",
+    "class_accuracy",
+    "log_prob_bits_per_dim",
+    "log_prob_binary_nats",
+    "ode_log_prob_bits_per_dim",
+    "elbo_bits_per_dim",
+    "elbo_binary_nats",
+    "elbo_density_nats",
+    "importance_bound_binary_nats",
+    "reconstruction_mse",
+    "codebook_usage",
+    "auroc_against",
+)
+
+
+def ordered(folder: Path, names: Sequence[str]) -> Iterator[str]:
+    """Recipes of a data set, each after those it is built on and after the features that figures rest on."""
+    done: set[str] = set()
+
+    def visit(name: str) -> Iterator[str]:
+        if name not in done and (folder / f"{name}.yaml").is_file():
+            done.add(name)
+            for parent in load_recipe(folder / f"{name}.yaml").parents.values():
+                yield from visit(parent.partition("@")[0].removeprefix(f"{folder.name}-"))
+            yield name
+
+    for name in ("features", *names):
+        yield from visit(name)
+
+
+def ability(evaluated: Evaluated) -> str:
+    """What the system can do, read off its tasks."""
+    able = capabilities(evaluated.model)
+    words = [*able["starts"], *able["tasks"]]
+    if able["log_prob"]:
+        words.append(f"log_prob ({able['log_prob']})")
+    return ", ".join(words) + "".join(f"; told its {condition}" for condition in able["conditions"])
+
+
+def line(recipe: str, samples: int, evaluated: Evaluated) -> str:
+    """A system's row, in the order of ``TITLE``."""
+    metrics: Mapping[str, float] = evaluated.figures.metrics
+    speed, calls = (f"{metrics[name]:,.3g}" if name in metrics else "" for name in ("samples_per_second", "nfe"))
+    seconds = evaluated.version.metrics.get("train_seconds", 0.0)
+    reached = ", ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN if name in metrics)
+    cells = (recipe, ability(evaluated), f"{metrics['parameters']:,.0f}", f"{samples:,}", f"{seconds:,.0f}")
+    return f"| {' | '.join((*cells, speed, calls, reached))} |"
+
+
+def system(settings: Settings, recipe: str, console: Console) -> str:
+    """The row of a recipe, trained if it has to be; or what keeps it from having one."""
+    try:
+        planned = plan(settings, recipe)
+        trained = train(settings, planned, console)
+        evaluated = evaluate(settings, trained.version.reference)
+    except KinfolkError as error:
+        return f"| {recipe} | {error} |"
+    return line(recipe, planned.recipe.training.samples, evaluated)
+
+
+def main(data: str = "digits", *recipes: str) -> None:
+    apply_environment(mlflow_environment())
+    settings, console = load_settings(), Console(stderr=True)
+    folder = settings.recipe_folder / data
+    names = recipes or sorted(path.stem for path in folder.glob("*.yaml") if not path.stem.endswith("-gpu"))
+    print(f"| {' | '.join(TITLE)} |\n|{'---|' * len(TITLE)}", flush=True)
+    for name in ordered(folder, names):
+        print(system(settings, f"{data}/{name}", console), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
