@@ -100,8 +100,7 @@ def evaluate(
     if as_json:
         print_json({"model": done.version.reference, "metrics": dict(metrics), "basis": dict(done.figures.basis)})
     else:
-        basis = done.figures.basis
-        typer.echo(f"{done.version.reference} on {basis['data']}, features: {basis['features']}")
+        typer.echo(done.version.reference + "".join(f"; {key}: {said}" for key, said in done.figures.basis.items()))
         print_table(["figure", "value", "what it is"], [[k, number(v), meaning(k)] for k, v in metrics.items()])
 
 
@@ -151,6 +150,27 @@ def sample(
         print_json({"model": reference, "n": n, "seed": seed, "file": out})
     else:
         typer.echo(f"{n} samples of {reference} in {out}")
+
+
+@app.command()
+def transform(
+    model: ModelName,
+    task: Annotated[str, typer.Option(help="reconstruct, denoise, interpolate or arithmetic.")] = "reconstruct",
+    n: Annotated[int, typer.Option("-n", min=1, help="How many rows of pictures.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first row.")] = 0,
+    noise: Annotated[float, typer.Option(help="denoise: standard deviation, of data in [-1, 1].")] = 0.5,
+    path: Annotated[str, typer.Option(help="interpolate: spherical or linear.")] = "spherical",
+    out: Annotated[Path, typer.Option("--out", "-o", help="A .png picture or a .npy array.")] = Path("made.png"),
+    as_json: Json = False,
+) -> None:
+    """What a model makes of test pictures. Example: `kinfolk transform digits-vae --task interpolate --path linear`"""
+    from kinfolk_pipelines.transform import Asked, write_transformed
+
+    reference = write_transformed(load_settings(), model, out, Asked(task, n, seed, noise, path))
+    if as_json:
+        print_json({"model": reference, "task": task, "n": n, "file": out})
+    else:
+        typer.echo(f"{task}, {n} rows by {reference} in {out}")
 
 
 @app.command()

@@ -84,5 +84,5 @@ def evaluate(settings: Settings, reference: str, **given: Any) -> Evaluated:
         against=against.prepared.source("test") if against else None,
     )
     basis = {**_basis(data, evaluation, against), "features": about}
-    registry.log_model_metrics(settings.tracking, loaded.version, measured.metrics)
+    registry.log_model_metrics(settings.tracking, loaded.version, measured.metrics, basis=basis)
     return Evaluated(loaded.version, loaded.model, Figures(measured.metrics, measured.samples, basis))

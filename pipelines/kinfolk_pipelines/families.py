@@ -9,13 +9,15 @@ from kinfolk import sampling
 from kinfolk.config import load_recipe, parse
 from kinfolk.contract import DataSpec, Family, Model
 from kinfolk.data import catalogue
+from kinfolk.errors import ConfigError
 from kinfolk.families import family_names, find_family
 from kinfolk.metrics.speed import parameter_count
+from kinfolk.tracking.reference import parse_reference
 from kinfolk.training.loop import build
 from kinfolk_pipelines.settings import Settings
 
 _DATA = "digits"  # the embedded data set, on which every system has a recipe
-_ROW_TASKS = ("encode", "decode", "reconstruct", "denoise", "anomaly_score", "classify")
+_ROW_TASKS = ("encode", "decode", "reconstruct", "denoise", "anomaly_score", "importance_bound", "classify")
 
 
 def _summary(family: Family) -> str:
@@ -45,12 +47,15 @@ def untrained(path: Path, spec: DataSpec) -> Model:
     """The model of a recipe before training, on parents that are untrained too.
 
     A parent is taken for what the recipe of its name makes: ``DATA-RECIPE``, as ``kinfolk train`` calls models.
+
+    Raises:
+        ConfigError: a parent has another name, or the recipe is wrong.
     """
     recipe = load_recipe(path)
     family = find_family(recipe.family)
     parents = {}
     for role, reference in recipe.parents.items():
-        name = reference.partition("@")[0].removeprefix(f"{recipe.data}-")
+        name = parse_reference(reference).name.removeprefix(f"{recipe.data}-")
         parents[role] = untrained(path.with_name(f"{name}.yaml"), spec)
     return build(family, parse(family.config, recipe.model, "model"), spec, recipe.seed, parents=parents)
 
@@ -77,11 +82,17 @@ def capabilities(model: Model) -> dict[str, Any]:
 def systems(settings: Settings) -> list[dict[str, Any]]:
     """Every system that has a recipe for the embedded data, with what it can do, by family."""
     spec = catalogue.entry(_DATA).spec
-    found = []
-    for path in sorted((settings.recipe_folder / _DATA).glob("*.yaml")):
-        model = untrained(path, spec)
-        found.append({"recipe": f"{_DATA}/{path.stem}", "family": model.family.name, **capabilities(model)})
+    found = [_system(path, spec) for path in sorted((settings.recipe_folder / _DATA).glob("*.yaml"))]
     return sorted(found, key=lambda row: (row["family"], row["recipe"]))
+
+
+def _system(path: Path, spec: DataSpec) -> dict[str, Any]:
+    """What the recipe's system can do, or why that cannot be told."""
+    named = {"recipe": f"{_DATA}/{path.stem}", "family": load_recipe(path).family}
+    try:
+        return {**named, **capabilities(untrained(path, spec))}
+    except ConfigError as error:
+        return {**named, "unknown": str(error)}
 
 
 TITLE = ["system", "family", "network calls", "told", "log-probability", "draws", "tasks", "parameters"]
@@ -89,6 +100,8 @@ TITLE = ["system", "family", "network calls", "told", "log-probability", "draws"
 
 def line(system: dict[str, Any]) -> list[str]:
     """A system's row of the table, in the order of ``TITLE``."""
+    if "unknown" in system:
+        return [system["recipe"], system["family"], *[""] * (len(TITLE) - 3), system["unknown"]]
     lists = (", ".join(system[key]) for key in ("starts", "tasks"))
     told, calls = ", ".join(system["conditions"]), str(system["network_calls"] or "")
     return [system["recipe"], system["family"], calls, told, system["log_prob"], *lists, f"{system['parameters']:,}"]

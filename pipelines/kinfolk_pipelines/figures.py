@@ -48,7 +48,7 @@ def measure(
         strange["rest"] = keep(whole, sorted(rest))
     test = keep(whole, learned)
     metrics: dict[str, float] = {"parameters": float(parameter_count(model.module).total)}
-    metrics |= on_data(model, test, evaluation, strange)
+    metrics |= on_data(model, test, evaluation, strange, learned)
     samples = None
     if "sample" in tasks.starts:
         labels = _even_labels(model, evaluation.samples, learned)

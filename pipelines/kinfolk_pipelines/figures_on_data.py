@@ -1,15 +1,16 @@
 """Figures of a model on given data: likelihood, reconstruction, classification, codes, anomalies."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from kinfolk.config import Evaluation
-from kinfolk.contract import Batch, DataSpec, Model, RowTask, Tasks
+from kinfolk.contract import Batch, DataSpec, Model, RequestError, RowTask, Tasks
 from kinfolk.data.source import Source
-from kinfolk.errors import DataError
+from kinfolk.errors import ConfigError, DataError
 from kinfolk.metrics.anomaly import auroc
 from kinfolk.metrics.codes import perplexity, usage
 from kinfolk.metrics.likelihood import likelihood_figures
@@ -30,19 +31,28 @@ def _rows_of(task: RowTask, source: Source, rows: int | None = None) -> Tensor:
 
 
 @torch.no_grad()
-def on_data(model: Model, test: Source, evaluation: Evaluation, strange: Mapping[str, Source]) -> dict[str, float]:
+def on_data(
+    model: Model, test: Source, evaluation: Evaluation, strange: Mapping[str, Source], learned: Sequence[int] = ()
+) -> dict[str, float]:
     """Every figure the model's tasks allow; ``strange`` names data whose anomaly scores ought to be higher.
 
+    ``learned`` are the classes the model was trained on; none given: all.
+
     Raises:
+        ConfigError: a bound or an anomaly score is asked for that the model does not have.
         DataError: strange data is of another shape.
     """
     tasks = model.tasks
+    if evaluation.importance_draws is not None and tasks.importance_bound is None:
+        raise ConfigError(f"This {model.family.name} model has no importance-weighted bound: leave --importance out.")
+    if "against" in strange and tasks.anomaly_score is None:
+        raise ConfigError(f"This {model.family.name} model has no anomaly score: leave --against out.")
     return {
         **_likelihood(tasks, test, evaluation),
         **_reconstruction(tasks, test),
         **_accuracy(tasks, test),
         **_codes(tasks, test),
-        **_anomaly(tasks, test, strange),
+        **_anomaly(model, test, strange, learned),
     }
 
 
@@ -50,13 +60,16 @@ def _likelihood(tasks: Tasks, test: Source, evaluation: Evaluation) -> dict[str,
     if tasks.log_prob is None:
         return {}
     rows, draws = evaluation.likelihood_samples, evaluation.importance_draws
-    metrics = likelihood_figures(tasks.log_prob, _rows_of(tasks.log_prob.nats, test, rows), test.spec)
-    if draws is None or tasks.importance_bound is None:
+    nats = _rows_of(tasks.log_prob.nats, test, rows)
+    metrics = likelihood_figures(tasks.log_prob, nats, test.spec) | {"likelihood_rows": float(len(nats))}
+    if draws is None:
         return metrics
     bound = tasks.importance_bound
+    assert bound is not None
     nats = _rows_of(lambda batch, seeds: bound(batch, seeds, draws), test, rows)
     figures = likelihood_figures(replace(tasks.log_prob, kind="lower_bound"), nats, test.spec)
-    return metrics | {name.replace("elbo", "importance_bound"): value for name, value in figures.items()}
+    tighter = {name.replace("elbo", "importance_bound"): value for name, value in figures.items()}
+    return metrics | tighter | {"importance_draws": float(draws)}
 
 
 def _reconstruction(tasks: Tasks, test: Source) -> dict[str, float]:
@@ -81,13 +94,34 @@ def _codes(tasks: Tasks, test: Source) -> dict[str, float]:
     return {"codebook_usage": usage(codes, spec.levels), "codebook_perplexity": perplexity(codes, spec.levels)}
 
 
-def _anomaly(tasks: Tasks, test: Source, strange: Mapping[str, Source]) -> dict[str, float]:
-    if tasks.anomaly_score is None or not strange:
+def _anomaly(model: Model, test: Source, strange: Mapping[str, Source], learned: Sequence[int]) -> dict[str, float]:
+    """How well the anomaly score tells strange data, whose own labels, if any, are of other classes."""
+    score = model.tasks.anomaly_score
+    if score is None or not strange:
         return {}
     for other in strange.values():
         _check_shape(test.spec, other.spec)
-    normal = _rows_of(tasks.anomaly_score, test)
-    return {f"auroc_{name}": auroc(normal, _rows_of(tasks.anomaly_score, other)) for name, other in strange.items()}
+    told = _told(score, test, sorted(learned) or range(model.spec.classes or 0))
+    scored = partial(_least_strange, score, told)
+    normal = _rows_of(scored, test)
+    return {f"auroc_{name}": auroc(normal, _rows_of(scored, other)) for name, other in strange.items()}
+
+
+def _told(score: RowTask, test: Source, classes: Sequence[int]) -> Sequence[int | None]:
+    """The classes to score under: none where the model can do without, else all it learned."""
+    try:
+        score(Batch(test.take(0, 1).x), torch.zeros(1, dtype=torch.int64))
+    except RequestError as error:
+        if error.field != "label":
+            raise
+        return classes
+    return [None]
+
+
+def _least_strange(score: RowTask, classes: Sequence[int | None], batch: Batch, seeds: Tensor) -> Tensor:
+    """The score of each row under the class that suits it best. -> (B,)"""
+    labels = (None if each is None else torch.full_like(seeds, each) for each in classes)
+    return torch.stack([score(Batch(batch.x, label), seeds) for label in labels]).amin(dim=0)
 
 
 def _check_shape(ours: DataSpec, theirs: DataSpec) -> None:

@@ -32,7 +32,7 @@ MEANING = {
         "Sampling speed on this machine in batches of 64, with the options that were measured.", "higher"
     ),
     "nfe": Meaning("Network evaluations for one sample.", "lower"),
-    "parameters": Meaning("Parameters of the model, all parts.", None),
+    "parameters": Meaning("Parameters of the model, those of its parents not counted.", None),
     "reconstruction_mse": Meaning("Mean squared error of reconstructed test samples, data in [-1, 1].", "lower"),
     "log_prob_nats": Meaning("Exact log-probability of the test split, nats a sample.", "higher"),
     "log_prob_bits_per_dim": Meaning("The exact log-probability as bits per dimension.", "lower"),
@@ -43,12 +43,23 @@ MEANING = {
         "The tighter bound as bits per dimension: the true figure is lower.", "lower"
     ),
     "importance_bound_binary_nats": Meaning("The tighter bound for the binarised test split, nats a sample.", "higher"),
+    "importance_bound_binary_bits_per_dim": Meaning(
+        "The tighter bound for binarised data as bits per dimension: the true figure is lower.", "lower"
+    ),
     "importance_bound_density_nats": Meaning("The tighter bound of the log-density, nats a sample.", None),
     "ode_log_prob_nats": Meaning("Log-probability by the probability-flow ODE with dequantisation, nats.", "higher"),
     "ode_log_prob_bits_per_dim": Meaning("The ODE's log-probability as bits per dimension.", "lower"),
     "ode_log_prob_binary_nats": Meaning("The ODE's log-probability of the binarised test split, nats.", "higher"),
+    "ode_log_prob_binary_bits_per_dim": Meaning(
+        "The ODE's log-probability of binarised data as bits per dimension.", "lower"
+    ),
     "ode_log_prob_density_nats": Meaning("Log-density by the probability-flow ODE, nats a sample.", None),
     "log_prob_binary_nats": Meaning("Exact log-probability of the binarised test split, nats a sample.", "higher"),
+    "log_prob_binary_bits_per_dim": Meaning(
+        "The exact log-probability of binarised data as bits per dimension.", "lower"
+    ),
+    "likelihood_rows": Meaning("Test samples that the log-probabilities rest on, from the first.", None),
+    "importance_draws": Meaning("Draws behind each importance_bound; more make it tighter.", None),
     "auroc_rest": Meaning(
         "AUROC of the anomaly score: classes not trained on against those that were. 0.5 is chance.", "higher"
     ),
@@ -58,6 +69,9 @@ MEANING = {
     "codebook_usage": Meaning("Share of codes that occur in the encoded test split.", "higher"),
     "codebook_perplexity": Meaning("Effective number of codes in use on the test split.", "higher"),
     "elbo_binary_nats": Meaning("Lower bound for the binarised test split, nats a sample.", "higher"),
+    "elbo_binary_bits_per_dim": Meaning(
+        "The bound for binarised data as bits per dimension: the true figure is lower.", "lower"
+    ),
     "elbo_density_nats": Meaning(
         "Lower bound of the test split's log-density, nats a sample; no bits per dimension exist.", None
     ),

@@ -62,19 +62,35 @@ def given_part(name: str, shape: tuple[int, ...]) -> Tensor:
 def _request(settings: Settings, loaded: Loaded, wanted: Wanted, options: Mapping[str, Any]) -> SampleRequest:
     """The request with what its task needs: the other end of the way, or test pictures of the model's data."""
     model = loaded.model
+    if wanted.task == "inpaint":
+        return _completing(settings, loaded, wanted, options)
     request = sampling.make_request(model, wanted.n, wanted.seed, wanted.label, options)
-    if wanted.task == "interpolate":
-        if wanted.seed_to is None:
-            raise ConfigError("--task interpolate needs --seed-to, the seed at the other end.")
-        return sampling.interpolating(request, wanted.seed_to)
-    if wanted.task != "inpaint":
+    if wanted.task != "interpolate":
         return request
+    if wanted.seed_to is None:
+        raise ConfigError("--task interpolate needs --seed-to, the seed at the other end.")
+    return sampling.interpolating(request, wanted.seed_to)
+
+
+def _completing(settings: Settings, loaded: Loaded, wanted: Wanted, options: Mapping[str, Any]) -> SampleRequest:
+    """Completing test pictures, as the class asked for or else as their own."""
+    model = loaded.model
     if wanted.given is None or model.spec.kind != "image":
         raise ConfigError("--task inpaint needs pictures and --given, the part of them that is given, e.g. upper.")
-    test = open_dataset(settings, loaded.version.lineage.data).prepared.source("test")
-    return sampling.completing(
-        request, model.spec, test.take(0, wanted.n).x, given_part(wanted.given, model.spec.shape)
-    )
+    pictures = open_dataset(settings, loaded.version.lineage.data).prepared.source("test").take(0, wanted.n)
+    label: int | list[int] | None = wanted.label
+    if label is None and pictures.label is not None and "label" in model.tasks.conditions:
+        label = pictures.label.tolist()
+    request = sampling.make_request(model, wanted.n, wanted.seed, label, options)
+    return sampling.completing(request, model.spec, pictures.x, given_part(wanted.given, model.spec.shape))
+
+
+def check_out(out: Path) -> None:
+    """Refuse a file that could not be written in the end. Raises ConfigError."""
+    if out.suffix not in (".png", ".npy"):
+        raise ConfigError(f"{out} ends in {out.suffix or 'nothing'!r}: use .png for a picture or .npy for numbers.")
+    if out.is_dir():
+        raise ConfigError(f"{out} is a folder: give the name of a file.")
 
 
 def write_samples(settings: Settings, reference: str, out: Path, wanted: Wanted, sets: Sequence[str]) -> str:
@@ -84,10 +100,7 @@ def write_samples(settings: Settings, reference: str, out: Path, wanted: Wanted,
         ConfigError: the ending is another one, or such samples cannot be drawn.
         RequestError: the model cannot do what was asked.
     """
-    if out.suffix not in (".png", ".npy"):
-        raise ConfigError(f"{out} ends in {out.suffix or 'nothing'!r}: use .png for a picture or .npy for numbers.")
-    if out.is_dir():
-        raise ConfigError(f"{out} is a folder: give the name of a file.")
+    check_out(out)
     loaded = load_model(settings, reference)
     request = _request(settings, loaded, wanted, override({}, sets))
     samples = sampling.draw(loaded.model.tasks, request, wanted.task)

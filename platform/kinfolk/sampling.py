@@ -99,6 +99,18 @@ def interpolating(request: SampleRequest, seed_to: int) -> SampleRequest:
     return replace(request, seeds=start, seed_to=torch.full_like(start, seed_to), weight=weight)
 
 
+def given(request: SampleRequest, spec: DataSpec, x: Tensor) -> SampleRequest:
+    """``request`` for samples that are made from ``x``. (N, *)
+
+    Raises:
+        RequestError: there is not one picture for each sample.
+    """
+    wanted = (len(request.seeds), *spec.shape)
+    if tuple(x.shape) != wanted:
+        raise RequestError("x", f"x has shape {tuple(x.shape)}: give one sample for each row, {wanted}.")
+    return replace(request, x=x)
+
+
 def completing(request: SampleRequest, spec: DataSpec, x: Tensor, mask: Tensor) -> SampleRequest:
     """``request`` for samples that hold ``x`` where ``mask`` is 1. (N, *), (N, *) or (*)
 
@@ -106,13 +118,11 @@ def completing(request: SampleRequest, spec: DataSpec, x: Tensor, mask: Tensor) 
         RequestError: there is not one picture for each sample, or a mask of another shape or with other values.
     """
     wanted = (len(request.seeds), *spec.shape)
-    if tuple(x.shape) != wanted:
-        raise RequestError("x", f"x has shape {tuple(x.shape)}: give one sample for each row, {wanted}.")
     if tuple(mask.shape) not in (wanted, wanted[1:]):
         raise RequestError("mask", f"mask has shape {tuple(mask.shape)}: use {wanted} or {wanted[1:]}.")
     if not bool(((mask == 0) | (mask == 1)).all()):
         raise RequestError("mask", "mask holds other values than 0 (asked for) and 1 (given).")
-    return replace(request, x=x, mask=mask.to(x.dtype).expand(wanted).contiguous())
+    return replace(given(request, spec, x), mask=mask.to(x.dtype).expand(wanted).contiguous())
 
 
 def start(tasks: Tasks, request: SampleRequest, task: str = "sample") -> SamplerState:

@@ -32,8 +32,8 @@ def test_equally_likely_levels_cost_their_logarithm() -> None:
         ("exact", "density", {"log_prob_density_nats"}),
         ("lower_bound", "density", {"elbo_density_nats"}),
         ("ode", "density", {"ode_log_prob_density_nats"}),
-        ("exact", "binary", {"log_prob_binary_nats"}),
-        ("lower_bound", "binary", {"elbo_binary_nats"}),
+        ("exact", "binary", {"log_prob_binary_nats", "log_prob_binary_bits_per_dim"}),
+        ("lower_bound", "binary", {"elbo_binary_nats", "elbo_binary_bits_per_dim"}),
     ],
 )
 def test_a_figure_is_named_for_what_it_is(
@@ -61,7 +61,7 @@ def test_continuous_data_has_no_bits_per_dimension() -> None:
 
 def test_an_impossible_sample_makes_the_mean_infinite_and_is_no_mistake() -> None:
     figures = likelihood_figures(likelihood("exact", "binary"), torch.tensor([-1.0, -math.inf]), DIGITS)
-    assert figures == {"log_prob_binary_nats": -math.inf}
+    assert figures == {"log_prob_binary_nats": -math.inf, "log_prob_binary_bits_per_dim": math.inf}
 
 
 @pytest.mark.parametrize("nats", [torch.tensor([]), torch.tensor([1.0, math.nan]), torch.zeros(2, 1)])

@@ -4,6 +4,7 @@ import json
 import shutil
 import socket
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ import kinfolk_families.gan
 import kinfolk_pipelines.compare
 import kinfolk_pipelines.families
 import kinfolk_pipelines.serve
+import kinfolk_pipelines.transform
 from kinfolk.errors import ConfigError, DataError, DivergenceError, IntegrityError, RegistryError, RequestError
 from kinfolk.tracking import runs
 from kinfolk_pipelines import cli
@@ -257,7 +259,8 @@ def test_from_training_to_a_champion_and_back(kinfolk, project, ray, settings):
     assert measured["model"] == "ring-blob/1"
     assert (measured["basis"]["samples"], measured["metrics"]["nfe"]) == ("9", 3)
     shown = kinfolk("evaluate", "ring-blob")[1]
-    assert "ring-blob/2 on ring" in shown
+    assert shown.startswith("ring-blob/2; data: ring ")
+    assert "; samples: 12;" in shown
     assert "Network evaluations for one sample" in shown
     assert kinfolk("evaluate", "ring-blob", "--samples", 5)[0] == 2
 
@@ -304,6 +307,29 @@ def test_a_comparison_passes_everything_on(kinfolk, project, monkeypatch):
     assert (seeds, more) == ([9], {"workers": 3, "samples": 30, "use_gpu": True})
     assert (str(path), workers) == ("new/x.html", 3)
     assert json.loads(kinfolk("compare", "ring/blob", "--json")[1]) == {"ring-blob/1": {"fd_local": 2.0}}
+
+
+def test_what_is_made_of_pictures_is_asked_for_in_full(kinfolk, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        kinfolk_pipelines.transform, "write_transformed", lambda _, *given: asked.append(given) or "ring-blob/1"
+    )
+    words = ["--task", "denoise", "-n", 3, "--seed", 5, "--noise", 0.2, "--path", "linear", "-o", "x.png"]
+    assert kinfolk("transform", "ring-blob", *words)[1] == "denoise, 3 rows by ring-blob/1 in x.png\n"
+    assert json.loads(kinfolk("transform", "ring-blob", "--json")[1])["task"] == "reconstruct"
+    assert asked[0] == ("ring-blob", Path("x.png"), kinfolk_pipelines.transform.Asked("denoise", 3, 5, 0.2, "linear"))
+
+
+def test_a_recipe_on_a_parent_that_has_none_keeps_no_table_back(kinfolk, tmp_path, monkeypatch):
+    (tmp_path / "recipes" / "digits").mkdir(parents=True)
+    (tmp_path / "kinfolk.yaml").write_text("recipes: recipes\n")
+    recipe = "family: consistency\ndata: digits\nparents: {teacher: PARENT}\ntraining: {samples: 64, batch_size: 32}\n"
+    for name, parent in (("one", "mine@champion"), ("two", "digits-mine/3")):
+        (tmp_path / "recipes" / "digits" / f"{name}.yaml").write_text(recipe.replace("PARENT", parent))
+    systems = json.loads(kinfolk("families", "--json")[1])
+    found = next(row["systems"] for row in systems if row["name"] == "consistency")
+    assert ["mine.yaml" in row["unknown"] for row in found] == [True, True]
+    assert kinfolk("families")[1].count("mine.yaml") == 2
 
 
 def test_serving_takes_the_command_line_over_the_file(kinfolk, tmp_path, monkeypatch):

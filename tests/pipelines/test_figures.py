@@ -10,7 +10,7 @@ from kinfolk import sampling
 from kinfolk.config import Evaluation
 from kinfolk.contract import Config, DataSpec, Family, Likelihood, Model, RequestError, SamplerState, Tasks
 from kinfolk.data.source import TensorSource
-from kinfolk.errors import DataError
+from kinfolk.errors import ConfigError, DataError
 from kinfolk.metrics.kernel import kernel_distance
 from kinfolk.metrics.likelihood import likelihood_figures
 from kinfolk.metrics.manifold import manifold_scores
@@ -199,7 +199,39 @@ def test_likelihoods_rest_on_as_many_rows_and_draws_as_asked(data):
     found = measure(JUDGE, data, Evaluation(likelihood_samples=300, importance_draws=7)).metrics
     assert found["log_prob_nats"] == 299 / 2
     assert found["importance_bound_nats"] == 299 / 2 + 7
-    assert "importance_bound_nats" not in of(JUDGE, data)
+    assert (found["likelihood_rows"], found["importance_draws"]) == (300, 7)
+    plain = of(JUDGE, data)
+    assert plain["likelihood_rows"] == ROWS
+    assert not {"importance_bound_nats", "importance_draws"} & plain.keys()
+
+
+def test_what_a_model_lacks_is_refused_where_it_is_asked_for(data, bank):
+    with pytest.raises(ConfigError, match="no importance-weighted bound: leave --importance out"):
+        measure(replaying(bank), data, Evaluation(samples=8, importance_draws=7))
+    with pytest.raises(ConfigError, match="no anomaly score: leave --against out"):
+        measure(replaying(bank), data, Evaluation(samples=8), against=data.source("test"))
+    measure(replaying(bank), data, Evaluation(samples=8), learned=[0])  # the rest was not asked for
+
+
+@pytest.mark.parametrize("does_without", [True, False])
+def test_a_class_is_told_for_anomalies_where_the_model_cannot_do_without(data, does_without):
+    """The score is the distance from the mark of the class told; strange data's own labels mean nothing here."""
+    marks = SPEC.from_levels(4 + torch.arange(CLASSES) * 3)
+
+    def score(batch, seeds):
+        if batch.label is None:
+            if does_without:
+                return -batch.x[:, 0, 0, 0]
+            raise RequestError("label", "tell one")
+        return (batch.x[:, 0, 0, 0] - marks[batch.label]).abs()
+
+    tasks = Tasks(options=Config(), anomaly_score=score, conditions=frozenset({"label"}))
+    model = Model(family(lambda _: tasks), Config(), SPEC, nn.Identity())
+    strangers = SPEC.model_copy(update={"classes": 50})
+    x, label = pictures(2)
+    x[:, 0, 0, 0] = 16 if does_without else 9  # brightest of all; between two marks, and one level off the nearer
+    found = measure(model, data, Evaluation(), against=TensorSource(strangers, x, label + 40), learned=[0, 3])
+    assert found.metrics["auroc_against"] == (0 if does_without else 1)
 
 
 def test_a_model_of_some_classes_is_asked_for_and_measured_on_those(data, bank):

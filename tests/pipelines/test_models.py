@@ -16,6 +16,7 @@ from kinfolk.errors import ConfigError, DataError, RegistryError, RequestError
 from kinfolk.rng import seeded_initialisation
 from kinfolk.tracking import registry
 from kinfolk.tracking.aliases import set_alias
+from kinfolk.tracking.connection import connect
 from kinfolk.tracking.lineage import Lineage
 from kinfolk.tracking.runs import Tracker
 from kinfolk_pipelines import evaluate as evaluation
@@ -140,6 +141,8 @@ def test_what_figures_rest_on_is_told(settings, add, measured):
     assert basis["likelihood"] == "the first 30 test samples"
     assert basis["importance_bound"] == "5 draws a sample"
     assert basis["against"] == f"ring {digest}"
+    tags = connect(settings.tracking).get_model_version("blob", "1").tags
+    assert {key.removeprefix("basis."): said for key, said in tags.items() if key.startswith("basis.")} == basis
 
 
 def test_figures_on_features_rest_on_the_classifier_of_the_same_data(settings, add, measured):
@@ -208,10 +211,14 @@ def test_what_a_task_needs_reaches_the_sampler(settings, add, tmp_path, monkeypa
     prepare("digits", tmp_path / "digits")
     write_samples(settings, "blob", tmp_path / "x.npy", Wanted(3, 5, task="interpolate", seed_to=9), [])
     write_samples(settings, "blob", tmp_path / "x.npy", Wanted(3, 5, task="inpaint", given="left"), [])
-    (first, way), (second, hole) = asked
+    write_samples(settings, "blob", tmp_path / "x.npy", Wanted(3, 5, 7, task="inpaint", given="left"), [])
+    (first, way), (second, hole), (_, told) = asked
     assert (first, second) == ("interpolate", "inpaint")
     assert (way.seeds[0], way.seed_to[0], way.weight.tolist()) == (5, 9, [0, 0.5, 1])
-    assert torch.equal(hole.x, Prepared.open(tmp_path / "digits").source("test").take(0, 3).x)
+    pictures = Prepared.open(tmp_path / "digits").source("test").take(0, 3)
+    assert torch.equal(hole.x, pictures.x)
+    assert torch.equal(hole.label, pictures.label)
+    assert told.label.tolist() == [7, 7, 7]
     assert torch.equal(hole.mask[1], given_part("left", (1, 8, 8)))
 
 

@@ -1,4 +1,4 @@
-"""Log-probabilities as named figures: a bound is called a bound, and only levels have bits per dimension."""
+"""Log-probabilities as named figures: a bound is called a bound, and a density has no bits per dimension."""
 
 import math
 
@@ -29,7 +29,7 @@ def likelihood_figures(likelihood: Likelihood, nats: Tensor, spec: DataSpec) -> 
 
     ``log_prob``, ``elbo`` or ``ode_log_prob`` for an exact value, a lower bound or the estimate of an ODE solver, then
     ``_binary`` or ``_density`` unless it is the probability of the levels, then the unit: ``elbo_nats`` and
-    ``elbo_bits_per_dim`` of levels, ``log_prob_density_nats`` alone of a density.
+    ``elbo_bits_per_dim`` of levels, ``log_prob_density_nats`` alone of a density. A binarised element has two levels.
 
     Raises:
         ConfigError: the likelihood says it is of levels, and the data has none.
@@ -42,6 +42,6 @@ def likelihood_figures(likelihood: Likelihood, nats: Tensor, spec: DataSpec) -> 
         )
     name, mean = _KIND[likelihood.kind] + _OF[likelihood.of], float(nats.double().mean())
     figures = {f"{name}_nats": mean}
-    if likelihood.of == "levels":
+    if likelihood.of != "density":
         figures[f"{name}_bits_per_dim"] = bits_per_dim(mean, spec)
     return figures

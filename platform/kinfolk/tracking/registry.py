@@ -107,16 +107,23 @@ def _log_figures(client: "MlflowClient", version: Version, metrics: Mapping[str,
 
 
 def log_model_metrics(
-    tracking_uri: str, version: Version, metrics: Mapping[str, float], alarms: tuple[str, ...] | None = None
+    tracking_uri: str,
+    version: Version,
+    metrics: Mapping[str, float],
+    alarms: tuple[str, ...] | None = None,
+    basis: Mapping[str, str] | None = None,
 ) -> None:
     """Add figures, and what alarms they raised, to a version, its logged model and its run.
+
+    ``basis`` says in words what the figures rest on; it is kept as tags of the version, ``basis.NAME``.
 
     Raises:
         RegistryError: MLflow is out of reach or the version is gone.
     """
     client = connect(tracking_uri)
     with registry_errors(tracking_uri, f"add metrics to {version.reference}"):
-        for key, value in metric_tags(metrics, alarms).items():
+        words = {f"basis.{name}": value for name, value in (basis or {}).items()}
+        for key, value in {**metric_tags(metrics, alarms), **words}.items():
             client.set_model_version_tag(version.name, str(version.number), key, value)
         _log_figures(client, version, metrics)
 
