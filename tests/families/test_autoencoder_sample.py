@@ -115,7 +115,7 @@ def test_a_latent_of_binarised_data_is_a_function_of_its_row_s_seed():
     [(BernoulliConfig(), "binary"), (DiscretisedLogisticConfig(), "levels"), (GaussianConfig(), "density")],
 )
 def test_the_bound_says_what_it_is_and_the_anomaly_score_is_its_negative(decoder, of):
-    tasks = model_of(decoder, likelihood_draws=3).tasks
+    tasks = model_of(decoder).tasks
     assert (tasks.log_prob.kind, tasks.log_prob.of) == ("lower_bound", of)
     assert torch.equal(tasks.anomaly_score(Batch(X), SEEDS), -tasks.log_prob.nats(Batch(X), SEEDS))
 
@@ -139,9 +139,9 @@ def test_a_score_by_a_bound_that_is_not_there_is_refused():
 
 
 def test_a_bound_of_several_draws_depends_on_its_own_row_only():
-    tasks = model_of(GaussianConfig(), conditional=True, likelihood_draws=3).tasks
-    whole = tasks.log_prob.nats(Batch(X, LABEL), SEEDS)
-    torch.testing.assert_close(tasks.log_prob.nats(Batch(X[3:5], LABEL[3:5]), SEEDS[3:5]), whole[3:5])
+    bound = model_of(GaussianConfig(), conditional=True).tasks.importance_bound
+    whole = bound(Batch(X, LABEL), SEEDS, 3)
+    torch.testing.assert_close(bound(Batch(X[3:5], LABEL[3:5]), SEEDS[3:5], 3), whole[3:5])
 
 
 def test_an_interpolation_begins_at_one_sample_and_ends_at_the_other():

@@ -178,7 +178,6 @@ class AutoencoderConfig(Config):
     latent: int = Field(16, gt=0)  # Z: elements of the latent, or its channels where it is spatial
     spatial: bool = False  # a latent of (Z, h, w) on the grid the network ends in; always so where it is quantised
     conditional: bool = False  # encoder and decoder are told the class
-    likelihood_draws: int = Field(1, ge=1)  # importance samples behind each log_prob; more tighten the bound
     anomaly: Literal["bound", "error", "unexplained"] | None = None  # what scores; None: the bound where there is one
     optimizer: OptimizerConfig = OptimizerConfig(kind="adam", lr=1e-3)
     sampler: Options = Options()

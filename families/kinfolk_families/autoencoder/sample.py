@@ -111,7 +111,7 @@ def importance_bound(module: VariationalAutoencoder, batch: Batch, seeds: Tensor
 
 def surprise(module: VariationalAutoencoder, batch: Batch, seeds: Tensor) -> Tensor:
     """Negative lower bound of log p(x), nats. -> (B,)"""
-    return -importance_bound(module, batch, seeds, module.config.likelihood_draws)
+    return -importance_bound(module, batch, seeds, draws=1)
 
 
 def _anomaly_score(module: EncoderDecoder) -> RowTask:
@@ -144,7 +144,7 @@ def tasks(module: EncoderDecoder) -> Tasks:
 
 
 def _with_prior(module: VariationalAutoencoder, common: Tasks) -> Tasks:
-    of, draws = module.distribution.of, module.config.likelihood_draws
+    of = module.distribution.of
     rows = OneCall(module, module.spec, module.latent_shape, module.classes, module.decode, temperature)
     return replace(
         common,
@@ -152,6 +152,6 @@ def _with_prior(module: VariationalAutoencoder, common: Tasks) -> Tasks:
         advance=rows.advance,
         render=rows.render,
         conditions=frozenset({"label"}) if module.classes else frozenset(),
-        log_prob=None if of is None else Likelihood(partial(importance_bound, module, draws=draws), "lower_bound", of),
+        log_prob=None if of is None else Likelihood(partial(importance_bound, module, draws=1), "lower_bound", of),
         importance_bound=None if of is None else partial(importance_bound, module),
     )

@@ -87,7 +87,6 @@ class FlowConfig(Config):
     dequantisation: DequantisationConfig = UniformConfig()
     preprocessing: PreprocessingConfig | None = None  # of dequantised levels; None: y in [0, 1) as it is
     conditional: bool = False  # couplings and the top prior are told the class
-    likelihood_draws: int = Field(1, ge=1)  # of dequantisation noise behind each log_prob; more tighten the bound
     optimizer: OptimizerConfig = OptimizerConfig(kind="adam", lr=1e-3, clip_norm=50.0, warmup_samples=10_000)
     sampler: Options = Options()
 

@@ -65,8 +65,7 @@ def decode(module: Flow, batch: Batch, _: Tensor) -> Tensor:
 def _likelihood(module: Flow) -> Likelihood:
     if module.dequantiser is None:
         return Likelihood(partial(density, module), "exact", "density")
-    bound = partial(importance_bound, module, draws=module.config.likelihood_draws)
-    return Likelihood(bound, "lower_bound", "levels")
+    return Likelihood(partial(importance_bound, module, draws=1), "lower_bound", "levels")
 
 
 def tasks(module: Flow) -> Tasks:
