@@ -1,8 +1,9 @@
-"""Is the picture of a seed the same alone, among 64, beside rows at other steps and guidance, and over HTTP?
+"""Is the sample of a seed the same alone, among 64, beside rows of other requests, and over HTTP?
 
-Pictures are compared as uint8 with those drawn alone, one row at a time. Over HTTP, requests for single pictures are
-sent while others with more and fewer steps and with guidance keep joining and leaving.
-Run: python pipelines/benchmarks/same_seed.py [model]
+Samples are compared with those drawn alone, one row at a time: elements as uint8, or tokens. Rows of other requests
+join and leave at other calls, where the family has them with other steps, solvers and guidance. A token that flips
+changes what comes after it, so the share of samples that differ is what tells the flip rate of token models.
+Run: python pipelines/benchmarks/same_seed.py [http] [model ...]
 """
 
 import io
@@ -22,22 +23,33 @@ from kinfolk.serving.config import ServedModel, ServeFile
 from kinfolk.tracking.connection import mlflow_environment
 from kinfolk_pipelines.models import load_model
 from kinfolk_pipelines.serve import start_serving
-from kinfolk_pipelines.settings import apply_environment, load_settings
+from kinfolk_pipelines.settings import Settings, apply_environment, load_settings
 
 ROWS = 64
-OTHERS = (
+OTHERS: tuple[dict[str, Any], ...] = (
     {"steps": 7},
     {"steps": 30, "guidance": 2.0},
     {"steps": 12, "solver": "dpmpp_2m"},
     {"steps": 25, "solver": "ddim"},
+    {"sigmas": []},
+    {"temperature": 0.7},
+    {},
 )
+Labels = list[int] | None
 
 
-def mixed(model: Model, labels: list[int]) -> torch.Tensor:
+def others(model: Model) -> list[dict[str, Any]]:
+    """Those of ``OTHERS`` that the model's family takes."""
+    return [options for options in OTHERS if options.keys() <= model.family.options.model_fields.keys()]
+
+
+def mixed(model: Model, labels: Labels) -> torch.Tensor:
     """The rows with rows of other requests joining two calls apart."""
     tasks = model.tasks
+    assert tasks.advance is not None
+    assert tasks.render is not None
     request = sampling.make_request(model, ROWS, 0, labels)
-    pending = [sampling.make_request(model, 8, 900 + 8 * i, None, options) for i, options in enumerate(OTHERS)]
+    pending = [sampling.make_request(model, 8, 900 + 8 * i, None, options) for i, options in enumerate(others(model))]
     pictures: dict[int, torch.Tensor] = {}
     with torch.no_grad():
         state, call = sampling.start(tasks, request), 0
@@ -61,37 +73,48 @@ def post(address: str, body: dict[str, Any]) -> torch.Tensor:
         return torch.from_numpy(np.load(io.BytesIO(answer.read()), allow_pickle=False))
 
 
-def over_http(address: str, labels: list[int]) -> torch.Tensor:
+def over_http(address: str, model: Model, labels: Labels) -> torch.Tensor:
     """The rows as single requests, in flight together with others."""
-    wanted = [{"n": 1, "seed": seed, "label": labels[seed]} for seed in range(ROWS)]
-    others = [{"n": 4, "seed": 5000 + i, **OTHERS[i % len(OTHERS)]} for i in range(ROWS)]
-    bodies = [body for pair in zip(wanted, others, strict=True) for body in pair]
+    options = others(model)
+    wanted = [{"n": 1, "seed": seed, **({"label": labels[seed]} if labels else {})} for seed in range(ROWS)]
+    more = [{"n": 4, "seed": 5000 + i, **options[i % len(options)]} for i in range(ROWS)]
+    bodies = [body for pair in zip(wanted, more, strict=True) for body in pair]
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda body: post(address, body), bodies))
     return torch.cat(answers[::2])
 
 
-def main(reference: str) -> None:
-    """Draw alone, together, mixed and over HTTP, and print how many pixels differ."""
+def compare(settings: Settings, reference: str, http: bool) -> None:
+    """Draw alone, together, mixed and over HTTP, and print how much differs."""
+    model = load_model(settings, reference).model
+    conditional = "label" in model.tasks.conditions
+    labels = [seed % (model.spec.classes or 1) for seed in range(ROWS)] if conditional else None
+    shown = model.spec.to_levels if model.spec.kind == "tokens" else model.spec.to_uint8
+    rows = [sampling.sample(model, 1, seed, labels[seed] if labels else None) for seed in range(ROWS)]
+    alone = shown(torch.cat(rows)).int()
+    found = {
+        "in a batch of 64": shown(sampling.sample(model, ROWS, 0, labels)),
+        "beside rows of other requests": shown(mixed(model, labels)),
+    }
+    if http:
+        file = ServeFile(port=free_port(), models=[ServedModel(name=reference.partition("@")[0], num_cpus=1)])
+        (address,) = start_serving(settings, file)
+        found["over HTTP, 16 connections, others in flight"] = over_http(address, model, labels)
+    for name, samples in found.items():
+        difference = (samples.int() - alone).abs()
+        differ = int(difference.flatten(1).any(dim=1).sum())
+        elements = f"{int((difference > 0).sum())} of {alone.numel():,}"
+        print(f"| {reference} | {name} | {differ} of {ROWS} | {elements} | {int(difference.max())} |", flush=True)
+
+
+def main(*words: str) -> None:
+    """A line for each model and way."""
     apply_environment(mlflow_environment())
     settings = load_settings()
-    model = load_model(settings, reference).model
-    labels = [seed % 10 for seed in range(ROWS)]
-    to_uint8 = model.spec.to_uint8
-    alone = to_uint8(torch.cat([sampling.sample(model, 1, seed, labels[seed]) for seed in range(ROWS)]))
-    file = ServeFile(port=free_port(), models=[ServedModel(name=reference.partition("@")[0], num_cpus=1)])
-    (address,) = start_serving(settings, file)
-    found = {
-        "in a batch of 64": to_uint8(sampling.sample(model, ROWS, 0, labels)),
-        "beside rows at other steps, solvers and guidance": to_uint8(mixed(model, labels)),
-        "over HTTP, 16 connections, others in flight": over_http(address, labels),
-    }
-    print(f"{reference}, {ROWS} pictures, {alone.numel()} pixels, against each drawn alone\n")
-    print("| how | pixels that differ | largest difference, levels of 255 |\n|---|---|---|")
-    for name, pictures in found.items():
-        difference = (pictures.int() - alone.int()).abs()
-        print(f"| {name} | {int((difference > 0).sum())} | {int(difference.max())} |")
+    print("| model | how | samples that differ | elements | largest difference |\n|---|---|---|---|---|")
+    for reference in [word for word in words if word != "http"] or ["digits-edm"]:
+        compare(settings, reference, "http" in words)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "digits-edm")
+    main(*sys.argv[1:])
