@@ -1,7 +1,7 @@
 """SIGKILL of a train worker at random moments: is the end the same bits as without?
 
 For each recipe one undisturbed run and five in which a random worker is killed at a random step. All tensors of the
-last checkpoint (weights, buffers, average, optimiser) and its counters are compared.
+last checkpoint (weights, buffers, average, optimiser) and its counters are compared. Parents are untrained.
 Run: python pipelines/benchmarks/kill_and_resume.py [kills] [recipe ...]
 """
 
@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
@@ -20,7 +20,14 @@ import torch
 from kinfolk.checkpoint import Snapshot, load_checkpoint
 from kinfolk.cluster import connect
 from kinfolk.config import Recipe, load_recipe
-from kinfolk.data.catalogue import prepare
+from kinfolk.contract import FIRST_STAGE
+from kinfolk.data.catalogue import prepare, silent
+from kinfolk.data.latents import write_latents
+from kinfolk.data.prepared import Prepared
+from kinfolk_pipelines.families import untrained
+
+if TYPE_CHECKING:
+    from kinfolk.training.worker import Job  # loads Ray
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "digits"
 STEPS, WORKERS = 60, 2
@@ -55,14 +62,24 @@ class Killer:
             os.kill(random.choice(workers()).pid, signal.SIGKILL)
 
 
+def job_of(name: str, data: Prepared) -> "Job":
+    """The recipe for a few steps, on untrained parents and, with a first stage, on its latents."""
+    from kinfolk.training.worker import Job
+
+    parents = untrained(RECIPES / f"{name}.yaml", data.spec).parents
+    stage, latents = parents.get(FIRST_STAGE), None
+    if stage is not None:
+        latents = write_latents(data.path.with_name(f"latents-{name}"), data, stage, f"latents-{name}", silent).path
+    return Job(short(name), data.path, parents=parents, latents=latents)
+
+
 def run(
-    recipe: Recipe, data: Path, storage: str, name: str, listener: Callable[[Mapping[str, Any]], None] = lambda _: None
+    job: "Job", storage: str, name: str, listener: Callable[[Mapping[str, Any]], None] = lambda _: None
 ) -> Snapshot:
     """Train to the end and read the last checkpoint."""
     from kinfolk.training.launch import launch
-    from kinfolk.training.worker import Job
 
-    outcome = launch(Job(recipe, data), name=name, storage=storage, workers=WORKERS, listener=listener)
+    outcome = launch(job, name=name, storage=storage, workers=WORKERS, listener=listener)
     return load_checkpoint(Path(outcome.checkpoint))
 
 
@@ -75,16 +92,16 @@ def differing(a: Snapshot, b: Snapshot) -> list[str]:
 def main(kills: int, names: list[str]) -> None:
     """Print a row for each kill."""
     with tempfile.TemporaryDirectory() as folder:
-        data = prepare("digits", Path(folder) / "digits").path
+        data = prepare("digits", Path(folder) / "digits")
         connect(None, Path(folder) / "state", cpus=2)
         print("| recipe | kill | killed at step | went on from step | differing tensors |\n|---|---|---|---|---|")
         for name in names:
-            recipe, storage = short(name), f"{folder}/{name}"
-            batch = recipe.training.batch_size
-            undisturbed = run(recipe, data, storage, "undisturbed")
+            job, storage = job_of(name, data), f"{folder}/{name}"
+            batch = job.recipe.training.batch_size
+            undisturbed = run(job, storage, "undisturbed")
             for kill in range(kills):
                 killer = Killer(random.randrange(1, STEPS - 3) * batch)
-                found = differing(run(recipe, data, storage, f"kill{kill}", killer), undisturbed)
+                found = differing(run(job, storage, f"kill{kill}", killer), undisturbed)
                 steps = f"{killer.killed_at // batch} | {killer.resumed_at // batch}"
                 print(f"| {name} | {kill + 1} | {steps} | {len(found)} of {len(undisturbed.tensors)} |", flush=True)
 
