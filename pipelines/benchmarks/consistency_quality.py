@@ -2,7 +2,8 @@
 
 Measured as `kinfolk evaluate` does: Fréchet distance to the train split on the features of the data set's registered
 classifier, as many samples of each class, speed in batches of 64.
-Run after training: python pipelines/benchmarks/consistency_quality.py mnist-ect mnist-edm [SAMPLES [SEED]]
+Two steps go through the level of the student's own sampler, or another that is given.
+Run after training: python pipelines/benchmarks/consistency_quality.py mnist-ect mnist-edm [SAMPLES [SEED [LEVEL]]]
 """
 
 import sys
@@ -20,19 +21,20 @@ from kinfolk_pipelines.settings import apply_environment, load_settings
 SAMPLES = 5000
 SEED = 1  # that of `kinfolk evaluate`
 HEUN = {"solver": "heun", "steps": 18}
-LEVELS: Mapping[int, tuple[float, ...]] = {1: (), 2: (0.821,), 4: (5.0, 0.821, 0.2)}  # 0.821: ECT's, on CIFAR-10
 HEAD = "| model | steps | evaluations | fd_local | times the teacher's | as asked | samples/s | times the teacher's |"
 
 
-def rows(student: Loaded, teacher: Loaded) -> Iterator[tuple[str, Model, dict[str, Any]]]:
-    """What is measured: name and steps, the model, its options; the teacher first."""
+def rows(student: Loaded, teacher: Loaded, level: float) -> Iterator[tuple[str, Model, dict[str, Any]]]:
+    """What is measured: name and steps, the model, its options; the teacher first. ``level`` is that of two steps."""
     yield f"{teacher.version.reference} | Heun 18", teacher.model, HEUN
-    for steps, sigmas in LEVELS.items():
+    for sigmas in ((), (level,), (5.0, level, level / 4)):
         through = " through " + ", ".join(map(str, sigmas)) if sigmas else ""
-        yield f"{student.version.reference} | {steps}{through}", student.model, {"sigmas": sigmas}
+        yield f"{student.version.reference} | {1 + len(sigmas)}{through}", student.model, {"sigmas": sigmas}
 
 
-def main(student_name: str, teacher_name: str, samples: int = SAMPLES, seed: int = SEED) -> None:
+def main(
+    student_name: str, teacher_name: str, samples: int = SAMPLES, seed: int = SEED, level: float | None = None
+) -> None:
     """Print a row for the teacher and one for each number of steps."""
     apply_environment(mlflow_environment())
     settings = load_settings()
@@ -41,9 +43,10 @@ def main(student_name: str, teacher_name: str, samples: int = SAMPLES, seed: int
     if learned != taught:
         raise SystemExit(f"{student_name} learned {learned}, {teacher_name} {taught}. Name two models of one data set.")
     data, features = open_dataset(settings, learned).prepared, feature_model(settings, learned)
+    (own,) = student.model.tasks.options.model_dump()["sigmas"]
     print(f"{HEAD}\n{'|---' * HEAD.count(' | ')}|---|")
     first: Mapping[str, float] = {}
-    for name, model, options in rows(student, teacher):
+    for name, model, options in rows(student, teacher, level or own):
         evaluation = Evaluation(samples=samples, options=options, likelihood_samples=1)
         found = measure(model, data, evaluation, features.model, seed).metrics
         first = first or found
@@ -58,4 +61,4 @@ def main(student_name: str, teacher_name: str, samples: int = SAMPLES, seed: int
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], *(int(value) for value in sys.argv[3:]))
+    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:5]), *map(float, sys.argv[5:]))

@@ -1,6 +1,7 @@
 """Laws that every family keeps, on every digits recipe there is and on a third party's family."""
 
 import copy
+import gc
 from pathlib import Path
 
 import kinfolk_toy
@@ -111,6 +112,18 @@ def test_a_step_moves_every_phase(case, digits):
     for phase in state.phases:
         moved = [not torch.equal(a, b) for a, b in zip(before[phase.name], trainable(phase.module), strict=True)]
         assert any(moved), f"phase {phase.name} stands still"
+
+
+def test_steps_leave_nothing_behind(case, digits):
+    """Memory stays level over steps: a tensor that a hook or a cache holds on to would be there once more each time."""
+    plan, source = plan_of(samples=256), learned(case, digits)
+    state, alive = prepare(again(case), plan), []
+    for _ in range(2):
+        for _ in range(4):
+            take_step(state, source, plan, 5, World())
+        gc.collect()
+        alive.append(sum(isinstance(each, torch.Tensor) for each in gc.get_objects()))
+    assert alive[1] < alive[0] + 4  # a phase that is not due at every step may have its first gradients now
 
 
 def test_training_is_a_function_of_the_seed(case, digits):

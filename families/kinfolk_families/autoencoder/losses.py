@@ -66,8 +66,9 @@ def still(z: Tensor, posterior: Posterior, weights: Tensor) -> Posterior:
     gets sum_s w_s^2 (d log w_s / d z_s) grad z_s, and the decoder sum_s w_s grad log p(x, z_s) as ever.
     Source: Tucker et al., 2019, https://arxiv.org/abs/1810.04152.
     """
+    share = weights.view(*weights.shape, *[1] * (z.ndim - 2))
     if z.requires_grad:
-        z.register_hook(lambda gradient: gradient * weights.view(*weights.shape, *[1] * (z.ndim - 2)))
+        z.register_hook(lambda gradient: gradient * share)  # a hook that held z would keep its graph alive for ever
     return Posterior(posterior.mu.detach(), posterior.log_var.detach())
 
 
