@@ -16,10 +16,12 @@ import copy
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from kinfolk.contract import FIRST_STAGE, ConfigError, DataSpec, Model, RequestError
+from kinfolk_families._shared.labels import device_of
 from kinfolk_families._shared.network_config import check_network
 from kinfolk_families._shared.networks import NoiseEmbedding, make_network
 from kinfolk_families._shared.noise import edm_scales, per_row
@@ -132,7 +134,26 @@ def build(config: ConsistencyConfig, spec: DataSpec, parents: Mapping[str, Model
         )
     else:
         _check_teacher(teacher, spec)
-    return Consistency(config, spec, teacher)
+    student = Consistency(config, spec, teacher)
+    if teacher is not None and not _learns(student):
+        raise ConfigError(
+            f"The {TEACHER} is a model of the {teacher.family.name} family, whose denoiser cannot be trained at all "
+            f"noise levels from {config.sigma_min} to {config.sigma_max}. Use a diffusion model."
+        )
+    return student
+
+
+def _learns(student: Consistency) -> bool:
+    """Whether the teacher's copy answers at both ends of the noise levels, and as a function of its weights."""
+    config, device = student.config, device_of(student)
+    sigma = torch.tensor([config.sigma_min, config.sigma_max], device=device)
+    x_t = torch.zeros(2, *student.spec.shape, device=device)
+    label = torch.zeros_like(sigma, dtype=torch.int64) if student.classes else None
+    try:
+        with torch.enable_grad():
+            return student.denoise(x_t, sigma, label).requires_grad
+    except RequestError:  # it knows other levels only
+        return False
 
 
 def _check_scratch(objective: ImprovedTrainingConfig, spec: DataSpec, teacher: Model | None) -> None:
