@@ -272,7 +272,7 @@ class Tasks:
     starts: Mapping[str, Callable[[SampleRequest], SamplerState]] = field(default_factory=dict)
     advance: Callable[[SamplerState], SamplerState] | None = None  # one call for all rows; consumes its argument
     render: Callable[[SamplerState], Tensor] | None = None  # (R, *shape): the picture so far
-    conditions: frozenset[Literal["label", "caption"]] = frozenset()  # what ``sample`` may be told
+    conditions: frozenset[Literal["label", "caption"]] = frozenset()  # what its tasks may be told
     log_prob: Likelihood | None = None
     importance_bound: Callable[[Batch, Tensor, int], Tensor] | None = None  # as ``log_prob``, of so many draws: (B,)
     encode: RowTask | None = None  # x -> latent

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kinfolk.contract import FIRST_STAGE, Batch, ConfigError, DataSpec, Model, Progress
+from kinfolk_families._shared.labels import check_told
 from kinfolk_families._shared.networks import NoiseEmbedding, make_network
 from kinfolk_families._shared.noise import per_row
 from kinfolk_families.diffusion.adapter import LowRank, adapted_weights, inherited
@@ -106,16 +107,22 @@ def build(config: DiffusionConfig, spec: DataSpec, parents: Mapping[str, Model])
         ConfigError: the recipe does not fit the data or its parents.
     """
     stage, base = parents.get(FIRST_STAGE), parents.get(BASE)
-    learnt = spec if stage is None else _latents(stage, spec, config)
+    learnt = spec if stage is None else _latents(stage, spec)
     if config.adapter is not None:
         return _adapted(config, config.adapter, learnt, base, stage)
     if base is not None:
         raise ConfigError("A base is what an adapter changes, and there is none. Set model.adapter, or leave base out.")
-    check(config, learnt)
+    _check(config, learnt, stage)
     return Diffusion(config, learnt, stage)
 
 
-def _latents(stage: Model, spec: DataSpec, config: DiffusionConfig) -> DataSpec:
+def _check(config: DiffusionConfig, spec: DataSpec, stage: Model | None) -> None:
+    check(config, spec)
+    if stage is not None:
+        check_told(stage, config.conditional)
+
+
+def _latents(stage: Model, spec: DataSpec) -> DataSpec:
     """What is learnt from a first stage: its latents, continuous and scaled to unit variance."""
     latent = stage.tasks.latent_spec
     if latent is None or stage.tasks.decode is None or latent.kind == "tokens":
@@ -123,8 +130,6 @@ def _latents(stage: Model, spec: DataSpec, config: DiffusionConfig) -> DataSpec:
             f"The first stage, {stage.family.name}, has no continuous latents that it can decode. Use an autoencoder "
             "with such, e.g. parents: {first_stage: digits-kl-autoencoder@champion}."
         )
-    if "label" in stage.tasks.conditions and not config.conditional:
-        raise ConfigError("The first stage wants labels to decode. Set model.conditional=true, or use another.")
     return DataSpec(kind=latent.kind, shape=latent.shape, classes=spec.classes)
 
 
@@ -143,7 +148,7 @@ def _adapted(
     if core.classes and core.classes != spec.classes:
         raise ConfigError(f"The base knows {core.classes} classes, the data has {spec.classes}. Use other data.")
     whole = inherited(config, core.config)
-    check(whole, spec)
+    _check(whole, spec, stage)
     return Adapted(whole, adapter, spec, base)
 
 
