@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from kinfolk.contract import FIRST_STAGE, Batch, ConfigError, DataSpec, Model, Progress
+from kinfolk.contract import FIRST_STAGE, Batch, ConfigError, DataSpec, Model, Progress, RequestError
 from kinfolk_families._shared.labels import check_told
 from kinfolk_families._shared.networks import NoiseEmbedding, make_network
 from kinfolk_families._shared.noise import per_row
@@ -39,12 +39,15 @@ class Diffusion(nn.Module):
             self.register_buffer("scale", torch.ones(()))
 
     def forward(self, x_t: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
-        """(B, *), (B,), (B,) with ``classes`` for "unknown" -> (B, *) in the dtype of ``x_t``"""
+        """(B, *), (B,), (B,) with ``classes`` for "unknown" -> (B, *) in the dtype of ``x_t``
+
+        Raises:
+            RequestError: the model has not learnt to do without a label, and there is none.
+        """
         scale = self.preconditioner.scales(sigma)
         condition = self.noise_embedding(scale.noise.float())  # (B, E)
         if self.label_embedding is not None:
-            unknown = torch.full_like(sigma, self.classes, dtype=torch.int64)
-            condition = condition + self.label_embedding(unknown if label is None else label)
+            condition = condition + self.label_embedding(told(self, label, sigma))
         output = self.network((per_row(scale.into, x_t) * x_t).float(), condition).to(x_t.dtype)
         return per_row(scale.skip, x_t) * x_t + per_row(scale.out, x_t) * output
 
@@ -88,7 +91,8 @@ class Adapted(nn.Module):
 
     def forward(self, x_t: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
         """(B, *), (B,), (B,) with ``classes`` for "unknown" -> (B, *) in the dtype of ``x_t``"""
-        estimate: Tensor = functional_call(self.core, self.merged(), (x_t, sigma, label))
+        known = told(self, label, sigma) if self.classes else None
+        estimate: Tensor = functional_call(self.core, self.merged(), (x_t, sigma, known))
         return estimate
 
     def learnt(self, x: Tensor) -> Tensor:
@@ -98,6 +102,19 @@ class Adapted(nn.Module):
     def picture(self, x: Tensor, label: Tensor | None, seeds: Tensor) -> Tensor:
         """As the base does. (B, *), (B,), (B,) -> (B, *shape)"""
         return self.core.picture(x, label, seeds)
+
+
+def told(module: Diffusion | Adapted, label: Tensor | None, sigma: Tensor) -> Tensor:
+    """The class of each row for a conditional model: as given, or "unknown". (B,), (B,) -> (B,)
+
+    Raises:
+        RequestError: there is no label, and the model has not learnt to do without.
+    """
+    if label is not None:
+        return label
+    if not module.config.label_dropout:
+        raise RequestError("label", f"This model learnt with all labels told: give labels, 0 to {module.classes - 1}.")
+    return torch.full_like(sigma, module.classes, dtype=torch.int64)
 
 
 def build(config: DiffusionConfig, spec: DataSpec, parents: Mapping[str, Model]) -> Diffusion | Adapted:
