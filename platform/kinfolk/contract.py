@@ -281,6 +281,8 @@ class Tasks:
     anomaly_score: RowTask | None = None  # (B,), higher is stranger
     classify: RowTask | None = None  # (B, K) logits
     denoise: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None  # x_t, sigma (B,), label -> x estimate
+    denoise_with_dropout: Callable[[Tensor, Tensor, Tensor | None, torch.Generator], Tensor] | None = None
+    """As ``denoise``, with dropout by masks of the generator: for a child that goes on training the network."""
     latent_spec: DataSpec | None = None  # what ``encode`` returns
 
 

@@ -116,7 +116,7 @@ def test_scalings_of_ones_own_network_are_the_published_ones():
     x_t = torch.full((12, 2), 1.5, dtype=torch.float64)
 
     def answer(value):
-        module.denoiser.network.forward = lambda x, condition: torch.full_like(x, value)
+        module.denoiser.network.forward = lambda x, condition, generator: torch.full_like(x, value)
         return module(x_t, sigma)[:, 0]
 
     out, skip = answer(1.0) - answer(0.0), answer(0.0) / 1.5

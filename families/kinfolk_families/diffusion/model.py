@@ -7,7 +7,7 @@ https://arxiv.org/abs/2112.10752).
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from kinfolk.contract import FIRST_STAGE, Batch, ConfigError, DataSpec, Model, Progress, RequestError
@@ -38,8 +38,12 @@ class Diffusion(nn.Module):
         if first_stage is not None:
             self.register_buffer("scale", torch.ones(()))
 
-    def forward(self, x_t: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_t: Tensor, sigma: Tensor, label: Tensor | None = None, generator: Generator | None = None
+    ) -> Tensor:
         """(B, *), (B,), (B,) with ``classes`` for "unknown" -> (B, *) in the dtype of ``x_t``
+
+        Dropout draws from ``generator``; there is none without.
 
         Raises:
             RequestError: the model has not learnt to do without a label, and there is none.
@@ -48,7 +52,7 @@ class Diffusion(nn.Module):
         condition = self.noise_embedding(scale.noise.float())  # (B, E)
         if self.label_embedding is not None:
             condition = condition + self.label_embedding(told(self, label, sigma))
-        output = self.network((per_row(scale.into, x_t) * x_t).float(), condition).to(x_t.dtype)
+        output = self.network((per_row(scale.into, x_t) * x_t).float(), condition, generator).to(x_t.dtype)
         return per_row(scale.skip, x_t) * x_t + per_row(scale.out, x_t) * output
 
     def learnt(self, x: Tensor) -> Tensor:
@@ -89,10 +93,12 @@ class Adapted(nn.Module):
         changes = {name.replace("/", "."): change for name, change in self.changes.items()}
         return {name: self.core.get_parameter(name) + change() for name, change in changes.items()}
 
-    def forward(self, x_t: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
-        """(B, *), (B,), (B,) with ``classes`` for "unknown" -> (B, *) in the dtype of ``x_t``"""
+    def forward(
+        self, x_t: Tensor, sigma: Tensor, label: Tensor | None = None, generator: Generator | None = None
+    ) -> Tensor:
+        """(B, *), (B,), (B,) -> (B, *), as the base; it is in eval mode, so nothing of it is dropped."""
         known = told(self, label, sigma) if self.classes else None
-        estimate: Tensor = functional_call(self.core, self.merged(), (x_t, sigma, known))
+        estimate: Tensor = functional_call(self.core, self.merged(), (x_t, sigma, known, generator))
         return estimate
 
     def learnt(self, x: Tensor) -> Tensor:
