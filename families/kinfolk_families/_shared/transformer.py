@@ -83,7 +83,8 @@ class Block(nn.Module):
             nn.init.zeros_(self.modulation.bias)
 
     def forward(self, tokens: Tensor, condition: Tensor | None = None, generator: Generator | None = None) -> Tensor:
-        """(B, T, D), condition (B, E) or None -> (B, T, D); ``generator`` is of dropout"""
+        """(B, T, D), condition (B, E) where it was built for one -> (B, T, D); ``generator`` is of dropout"""
+        assert (condition is None) == (self.modulation is None), "a block is told a condition if it was built for one"
         if self.modulation is None or condition is None:
             tokens = tokens + self.dropout(self.attention(self.norm_attention(tokens)), generator)
             return tokens + self.dropout(self.mlp(self.norm_mlp(tokens)), generator)
