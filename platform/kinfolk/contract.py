@@ -272,7 +272,7 @@ class Tasks:
     starts: Mapping[str, Callable[[SampleRequest], SamplerState]] = field(default_factory=dict)
     advance: Callable[[SamplerState], SamplerState] | None = None  # one call for all rows; consumes its argument
     render: Callable[[SamplerState], Tensor] | None = None  # (R, *shape): the picture so far
-    conditions: frozenset[Literal["label", "caption"]] = frozenset()  # what ``sample`` may be told
+    conditions: frozenset[Literal["label", "caption"]] = frozenset()  # what its tasks may be told
     log_prob: Likelihood | None = None
     importance_bound: Callable[[Batch, Tensor, int], Tensor] | None = None  # as ``log_prob``, of so many draws: (B,)
     encode: RowTask | None = None  # x -> latent
@@ -281,6 +281,8 @@ class Tasks:
     anomaly_score: RowTask | None = None  # (B,), higher is stranger
     classify: RowTask | None = None  # (B, K) logits
     denoise: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None  # x_t, sigma (B,), label -> x estimate
+    denoise_with_dropout: Callable[[Tensor, Tensor, Tensor | None, torch.Generator], Tensor] | None = None
+    """As ``denoise``, with dropout by masks of the generator: for a child that goes on training the network."""
     latent_spec: DataSpec | None = None  # what ``encode`` returns
 
 

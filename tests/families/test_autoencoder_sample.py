@@ -14,12 +14,16 @@ from kinfolk_families.autoencoder.config import (
     AutoencoderConfig,
     BernoulliConfig,
     ConvConfig,
+    DenoisingConfig,
     DiscretisedLogisticConfig,
     ElboConfig,
+    FiniteScalarConfig,
     GaussianConfig,
+    KlRegularisedConfig,
     MlpConfig,
     Options,
     ReconstructionConfig,
+    VectorQuantisedConfig,
 )
 
 IMAGE = DataSpec(kind="image", shape=(1, 4, 4), levels=17, classes=3)
@@ -82,6 +86,30 @@ def test_encoder_and_decoder_are_told_the_class(conditional):
     assert not torch.allclose(z, tasks.encode(Batch(X, other), SEEDS))
     assert not torch.allclose(tasks.decode(Batch(z, LABEL), SEEDS), tasks.decode(Batch(z, other), SEEDS))
     assert tasks.conditions == {"label"}
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        ReconstructionConfig(),
+        DenoisingConfig(),
+        KlRegularisedConfig(),
+        VectorQuantisedConfig(codes=8),
+        FiniteScalarConfig(levels=(4, 4, 4)),
+        ElboConfig(),
+    ],
+    ids=lambda objective: objective.kind,
+)
+def test_every_conditional_autoencoder_says_that_it_is_told_the_class(objective):
+    network = ConvConfig(width=4, halvings=1)
+    told, untold = (
+        model_of(objective=objective, network=network, conditional=conditional).tasks for conditional in (True, False)
+    )
+    assert (told.conditions, untold.conditions) == ({"label"}, frozenset())
+    for tasks, batch in ((told, Batch(X, LABEL)), (untold, Batch(X))):
+        assert tasks.reconstruct(batch, SEEDS).shape == X.shape
+    with pytest.raises(RequestError, match="give labels"):
+        told.encode(Batch(X), SEEDS)
 
 
 def test_a_conditional_model_asks_for_the_missing_label(conditional):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kinfolk.contract import DataSpec
+from kinfolk_families._shared.dropout import dropped
 from kinfolk_families.autoregressive.config import (
     AutoregressiveConfig,
     GatedPixelCnnConfig,
@@ -16,7 +17,7 @@ from kinfolk_families.autoregressive.config import (
 from kinfolk_families.autoregressive.convolution import CausalConv, Pixels, Whole
 from kinfolk_families.autoregressive.model import Autoregressive
 from kinfolk_families.autoregressive.pixelcnn import GatedPixelCnn, gated
-from kinfolk_families.autoregressive.pixelcnn_pp import GatedBlock, PixelCnnPp, Resolution, concat_elu, dropped
+from kinfolk_families.autoregressive.pixelcnn_pp import GatedBlock, PixelCnnPp, Resolution, concat_elu
 from kinfolk_families.autoregressive.tokens import Tokeniser
 from kinfolk_families.autoregressive.transformer import CausalTransformer
 

@@ -20,6 +20,7 @@ from kinfolk.contract import (
     Progress,
     Tasks,
 )
+from kinfolk.families import find_family
 from kinfolk.training.loop import build
 from kinfolk_families.autoregressive import FAMILY
 from kinfolk_families.autoregressive.config import AutoregressiveConfig
@@ -269,3 +270,21 @@ def test_a_first_stage_without_tokens_is_refused():
     tasks = replace(parent.tasks, latent_spec=DataSpec(kind="vector", shape=(4,)))
     with pytest.raises(ConfigError, match="first_stage: digits-vq-vae@champion"):
         model_of(GREY, parents={FIRST_STAGE: replace(parent, family=family_of(tasks))})
+
+
+@pytest.mark.parametrize(
+    "objective", [{"kind": "vector_quantised", "codes": 8}, {"kind": "finite_scalar", "levels": [4, 4]}]
+)
+def test_a_first_stage_that_wants_labels_is_refused_by_a_prior_without(objective):
+    family = find_family("autoencoder")
+    values = {"objective": objective, "network": {"kind": "conv", "width": 4, "halvings": 1}, "latent": 2}
+    told, untold = (
+        build(family, parse(family.config, {**values, "conditional": conditional}, "model"), GREY, 0)
+        for conditional in (True, False)
+    )
+    with pytest.raises(ConfigError, match="wants labels to decode"):
+        model_of(GREY, parents={FIRST_STAGE: told})
+    for stage, conditional in ((told, True), (untold, True), (untold, False)):
+        model = model_of(GREY, parents={FIRST_STAGE: stage}, conditional=conditional)
+        assert sampling.sample(model, 2).shape == (2, *GREY.shape)
+        assert model.tasks.anomaly_score(Batch(random_x(GREY), torch.arange(5) % 3), torch.arange(5)).isfinite().all()

@@ -43,7 +43,7 @@ class Known(nn.Module):
         self.spec, self.point, self.levels = spec, point, noise_levels(18, 7.0, 0.002, 80.0)
         self.gain = nn.Parameter(torch.zeros(18, dtype=torch.float64))
 
-    def forward(self, x_t, sigma, label=None):
+    def forward(self, x_t, sigma, label=None, generator=None):
         """E[x | x_t] of data that is always ``point``, or N(0, 1)."""
         known = x_t / (1 + sigma[:, None] ** 2) if self.point is None else self.point.expand_as(x_t)
         nearest = (sigma.double()[:, None].log() - self.levels.log()).abs().argmin(1)

@@ -48,6 +48,16 @@ def adversarial():
     return of("gan", generator={"kind": "mlp"}, critic={"kind": "mlp"})
 
 
+def energy():
+    system = {"kind": "network", "network": {"kind": "mlp"}, "conditional": True, "buffer": {"size": 9}}
+    return of("energy", system=system)
+
+
+def autoencoder():
+    objective = {"kind": "denoising", "sigma": 0.5}
+    return of("autoencoder", objective=objective, network={"kind": "mlp"}, latent=2)
+
+
 def consistency(objective, teacher=None, spec=SPEC, **config):
     parents = {} if teacher is None else {"teacher": teacher}
     return build(FAMILY, ConsistencyConfig(objective=objective, **config), spec, 0, parents=parents)
@@ -106,7 +116,7 @@ def test_scalings_of_ones_own_network_are_the_published_ones():
     x_t = torch.full((12, 2), 1.5, dtype=torch.float64)
 
     def answer(value):
-        module.denoiser.network.forward = lambda x, condition: torch.full_like(x, value)
+        module.denoiser.network.forward = lambda x, condition, generator: torch.full_like(x, value)
         return module(x_t, sigma)[:, 0]
 
     out, skip = answer(1.0) - answer(0.0), answer(0.0) / 1.5
@@ -242,6 +252,9 @@ def other(**changes):
         (ICT, diffusion, SPEC, "without a teacher"),
         (ECT, adversarial, SPEC, "gan family, which is no denoiser"),
         (ECT, lambda: consistency(ECT, diffusion()), SPEC, "consistency family, which is no denoiser"),
+        (ECT, energy, SPEC, "energy family, whose denoiser cannot be trained at all noise levels from 0.002 to 80"),
+        (CD, energy, SPEC, "energy family, whose denoiser cannot be trained"),
+        (ECT, autoencoder, SPEC, "autoencoder family, whose denoiser cannot be trained"),
         (ECT, lambda: diffusion(other(shape=(3,))), SPEC, r"shape=\(3,\); this data has shape=\(2,\)"),
         (ECT, lambda: diffusion(other(classes=4)), SPEC, "classes=4; this data has classes=3"),
         (CD, diffusion, other(levels=5), "levels=None; this data has levels=5"),
@@ -260,6 +273,14 @@ def test_a_teacher_on_latents_is_refused():
     latent = Model(teacher.family, teacher.config, teacher.spec, teacher.module, {"first_stage": diffusion()})
     with pytest.raises(ConfigError, match="latents of a first stage"):
         FAMILY.build(ConsistencyConfig(objective=ECT), SPEC, {"teacher": latent})
+
+
+def test_a_teacher_is_tried_with_the_classes_it_asks_for_and_keeps_its_weights_frozen():
+    teacher = diffusion(label_dropout=0.0)
+    with torch.no_grad():
+        student = consistency(ECT, teacher)
+    assert student.module.classes == 3
+    assert not any(weight.requires_grad or weight.grad is not None for weight in teacher.module.parameters())
 
 
 def test_another_spread_of_the_same_data_is_no_reason_to_refuse():

@@ -23,7 +23,7 @@ class Gaussian(nn.Module):
         super().__init__()
         self.asked = []
 
-    def forward(self, x_t, sigma, label):
+    def forward(self, x_t, sigma, label, generator=None):
         self.asked.append((x_t, sigma, label))
         keep = (MIN / sigma)[:, None]
         ends = x_t * ((STD**2 + MIN**2) / (STD**2 + sigma**2)).sqrt()[:, None]
@@ -162,7 +162,7 @@ def filled(which, value, sigmas):
 class Copying(nn.Module):
     """A denoiser of data whose elements are all equal and spread far: their mean."""
 
-    def forward(self, x_t, sigma, label):
+    def forward(self, x_t, sigma, label, generator=None):
         return x_t.mean(1, keepdim=True).expand_as(x_t)
 
 

@@ -54,6 +54,15 @@ def test_an_untrained_adapter_is_its_base_to_the_bit(network):
     assert torch.equal(adapted(base).module(*inputs()), base.module(*inputs()))
 
 
+def test_an_adapter_trains_on_its_base_as_it_is_without_the_bases_dropout():
+    base = base_of(TRANSFORMER.model_copy(update={"dropout": 0.5}))
+    module, generator = adapted(base).module.train(), torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    assert torch.equal(module(*inputs(), generator), base.module(*inputs()))
+    assert torch.equal(generator.get_state(), before)
+    assert adapted(base).tasks.denoise_with_dropout is None
+
+
 @NETWORKS
 def test_merged_weights_compute_what_two_more_layers_beside_each_would(monkeypatch, network):
     """Unmerged, a layer gives W x + alpha / rank B (A x); biases are the base's."""

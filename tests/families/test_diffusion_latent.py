@@ -11,6 +11,7 @@ from kinfolk import sampling
 from kinfolk.config import Training
 from kinfolk.contract import FIRST_STAGE, Batch, Config, ConfigError, DataSpec, Family, Model, Progress, Tasks
 from kinfolk.data.source import TensorSource
+from kinfolk.families import find_family
 from kinfolk.step import World
 from kinfolk.training.loop import build, prepare, take_step
 from kinfolk_families._shared.network_config import MlpConfig, TransformerConfig
@@ -45,6 +46,14 @@ def stage_of(latent=LATENT, **changes):
 def latent_model(stage=None, network=SMALL, **config):
     parents = {FIRST_STAGE: stage or stage_of()}
     return build(FAMILY, DiffusionConfig(network=network, conditional=True, **config), SPEC, seed=0, parents=parents)
+
+
+def autoencoder(conditional):
+    """A real first stage: a KL-regularised autoencoder to 2 channels of 4 x 4, told the class or not."""
+    family, network = find_family("autoencoder"), {"kind": "conv", "width": 4, "halvings": 1}
+    values = {"objective": {"kind": "kl_regularised"}, "network": network, "latent": 2, "spatial": True}
+    config = family.config.model_validate({**values, "conditional": conditional})
+    return build(family, config, SPEC, seed=0)
 
 
 def latents(rows=64):
@@ -157,13 +166,31 @@ def test_an_adapter_on_a_latent_base_keeps_its_scale_and_first_stage():
         ({"decode": None}, {}, "no continuous latents"),
         ({}, {"sampler": Options(clamp=True)}, "no range"),
         ({}, {"network": TransformerConfig(patch=3)}, "Use one of 1, 2, 4"),
-        ({"conditions": frozenset({"label"})}, {"conditional": False}, "wants labels to decode"),
     ],
 )
 def test_a_first_stage_that_does_not_fit_is_refused(changes, config, named):
     whole = {"network": SMALL, "conditional": True, **config}
     with pytest.raises(ConfigError, match=named):
         build(FAMILY, DiffusionConfig(**whole), SPEC, seed=0, parents={FIRST_STAGE: stage_of(**changes)})
+
+
+def test_a_first_stage_that_wants_labels_is_refused_by_a_model_without():
+    told, untold = autoencoder(True), autoencoder(False)
+    with pytest.raises(ConfigError, match="wants labels to decode"):
+        build(FAMILY, DiffusionConfig(network=SMALL), SPEC, seed=0, parents={FIRST_STAGE: told})
+    unconditional = build(FAMILY, DiffusionConfig(network=SMALL), SPEC, seed=0, parents={FIRST_STAGE: untold})
+    for model, labels in ((unconditional, None), (latent_model(untold), [0, 2]), (latent_model(told), [0, 2])):
+        assert sampling.sample(model, 2, 7, labels, {"steps": 1}).shape == (2, *SPEC.shape)
+
+
+def test_an_adapter_tells_a_first_stage_what_its_base_does():
+    stage = autoencoder(True)
+    config = DiffusionConfig(adapter=AdapterConfig(rank=2))
+    model = build(FAMILY, config, SPEC, seed=1, parents={"base": latent_model(stage), FIRST_STAGE: stage})
+    assert model.tasks.conditions == {"label"}
+    base = build(FAMILY, DiffusionConfig(network=SMALL), SPEC, seed=0, parents={FIRST_STAGE: stage_of()})
+    with pytest.raises(ConfigError, match="wants labels to decode"):
+        build(FAMILY, config, SPEC, seed=1, parents={"base": base, FIRST_STAGE: stage_of(conditions={"label"})})
 
 
 def test_latents_that_do_not_vary_leave_finite_numbers():

@@ -182,6 +182,38 @@ def loss_of(module, batch, seed):
     return phase.loss(batch, Progress(0, 0, torch.Generator().manual_seed(seed))).value
 
 
+@NETWORKS
+def test_training_drops_by_its_generator_alone(network, spec):
+    """The same step twice is bit-equal; in eval mode, and with a share of zero, it is that of a network without."""
+    dropping, plain = (denoiser(network.model_copy(update={"dropout": share}), spec).float() for share in (0.4, 0.0))
+    batch, before = Batch(noised(spec)[0], torch.arange(4) % 3), torch.get_rng_state()
+    first, again, without = (loss_of(module, batch, 0) for module in (dropping, dropping, plain))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, without, rtol=1e-3)
+    assert torch.equal(loss_of(dropping.eval(), batch, 0), without)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_dropout_is_drawn_after_all_else_and_not_at_all_where_its_share_is_zero():
+    """Noise levels, noise and hidden labels of a step do not depend on dropout."""
+    after, batch = {}, Batch(torch.zeros(4, 2), torch.arange(4) % 3)
+    for share in (0.0, 0.4):
+        generator = torch.Generator().manual_seed(0)
+        module = denoiser(MlpConfig(width=8, depth=1, dropout=share), VECTOR).float()
+        heard = []
+        module.network.embed.register_forward_hook(lambda _, given, __, heard=heard: heard.append(given[0]))
+        phases(module)[0].loss(batch, Progress(0, 0, generator))
+        after[share] = (generator, heard[0])
+    generator = torch.Generator().manual_seed(0)
+    module.preconditioner.draw(4, generator)
+    torch.randn(4, 2, generator=generator)
+    torch.rand(4, generator=generator)
+    assert torch.equal(after[0.0][0].get_state(), generator.get_state())
+    torch.rand(4, 8, generator=generator)
+    assert torch.equal(after[0.4][0].get_state(), generator.get_state())
+    assert torch.equal(after[0.0][1], after[0.4][1])
+
+
 def test_the_loss_of_ddpm_is_the_squared_error_of_the_noise():
     """With the network taken out to predict zero, that is the mean square of the noise."""
     module = denoiser(MlpConfig(width=8, depth=1), VECTOR, stirred=False, preconditioning=DdpmConfig()).float()

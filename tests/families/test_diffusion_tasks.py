@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from kinfolk import sampling
-from kinfolk.contract import Batch, DataSpec, RequestError, SampleRequest, SamplerState
+from kinfolk.contract import Batch, DataSpec, Progress, RequestError, SampleRequest, SamplerState
 from kinfolk.rng import generator, row_between
 from kinfolk.training.loop import build
 from kinfolk_families._shared.network_config import MlpConfig, UNetConfig
 from kinfolk_families._shared.noise import per_row
 from kinfolk_families.diffusion import FAMILY
-from kinfolk_families.diffusion.config import DdpmConfig, DiffusionConfig, EdmConfig, FlowConfig, Options
+from kinfolk_families.diffusion.config import AdapterConfig, DdpmConfig, DiffusionConfig, EdmConfig, FlowConfig, Options
 from kinfolk_families.diffusion.preconditioning import Edm
 from kinfolk_families.diffusion.sample import Sampler, noise_between
 from kinfolk_families.diffusion.solvers import Settings, stage
@@ -198,6 +198,50 @@ def test_the_anomaly_score_is_not_told_the_class_where_the_model_can_do_without(
             parameter.data += 0.2 * torch.randn(parameter.shape, generator=noise)
         scores = [model.tasks.anomaly_score(b, torch.arange(2)) for b in (batch, other)]
         assert torch.equal(*scores) == equal
+
+
+def row_tasks(model):
+    """What a model answers for samples of its data, by task, given their labels or none."""
+    x, seeds, (phase,) = torch.full((2, 2), 0.3), torch.arange(2), FAMILY.phases(model.module)
+    progress = Progress(0, 0, torch.Generator().manual_seed(0))
+    return {
+        "log_prob": lambda label: model.tasks.log_prob.nats(Batch(x, label), seeds),
+        "anomaly_score": lambda label: model.tasks.anomaly_score(Batch(x, label), seeds),
+        "denoise": lambda label: model.tasks.denoise(x, torch.ones(2), label),
+        "training": lambda label: phase.loss(Batch(x, label), progress).value,
+    }
+
+
+@pytest.mark.parametrize("task", ["log_prob", "anomaly_score", "denoise", "training"])
+def test_a_model_that_always_learnt_with_labels_asks_for_them(task):
+    """Without label dropout the embedding of "unknown" was never trained; with it, nothing is asked for."""
+    always, sometimes = (model_of(conditional=True, label_dropout=dropout) for dropout in (0.0, 0.1))
+    with pytest.raises(RequestError, match="give labels, 0 to 2") as caught:
+        row_tasks(always)[task](None)
+    assert caught.value.field == "label"
+    assert row_tasks(always)[task](torch.tensor([0, 2])).isfinite().all()
+    for model in (sometimes, model_of()):
+        assert row_tasks(model)[task](None).isfinite().all()
+
+
+def test_rows_of_a_model_that_always_learnt_with_labels_draw_theirs_from_their_seed():
+    model = model_of(conditional=True, label_dropout=0.0)
+    assert sampling.sample(model, 3, options={"steps": 2}).isfinite().all()
+    with pytest.raises(RequestError, match="with and without labels"):
+        sampling.sample(model, 3, options={"steps": 2, "guidance": 2.0})
+
+
+@pytest.mark.parametrize(("base", "adapter"), [(0.1, 0.0), (0.0, 0.1)])
+def test_an_adapter_asks_for_labels_by_what_it_has_learnt_itself(base, adapter):
+    parent = model_of(conditional=True, label_dropout=base)
+    config = DiffusionConfig(adapter=AdapterConfig(rank=1), label_dropout=adapter)
+    denoise = build(FAMILY, config, VECTOR, seed=0, parents={"base": parent}).tasks.denoise
+    x_t, sigma = torch.ones(2, 2), torch.ones(2)
+    if adapter:
+        assert torch.equal(denoise(x_t, sigma, None), denoise(x_t, sigma, torch.tensor([3, 3])))
+    else:
+        with pytest.raises(RequestError, match="give labels"):
+            denoise(x_t, sigma, None)
 
 
 @pytest.mark.parametrize("preconditioning", [EdmConfig(), DdpmConfig(), FlowConfig()], ids=["edm", "ddpm", "flow"])

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from kinfolk_families._shared import transformer
 from kinfolk_families._shared.networks import PixelAttention
-from kinfolk_families._shared.transformer import FEW, NARROW, attend
+from kinfolk_families._shared.transformer import FEW, NARROW, Block, attend
 
 
 def qkv(width, tokens=9):
@@ -70,3 +70,12 @@ def test_pixels_attend_as_tokens_do(heads):
     x = torch.randn(2, 16, 3, 5).double()
     tokens = pixels.attention(pixels.norm(x).flatten(2).mT)  # (B, HW, C)
     torch.testing.assert_close(pixels(x), x + tokens.mT.unflatten(2, (3, 5)))
+
+
+@pytest.mark.parametrize(("built", "told"), [(4, None), (None, 4)])
+def test_a_block_is_never_told_less_or_more_than_it_was_built_for(built, told):
+    tokens, block = torch.ones(2, 3, 8), Block(8, 2, built)
+    right, wrong = (None if width is None else torch.ones(2, width) for width in (built, told))
+    assert block(tokens, right).shape == tokens.shape
+    with pytest.raises(AssertionError, match="built for one"):
+        block(tokens, wrong)

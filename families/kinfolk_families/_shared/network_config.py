@@ -16,6 +16,7 @@ class TransformerConfig(Config):
     width: int = Field(64, ge=2, multiple_of=2)
     depth: int = Field(4, ge=1)
     heads: int = Field(4, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)  # in training, of what attention and perceptron of a block add
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "TransformerConfig":
@@ -34,6 +35,7 @@ class UNetConfig(Config):
     blocks: int = Field(1, ge=1)  # residual blocks at each level, on the way down and again on the way up
     attention: int = Field(8, ge=0)  # positions: self-attention where the height is at most this; 0: only in the middle
     heads: Literal[1, 2, 4, 8] = 4
+    dropout: float = Field(0.0, ge=0, lt=1)  # in training, of what a block's second convolution sees
 
 
 class MlpConfig(Config):
@@ -42,6 +44,7 @@ class MlpConfig(Config):
     kind: Literal["mlp"] = "mlp"
     width: int = Field(128, ge=2, multiple_of=2)
     depth: int = Field(4, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)  # in training, of what a block adds
 
 
 Network = Annotated[TransformerConfig | UNetConfig | MlpConfig, Field(discriminator="kind")]

@@ -6,7 +6,9 @@ https://arxiv.org/abs/2010.11929. Shapes: B batch, T tokens, D width, P patch si
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
+
+from kinfolk_families._shared.dropout import Dropout
 
 NARROW, FEW = 8, 256  # widest head, and most tokens, for which plain products are mostly faster on a CPU
 WEIGHTS_BYTES = 4 * 2**20  # of the weights of one part, which stay in the cache and in memory that is used again
@@ -63,30 +65,35 @@ class Block(nn.Module):
     """Attention and a two-layer perceptron, each on a normalised and, given a condition, modulated residual branch.
 
     With a condition of width E, each branch is shifted, scaled and gated by it; gates start at zero, so the block
-    starts as the identity (adaLN-Zero of DiT). Without one it is the pre-norm block of ViT.
+    starts as the identity (adaLN-Zero of DiT). Without one it is the pre-norm block of ViT. Dropout is of what each
+    branch adds (Vaswani et al., 2017, section 5.4, https://arxiv.org/abs/1706.03762).
     """
 
-    def __init__(self, width: int, heads: int, condition: int | None = None) -> None:
+    def __init__(self, width: int, heads: int, condition: int | None = None, dropout: float = 0.0) -> None:
         super().__init__()
         plain = condition is None
         self.norm_attention = nn.LayerNorm(width, elementwise_affine=plain)
         self.norm_mlp = nn.LayerNorm(width, elementwise_affine=plain)
         self.attention = Attention(width, heads)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+        self.dropout = Dropout(dropout)
         self.modulation = None if condition is None else nn.Linear(condition, 6 * width)
         if self.modulation is not None:
             nn.init.zeros_(self.modulation.weight)
             nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, tokens: Tensor, condition: Tensor | None = None) -> Tensor:
-        """(B, T, D), condition (B, E) or None -> (B, T, D)"""
+    def forward(self, tokens: Tensor, condition: Tensor | None = None, generator: Generator | None = None) -> Tensor:
+        """(B, T, D), condition (B, E) where it was built for one -> (B, T, D); ``generator`` is of dropout"""
+        assert (condition is None) == (self.modulation is None), "a block is told a condition if it was built for one"
         if self.modulation is None or condition is None:
-            tokens = tokens + self.attention(self.norm_attention(tokens))
-            return tokens + self.mlp(self.norm_mlp(tokens))
+            tokens = tokens + self.dropout(self.attention(self.norm_attention(tokens)), generator)
+            return tokens + self.dropout(self.mlp(self.norm_mlp(tokens)), generator)
         modulation = self.modulation(F.silu(condition))[:, None]  # (B, 1, 6D)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
-        tokens = tokens + gate_a * self.attention(self.norm_attention(tokens) * (1 + scale_a) + shift_a)
-        return tokens + gate_m * self.mlp(self.norm_mlp(tokens) * (1 + scale_m) + shift_m)
+        mixed = self.attention(self.norm_attention(tokens) * (1 + scale_a) + shift_a)
+        tokens = tokens + gate_a * self.dropout(mixed, generator)
+        mapped = self.mlp(self.norm_mlp(tokens) * (1 + scale_m) + shift_m)
+        return tokens + gate_m * self.dropout(mapped, generator)
 
 
 class Positions(nn.Module):

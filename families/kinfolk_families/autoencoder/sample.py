@@ -132,6 +132,7 @@ def tasks(module: EncoderDecoder) -> Tasks:
         encode=partial(encode, module),
         decode=partial(decode, module),
         reconstruct=partial(reconstruct, module),
+        conditions=frozenset({"label"}) if module.classes else frozenset(),
         anomaly_score=_anomaly_score(module),
         latent_spec=module.latent_spec,
     )
@@ -151,7 +152,6 @@ def _with_prior(module: VariationalAutoencoder, common: Tasks) -> Tasks:
         starts={"sample": rows.start, "interpolate": rows.start},
         advance=rows.advance,
         render=rows.render,
-        conditions=frozenset({"label"}) if module.classes else frozenset(),
         log_prob=None if of is None else Likelihood(partial(importance_bound, module, draws=1), "lower_bound", of),
         importance_bound=None if of is None else partial(importance_bound, module),
     )

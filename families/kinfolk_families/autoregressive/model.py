@@ -7,6 +7,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from kinfolk.contract import FIRST_STAGE, ConfigError, DataSpec, Model, RequestError
+from kinfolk_families._shared.labels import check_told
 from kinfolk_families.autoregressive.config import (
     AutoregressiveConfig,
     GatedPixelCnnConfig,
@@ -43,6 +44,8 @@ class Autoregressive(nn.Module):
         self.config, self.spec, self.first_stage = config, spec, first_stage
         learned = learned_spec(spec, first_stage)
         check(config, spec, learned)
+        if first_stage is not None:
+            check_told(first_stage, config.conditional)
         self.classes = (spec.classes or 0) if config.conditional else 0
         self.tokeniser = make_tokeniser(config, learned)
         self.distribution = make_distribution(config.output, self.tokeniser)
@@ -105,6 +108,6 @@ def build(config: AutoregressiveConfig, spec: DataSpec, parents: Mapping[str, Mo
     """The untrained model of a recipe for ``spec``; draws from torch's global generator.
 
     Raises:
-        ConfigError: the recipe does not fit the data, or the first stage makes no tokens.
+        ConfigError: the recipe does not fit the data, or its first stage: no tokens, or classes that it is not told.
     """
     return Autoregressive(config, spec, parents.get(FIRST_STAGE))

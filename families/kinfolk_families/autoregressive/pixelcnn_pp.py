@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from kinfolk.contract import DataSpec
+from kinfolk_families._shared.dropout import dropped
 from kinfolk_families.autoregressive.config import PixelCnnPpConfig
 from kinfolk_families.autoregressive.convolution import CausalConv, Pointwise, Scan, Upsample
 from kinfolk_families.autoregressive.pixelcnn import ClassBias, PixelNetwork
@@ -42,14 +43,6 @@ class GatedBlock(nn.Module):
         h = dropped(concat_elu(h), self.dropout, scan.generator)
         signal, gate = self.class_bias(scan.conv(self.second, h), scan.label).chunk(2, dim=1)
         return x + signal * gate.sigmoid()
-
-
-def dropped(x: Tensor, share: float, generator: Generator | None) -> Tensor:
-    """Dropout whose mask is drawn from ``generator``; without one, everything stays. (*) -> (*)"""
-    if generator is None or not share:
-        return x
-    keep = torch.rand(x.shape, generator=generator, device=generator.device) >= share
-    return torch.where(keep, x / (1 - share), 0.0)
 
 
 class Resolution(nn.Module):

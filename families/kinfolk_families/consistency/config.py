@@ -41,6 +41,7 @@ class EasyTuningConfig(Config):
     stage_samples: int = Field(3_200_000, gt=0)
     stages: int = Field(8, ge=1)  # the last one goes on to the end of training
     huber: float | None = Field(0.0, ge=0)  # c of the pseudo-Huber distance; 0: Euclidean; None: iCT's
+    dropout: float = Field(0.0, ge=0, lt=1)  # of the student, whatever its teacher's was; 0.2 in run_ecm.sh there
 
     @model_validator(mode="after")
     def _levels_differ(self) -> "EasyTuningConfig":
@@ -56,7 +57,7 @@ class ImprovedTrainingConfig(Config):
     """
 
     kind: Literal["ict"] = "ict"
-    network: Network = TransformerConfig()
+    network: Network = TransformerConfig()  # with dropout: 0.3 there, section 3.1
     conditional: bool = False
     sigma_data: float | None = Field(None, gt=0)  # None: the standard deviation measured on the train split
     max_frequency: float = Field(8.0, gt=1)  # of the sinusoids that embed ln(sigma) / 4
@@ -87,6 +88,7 @@ class DistillationConfig(Config):
     levels: int = Field(18, ge=2)  # N
     rho: float = Field(7.0, ge=1)  # larger puts more levels at low noise
     target_decay: float = Field(0.95, ge=0, lt=1)  # of the target network, each step
+    dropout: float = Field(0.0, ge=0, lt=1)  # of student and target network, whatever the teacher's was
     huber: float | None = Field(None, ge=0)  # c of the pseudo-Huber distance; None: 0.00054 sqrt(D)
 
 

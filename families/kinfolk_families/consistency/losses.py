@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from kinfolk.contract import Batch, Loss, Phase, Progress
+from kinfolk.rng import generator as generator_of
 from kinfolk_families._shared.noise import per_row
 from kinfolk_families.consistency.config import DistillationConfig, EasyTuningConfig, ImprovedTrainingConfig
 from kinfolk_families.consistency.levels import (
@@ -58,23 +59,29 @@ def _huber(module: Consistency) -> float:
     return huber_constant(module.spec.dims) if given is None else given
 
 
-def training_loss(module: Consistency, batch: Batch, noise: Tensor, pair: Pair) -> Loss:
+def masks(seed: int | None, x: Tensor) -> Generator | None:
+    """A generator of dropout on the device of ``x``: all of one seed drop the same elements. None drops nothing."""
+    return None if seed is None else generator_of(seed, "dropout", device=x.device)
+
+
+def training_loss(module: Consistency, batch: Batch, noise: Tensor, pair: Pair, seed: int | None = None) -> Loss:
     """Distance of f at two levels of x + sigma noise, over the gap: the loss of ECT and iCT. noise (B, *)
 
-    Logs ``distance``, which does not divide by the gap.
+    ``seed`` is of the dropout that both share. Logs ``distance``, which does not divide by the gap.
     Source: Song and Dhariwal, 2023 (iCT), Table 1; Geng et al., 2024 (ECT), eq. 13.
     """
     x, label = batch.x, batch.label
-    student = module(x + per_row(pair.sigma, x) * noise, pair.sigma, label)
+    student = module(x + per_row(pair.sigma, x) * noise, pair.sigma, label, masks(seed, x))
     with torch.no_grad():
-        target = module(x + per_row(pair.after, x) * noise, pair.after, label)
+        target = module(x + per_row(pair.after, x) * noise, pair.after, label, masks(seed, x))
     distance = pseudo_huber(student - target, _huber(module))  # (B,)
     return Loss((distance / (pair.sigma - pair.after)).mean(), {"distance": distance.detach().mean()})
 
 
-def distillation_loss(module: Consistency, batch: Batch, noise: Tensor, pair: Pair) -> Loss:
+def distillation_loss(module: Consistency, batch: Batch, noise: Tensor, pair: Pair, seed: int | None = None) -> Loss:
     """Distance of f at x + sigma noise to the target network's f where the teacher's step leads. noise (B, *)
 
+    ``seed`` is of the dropout that student and target share; the teacher has none.
     Source: Song et al., 2023 (CD), eq. 7 and algorithm 2, https://arxiv.org/abs/2303.01469, with weight 1.
     """
     assert module.teacher is not None
@@ -84,8 +91,9 @@ def distillation_loss(module: Consistency, batch: Batch, noise: Tensor, pair: Pa
     x_t = x + per_row(pair.sigma, x) * noise
     with torch.no_grad():
         x_after = heun(teach, x_t, pair, label if module.classes else None)
-        target = module.at_target(x_after, pair.after, label)
-    return Loss(pseudo_huber(module(x_t, pair.sigma, label) - target, _huber(module)).mean())
+        target = module.at_target(x_after, pair.after, label, masks(seed, x))
+    student = module(x_t, pair.sigma, label, masks(seed, x))
+    return Loss(pseudo_huber(student - target, _huber(module)).mean())
 
 
 def draw_pair(module: Consistency, count: int, progress: Progress) -> Pair:
@@ -105,8 +113,9 @@ def _loss(module: Consistency, batch: Batch, progress: Progress) -> Loss:
     generator = progress.generator
     pair = draw_pair(module, len(batch), progress)
     noise = torch.randn(batch.x.shape, generator=generator, device=generator.device)
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device)) if module.dropout else None
     loss = training_loss if module.target is None else distillation_loss
-    return loss(module, batch, noise, pair)
+    return loss(module, batch, noise, pair, seed)
 
 
 def follow(module: Consistency, progress: Progress) -> None:  # noqa: ARG001

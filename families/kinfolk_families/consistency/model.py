@@ -16,10 +16,13 @@ import copy
 from collections.abc import Mapping
 from dataclasses import replace
 
-from torch import Tensor, nn
+import torch
+from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from kinfolk.contract import FIRST_STAGE, ConfigError, DataSpec, Model, RequestError
+from kinfolk_families._shared.dropout import dropouts
+from kinfolk_families._shared.labels import device_of
 from kinfolk_families._shared.network_config import check_network
 from kinfolk_families._shared.networks import NoiseEmbedding, make_network
 from kinfolk_families._shared.noise import edm_scales, per_row
@@ -39,13 +42,13 @@ class Denoiser(nn.Module):
         self.noise_embedding = NoiseEmbedding(width, config.max_frequency)
         self.label_embedding = nn.Embedding(spec.classes or 0, width) if config.conditional else None
 
-    def forward(self, x_t: Tensor, sigma: Tensor, label: Tensor | None) -> Tensor:
-        """(B, *), (B,), (B,) -> (B, *) in the dtype of ``x_t``"""
+    def forward(self, x_t: Tensor, sigma: Tensor, label: Tensor | None, generator: Generator | None = None) -> Tensor:
+        """(B, *), (B,), (B,) -> (B, *) in the dtype of ``x_t``; ``generator`` is of dropout"""
         scale = edm_scales(sigma, self.sigma_data)
         condition = self.noise_embedding(scale.noise.float())  # (B, E)
         if self.label_embedding is not None:
             condition = condition + self.label_embedding(label)
-        output = self.network((per_row(scale.into, x_t) * x_t).float(), condition).to(x_t.dtype)
+        output = self.network((per_row(scale.into, x_t) * x_t).float(), condition, generator).to(x_t.dtype)
         return per_row(scale.skip, x_t) * x_t + per_row(scale.out, x_t) * output
 
 
@@ -72,7 +75,7 @@ class Consistency(nn.Module):
     """``f(x_t, sigma, label)``, the end of the path through ``x_t``, around a denoiser.
 
     Tuned or distilled, the denoiser is a copy of the teacher's module, called as the teacher's own family calls it. It
-    stays in eval mode, so no layer of it draws from the global generator.
+    stays in eval mode, so no layer of it draws from the global generator; but for its dropout, which never does.
     """
 
     def __init__(self, config: ConsistencyConfig, spec: DataSpec, teacher: Model | None = None) -> None:
@@ -84,20 +87,35 @@ class Consistency(nn.Module):
         else:
             assert teacher is not None
             self.denoiser = copy.deepcopy(teacher.module).eval().requires_grad_(True)
+            for layer in dropouts(self.denoiser):
+                layer.train().share = config.objective.dropout
             conditional = "label" in teacher.tasks.conditions
         self.classes = (spec.classes or 0) if conditional else 0
         self.target = Average(self.denoiser) if isinstance(config.objective, DistillationConfig) else None
 
-    def denoise(self, x_t: Tensor, sigma: Tensor, label: Tensor | None) -> Tensor:
+    @property
+    def dropout(self) -> float:
+        """Share of what is dropped in training."""
+        objective = self.config.objective
+        return objective.network.dropout if isinstance(objective, ImprovedTrainingConfig) else objective.dropout
+
+    def denoise(self, x_t: Tensor, sigma: Tensor, label: Tensor | None, generator: Generator | None = None) -> Tensor:
         """The denoiser f is made of. (B, *), (B,) > 0, (B,) -> (B, *)"""
         if self.teacher is None:
-            return self.denoiser(x_t, sigma, label)
-        denoise = replace(self.teacher, module=self.denoiser).tasks.denoise
-        assert denoise is not None
-        return denoise(x_t, sigma, label)
+            return self.denoiser(x_t, sigma, label, generator)
+        tasks = replace(self.teacher, module=self.denoiser).tasks
+        if generator is not None:
+            assert tasks.denoise_with_dropout is not None
+            return tasks.denoise_with_dropout(x_t, sigma, label, generator)
+        assert tasks.denoise is not None
+        return tasks.denoise(x_t, sigma, label)
 
-    def forward(self, x_t: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_t: Tensor, sigma: Tensor, label: Tensor | None = None, generator: Generator | None = None
+    ) -> Tensor:
         """f; at sigma_min and below, ``x_t`` itself. (B, *), (B,), (B,) -> (B, *)
+
+        In training, dropout draws from ``generator``; there is none without.
 
         Raises:
             RequestError: the model is class-conditional and there is no label.
@@ -106,14 +124,14 @@ class Consistency(nn.Module):
             raise RequestError("label", f"This model is class-conditional: give labels, 0 to {self.classes - 1}.")
         keep = (self.config.sigma_min / sigma).clamp(max=1)
         known = label if self.classes else None
-        denoised = self.denoise(x_t, sigma.clamp(min=self.config.sigma_min), known)
+        denoised = self.denoise(x_t, sigma.clamp(min=self.config.sigma_min), known, generator)
         return per_row(keep, x_t) * x_t + per_row(1 - keep, x_t) * denoised
 
-    def at_target(self, x_t: Tensor, sigma: Tensor, label: Tensor | None) -> Tensor:
+    def at_target(self, x_t: Tensor, sigma: Tensor, label: Tensor | None, generator: Generator | None = None) -> Tensor:
         """f with the averaged weights of the target network. (B, *), (B,), (B,) -> (B, *)"""
         assert self.target is not None
         averages = {f"denoiser.{name}": value for name, value in self.target.tensors().items()}
-        return functional_call(self, averages, (x_t, sigma, label))
+        return functional_call(self, averages, (x_t, sigma, label, generator))
 
 
 def build(config: ConsistencyConfig, spec: DataSpec, parents: Mapping[str, Model]) -> Consistency:
@@ -132,7 +150,35 @@ def build(config: ConsistencyConfig, spec: DataSpec, parents: Mapping[str, Model
         )
     else:
         _check_teacher(teacher, spec)
-    return Consistency(config, spec, teacher)
+        _check_dropout(teacher, objective.dropout)
+    student = Consistency(config, spec, teacher)
+    if teacher is not None and not _learns(student):
+        raise ConfigError(
+            f"The {TEACHER} is a model of the {teacher.family.name} family, whose denoiser cannot be trained at all "
+            f"noise levels from {config.sigma_min} to {config.sigma_max}. Use a diffusion model."
+        )
+    return student
+
+
+def _check_dropout(teacher: Model, share: float) -> None:
+    if share and (teacher.tasks.denoise_with_dropout is None or not dropouts(teacher.module)):
+        raise ConfigError(
+            f"objective.dropout={share}, but the {TEACHER} of the {teacher.family.name} family has no dropout to set. "
+            f"Leave it at 0, or use a diffusion model without an adapter."
+        )
+
+
+def _learns(student: Consistency) -> bool:
+    """Whether the teacher's copy answers at both ends of the noise levels, and as a function of its weights."""
+    config, device = student.config, device_of(student)
+    sigma = torch.tensor([config.sigma_min, config.sigma_max], device=device)
+    x_t = torch.zeros(2, *student.spec.shape, device=device)
+    label = torch.zeros_like(sigma, dtype=torch.int64) if student.classes else None
+    try:
+        with torch.enable_grad():
+            return student.denoise(x_t, sigma, label).requires_grad
+    except RequestError:  # it knows other levels only
+        return False
 
 
 def _check_scratch(objective: ImprovedTrainingConfig, spec: DataSpec, teacher: Model | None) -> None:

@@ -34,7 +34,7 @@ def phases(module: Diffusion | Adapted) -> Sequence[Phase]:
         label = None
         if module.classes and batch.label is not None:
             label = hidden(batch.label, module.classes, module.config.label_dropout, generator)
-        denoised = module(x + per_row(sigma, x) * noise, sigma, label)
+        denoised = module(x + per_row(sigma, x) * noise, sigma, label, generator)
         value = denoising_loss(denoised, x, module.preconditioner.weight(sigma))
         return Loss(value)
 

@@ -7,10 +7,11 @@ https://arxiv.org/abs/2112.10752).
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
-from kinfolk.contract import FIRST_STAGE, Batch, ConfigError, DataSpec, Model, Progress
+from kinfolk.contract import FIRST_STAGE, Batch, ConfigError, DataSpec, Model, Progress, RequestError
+from kinfolk_families._shared.labels import check_told
 from kinfolk_families._shared.networks import NoiseEmbedding, make_network
 from kinfolk_families._shared.noise import per_row
 from kinfolk_families.diffusion.adapter import LowRank, adapted_weights, inherited
@@ -37,14 +38,21 @@ class Diffusion(nn.Module):
         if first_stage is not None:
             self.register_buffer("scale", torch.ones(()))
 
-    def forward(self, x_t: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
-        """(B, *), (B,), (B,) with ``classes`` for "unknown" -> (B, *) in the dtype of ``x_t``"""
+    def forward(
+        self, x_t: Tensor, sigma: Tensor, label: Tensor | None = None, generator: Generator | None = None
+    ) -> Tensor:
+        """(B, *), (B,), (B,) with ``classes`` for "unknown" -> (B, *) in the dtype of ``x_t``
+
+        Dropout draws from ``generator``; there is none without.
+
+        Raises:
+            RequestError: the model has not learnt to do without a label, and there is none.
+        """
         scale = self.preconditioner.scales(sigma)
         condition = self.noise_embedding(scale.noise.float())  # (B, E)
         if self.label_embedding is not None:
-            unknown = torch.full_like(sigma, self.classes, dtype=torch.int64)
-            condition = condition + self.label_embedding(unknown if label is None else label)
-        output = self.network((per_row(scale.into, x_t) * x_t).float(), condition).to(x_t.dtype)
+            condition = condition + self.label_embedding(told(self, label, sigma))
+        output = self.network((per_row(scale.into, x_t) * x_t).float(), condition, generator).to(x_t.dtype)
         return per_row(scale.skip, x_t) * x_t + per_row(scale.out, x_t) * output
 
     def learnt(self, x: Tensor) -> Tensor:
@@ -85,9 +93,12 @@ class Adapted(nn.Module):
         changes = {name.replace("/", "."): change for name, change in self.changes.items()}
         return {name: self.core.get_parameter(name) + change() for name, change in changes.items()}
 
-    def forward(self, x_t: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
-        """(B, *), (B,), (B,) with ``classes`` for "unknown" -> (B, *) in the dtype of ``x_t``"""
-        estimate: Tensor = functional_call(self.core, self.merged(), (x_t, sigma, label))
+    def forward(
+        self, x_t: Tensor, sigma: Tensor, label: Tensor | None = None, generator: Generator | None = None
+    ) -> Tensor:
+        """(B, *), (B,), (B,) -> (B, *), as the base; it is in eval mode, so nothing of it is dropped."""
+        known = told(self, label, sigma) if self.classes else None
+        estimate: Tensor = functional_call(self.core, self.merged(), (x_t, sigma, known, generator))
         return estimate
 
     def learnt(self, x: Tensor) -> Tensor:
@@ -99,6 +110,19 @@ class Adapted(nn.Module):
         return self.core.picture(x, label, seeds)
 
 
+def told(module: Diffusion | Adapted, label: Tensor | None, sigma: Tensor) -> Tensor:
+    """The class of each row for a conditional model: as given, or "unknown". (B,), (B,) -> (B,)
+
+    Raises:
+        RequestError: there is no label, and the model has not learnt to do without.
+    """
+    if label is not None:
+        return label
+    if not module.config.label_dropout:
+        raise RequestError("label", f"This model learnt with all labels told: give labels, 0 to {module.classes - 1}.")
+    return torch.full_like(sigma, module.classes, dtype=torch.int64)
+
+
 def build(config: DiffusionConfig, spec: DataSpec, parents: Mapping[str, Model]) -> Diffusion | Adapted:
     """The untrained denoiser of a recipe for ``spec``; draws from torch's global generator.
 
@@ -106,16 +130,22 @@ def build(config: DiffusionConfig, spec: DataSpec, parents: Mapping[str, Model])
         ConfigError: the recipe does not fit the data or its parents.
     """
     stage, base = parents.get(FIRST_STAGE), parents.get(BASE)
-    learnt = spec if stage is None else _latents(stage, spec, config)
+    learnt = spec if stage is None else _latents(stage, spec)
     if config.adapter is not None:
         return _adapted(config, config.adapter, learnt, base, stage)
     if base is not None:
         raise ConfigError("A base is what an adapter changes, and there is none. Set model.adapter, or leave base out.")
-    check(config, learnt)
+    _check(config, learnt, stage)
     return Diffusion(config, learnt, stage)
 
 
-def _latents(stage: Model, spec: DataSpec, config: DiffusionConfig) -> DataSpec:
+def _check(config: DiffusionConfig, spec: DataSpec, stage: Model | None) -> None:
+    check(config, spec)
+    if stage is not None:
+        check_told(stage, config.conditional)
+
+
+def _latents(stage: Model, spec: DataSpec) -> DataSpec:
     """What is learnt from a first stage: its latents, continuous and scaled to unit variance."""
     latent = stage.tasks.latent_spec
     if latent is None or stage.tasks.decode is None or latent.kind == "tokens":
@@ -123,8 +153,6 @@ def _latents(stage: Model, spec: DataSpec, config: DiffusionConfig) -> DataSpec:
             f"The first stage, {stage.family.name}, has no continuous latents that it can decode. Use an autoencoder "
             "with such, e.g. parents: {first_stage: digits-kl-autoencoder@champion}."
         )
-    if "label" in stage.tasks.conditions and not config.conditional:
-        raise ConfigError("The first stage wants labels to decode. Set model.conditional=true, or use another.")
     return DataSpec(kind=latent.kind, shape=latent.shape, classes=spec.classes)
 
 
@@ -143,7 +171,7 @@ def _adapted(
     if core.classes and core.classes != spec.classes:
         raise ConfigError(f"The base knows {core.classes} classes, the data has {spec.classes}. Use other data.")
     whole = inherited(config, core.config)
-    check(whole, spec)
+    _check(whole, spec, stage)
     return Adapted(whole, adapter, spec, base)
 
 

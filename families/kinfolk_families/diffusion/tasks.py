@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kinfolk.contract import Batch, RequestError, SampleRequest, SamplerState, Tasks
 from kinfolk.rng import generator, row_normal
+from kinfolk_families._shared.dropout import dropouts
 from kinfolk_families._shared.labels import device_of
 from kinfolk_families._shared.noise import per_row
 from kinfolk_families.diffusion.likelihood import ProbabilityFlow
@@ -60,7 +61,8 @@ def _on_samples(module: Diffusion | Adapted, sampler: Sampler, common: Tasks) ->
     }
     flow = ProbabilityFlow(module, module.spec, module.preconditioner.ends, module.config.likelihood)
     score = partial(denoising_error, module)
-    return replace(common, starts=starts, log_prob=flow.task, anomaly_score=score, denoise=module)
+    own = replace(common, starts=starts, log_prob=flow.task, anomaly_score=score, denoise=module)
+    return replace(own, denoise_with_dropout=module) if dropouts(module) else own
 
 
 def _start(
