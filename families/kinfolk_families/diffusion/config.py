@@ -108,7 +108,7 @@ class DiffusionConfig(Config):
         8.0, gt=1
     )  # of the sinusoids that embed ln(sigma) / 4; high ones make D(x, sigma) rough
     conditional: bool = False
-    # Share of labels hidden in training; without, there is no guidance, and every task must be told the class.
+    # Share of labels hidden in training; without, there is no guidance, and tasks on given samples ask for their class.
     label_dropout: float = Field(0.1, ge=0, lt=1)
     adapter: AdapterConfig | None = None
     optimizer: OptimizerConfig = OptimizerConfig(kind="adam")
