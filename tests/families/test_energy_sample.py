@@ -225,10 +225,30 @@ def test_spectral_norm_makes_each_layers_largest_singular_value_one_and_moves_on
 
 
 def test_a_composed_energy_is_the_weighted_sum():
-    parts = {"first": lambda x, _: x[:, 0], "second": lambda x, _: x[:, 1] ** 2}
-    x = torch.randn(4, 2)
-    found = composed(parts, {"first": 2.0, "second": -0.5})(x, None)
-    assert torch.allclose(found, 2 * x[:, 0] - 0.5 * x[:, 1] ** 2)
+    first, second = torch.randn(4, 1), torch.randn(4, 3)
+    found = composed({"first": first, "second": second}, {"first": 2.0, "second": -0.5})
+    assert torch.allclose(found, 2 * first - 0.5 * second)
+
+
+def test_the_free_energy_of_a_composition_is_that_of_the_summed_energies():
+    """-T log sum_c exp(-sum_i w_i E_i(x, c) / T), which a sum of the parents' own free energies is not."""
+    torch.manual_seed(0)
+    parents = {"first": network(conditional=True), "second": network(conditional=True), "third": network()}
+    for parent in parents.values():
+        for parameter in parent.module.parameters():
+            parameter.data += 0.3 * torch.randn(parameter.shape)
+    langevin = LangevinConfig(step_size=0.5, noise=0.8)
+    weights = {"first": 0.7, "second": 1.5, "third": -2.0}
+    model = model_of(parents=parents, kind="composed", weights=weights, langevin=langevin)
+    x, label = torch.randn(4, *IMAGE.shape), torch.tensor([2, 0, 1, 1])
+    summed = sum(weight * parents[role].module.energies(x) for role, weight in weights.items())
+    temperature = 0.64
+    expected = -temperature * (-summed / temperature).logsumexp(1)
+    assert torch.allclose(model.tasks.anomaly_score(Batch(x), torch.arange(4)), expected, atol=1e-5)
+    assert torch.allclose(model.module(x, label), summed[torch.arange(4), label], atol=1e-5)
+    assert torch.allclose(model.tasks.classify(Batch(x), torch.arange(4)), -summed, atol=1e-5)
+    apart = sum(weight * parents[role].module(x) for role, weight in weights.items())
+    assert not torch.allclose(expected, apart, atol=1e-2)
 
 
 def test_rows_of_two_composed_gaussians_have_the_products_mean_and_variance():
