@@ -34,6 +34,7 @@ SHOWN = (
     "elbo_density_nats",
     "importance_bound_binary_nats",
     "reconstruction_mse",
+    "completion_mse",
     "codebook_usage",
     "auroc_against",
 )

@@ -34,6 +34,9 @@ MEANING = {
     "nfe": Meaning("Network evaluations for one sample.", "lower"),
     "parameters": Meaning("Parameters of the model, all parts.", None),
     "reconstruction_mse": Meaning("Mean squared error of reconstructed test samples, data in [-1, 1].", "lower"),
+    "completion_mse": Meaning(
+        "Mean squared error of hidden patches of test samples, completed from the rest, data in [-1, 1].", "lower"
+    ),
     "log_prob_nats": Meaning("Exact log-probability of the test split, nats a sample.", "higher"),
     "log_prob_bits_per_dim": Meaning("The exact log-probability as bits per dimension.", "lower"),
     "elbo_nats": Meaning("Lower bound of the test split's log-probability, nats a sample.", "higher"),

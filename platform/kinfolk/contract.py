@@ -278,6 +278,7 @@ class Tasks:
     encode: RowTask | None = None  # x -> latent
     decode: RowTask | None = None  # latent in ``batch.x`` -> x
     reconstruct: RowTask | None = None  # x -> x
+    complete: RowTask | None = None  # x -> x, every part of it from the others
     anomaly_score: RowTask | None = None  # (B,), higher is stranger
     classify: RowTask | None = None  # (B, K) logits
     denoise: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None  # x_t, sigma (B,), label -> x estimate

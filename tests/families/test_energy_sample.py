@@ -393,14 +393,15 @@ def test_more_steps_than_patches_take_as_many_calls_as_there_are_patches():
     assert transformer().tasks.starts["sample"](request(1, steps=500)).calls.tolist() == [16]
 
 
-def test_a_reconstructed_patch_does_not_see_itself_and_the_score_is_its_error():
+def test_a_completed_patch_does_not_see_itself_and_the_score_is_its_error():
     model = transformer(folds=3)
     x = torch.rand(2, *IMAGE.shape)
     batch, seeds = Batch(x), torch.tensor([5, 9])
-    completed = model.tasks.reconstruct(batch, seeds)
+    completed = model.tasks.complete(batch, seeds)
+    assert model.tasks.reconstruct is None
     changed = x.clone()
     changed[:, :, 2:4, 4:6] += 1
-    again = model.tasks.reconstruct(Batch(changed), seeds)
+    again = model.tasks.complete(Batch(changed), seeds)
     assert torch.equal(again[:, :, 2:4, 4:6], completed[:, :, 2:4, 4:6])
     assert not torch.equal(again, completed)
     assert (completed != 0).all()

@@ -64,6 +64,7 @@ def judge_tasks(module):
         encode=lambda batch, seeds: batch.x.flatten(1),
         classify=lambda batch, seeds: -(batch.x[:, 0, 0, :1] - marks).square(),
         reconstruct=lambda batch, seeds: batch.x + 0.5,
+        complete=lambda batch, seeds: batch.x - 0.25,
         anomaly_score=lambda batch, seeds: batch.x.flatten(1).mean(1),
         importance_bound=lambda batch, seeds, draws: seeds.double() + draws,
         log_prob=Likelihood(lambda batch, seeds: seeds.double(), "exact", "levels"),
@@ -191,6 +192,7 @@ def test_every_row_of_the_test_split_counts_once_with_its_own_seed(data):
     found = of(JUDGE, data)
     assert found["log_prob_nats"] == (ROWS - 1) / 2
     assert found["reconstruction_mse"] == pytest.approx(0.25)
+    assert found["completion_mse"] == pytest.approx(0.0625)
     assert found["test_accuracy"] == 1
     assert "fd_local" not in found
 

@@ -123,7 +123,7 @@ def render(state: SamplerState) -> Tensor:
     return state.x
 
 
-def reconstruct(module: EnergyTransformer, batch: Batch, seeds: Tensor) -> Tensor:
+def complete(module: EnergyTransformer, batch: Batch, seeds: Tensor) -> Tensor:
     """Each patch as the others have it: F groups of patches, random by seed, are hidden in turn. -> (B, C, H, W)"""
     folds = module.system.folds
     group = turns(seeds, torch.ones(len(seeds), module.tokens, dtype=torch.bool)).to(batch.x.device) % folds
@@ -136,7 +136,7 @@ def reconstruct(module: EnergyTransformer, batch: Batch, seeds: Tensor) -> Tenso
 
 def completion_error(module: EnergyTransformer, batch: Batch, seeds: Tensor) -> Tensor:
     """Mean squared error of patches completed from the others. -> (B,)"""
-    return (reconstruct(module, batch, seeds) - batch.x).square().flatten(1).mean(1)
+    return (complete(module, batch, seeds) - batch.x).square().flatten(1).mean(1)
 
 
 def final_energy(module: EnergyTransformer, batch: Batch, _: Tensor) -> Tensor:
@@ -152,6 +152,6 @@ def completion_tasks(module: EnergyTransformer) -> Tasks:
         starts={"sample": partial(start, module), "inpaint": partial(start_inpaint, module)},
         advance=partial(advance, module),
         render=render,
-        reconstruct=partial(reconstruct, module),
+        complete=partial(complete, module),
         anomaly_score=partial(score, module),
     )
