@@ -176,6 +176,40 @@ def test_denoising_without_noise_returns_its_input_even_at_temperature_0():
     assert torch.equal(model.tasks.denoise(x_t, torch.zeros(2), None), x_t)
 
 
+def test_denoising_weighs_what_is_seen_and_what_is_completed_by_their_errors(monkeypatch):
+    """Independent errors of variances v and sigma^2, best mixed, leave v sigma^2 / (v + sigma^2)."""
+    spec = DataSpec(kind="image", shape=(1, 96, 96), data_std=0.1)
+    system = TransformerConfig(patch=2, width=4, heads=1, head_width=2, memories=4, steps=1)
+    model = build(FAMILY, EnergyConfig(system=system), spec, seed=0)
+    x, error, noise = 0.01 * torch.randn(3, 2, *spec.shape, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(model.module, "forward", lambda seen, hidden: x + 2 * error)
+    sigma = torch.tensor([1.0, 3.0])
+    found = model.tasks.denoise(x + sigma.view(2, 1, 1, 1) * noise, 0.01 * sigma, None)
+    left = (found - x).square().mean((1, 2, 3))
+    assert torch.allclose(1e4 * left, torch.tensor([4 * 1 / 5, 4 * 9 / 13]), rtol=0.03)
+
+
+def test_denoising_trusts_a_completed_pixel_by_how_much_it_can_vary(monkeypatch):
+    """The error a pixel is given, sigma^2 (1 / share - 1), goes with 1 - mean^2."""
+    model = transformer()
+    completed = torch.tensor([0.0, 0.9]).repeat(32).view(1, *IMAGE.shape)
+    monkeypatch.setattr(model.module, "forward", lambda seen, hidden: completed)
+    x_t = 0.5 * torch.rand(1, *IMAGE.shape) + 0.2
+    share = (model.tasks.denoise(x_t, torch.tensor([0.1]), None) - x_t) / (completed - x_t)
+    given = 0.1**2 * (1 / share - 1).flatten()
+    torch.testing.assert_close(given[1::2], (1 - 0.9**2) * given[::2], rtol=1e-3, atol=0)
+    assert float(given.mean()) == pytest.approx(float((completed - x_t).square().mean()) - 0.1**2, rel=1e-3)
+
+
+def test_denoising_by_completion_keeps_to_the_range_and_what_has_no_noise():
+    denoised = transformer().tasks.denoise
+    x_t = 4 * torch.rand(2, *IMAGE.shape) - 2
+    assert torch.equal(denoised(x_t, torch.zeros(2), None), x_t.clamp(-1, 1))
+    together = denoised(x_t, torch.ones(2), None).detach()
+    assert float(together.abs().max()) <= 1
+    torch.testing.assert_close(together[1:], denoised(x_t[1:], torch.ones(1), None).detach())
+
+
 def test_the_anomaly_score_is_the_energy():
     model = gaussian(1.0, 3.0)
     x = torch.randn(5, 2)
