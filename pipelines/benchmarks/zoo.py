@@ -28,6 +28,7 @@ SHOWN = (
     "class_accuracy",
     "log_prob_bits_per_dim",
     "log_prob_binary_nats",
+    "log_prob_codes_nats",
     "ode_log_prob_bits_per_dim",
     "elbo_bits_per_dim",
     "elbo_binary_nats",

@@ -64,5 +64,10 @@ MEANING = {
     "elbo_density_nats": Meaning(
         "Lower bound of the test split's log-density, nats a sample; no bits per dimension exist.", None
     ),
+    "log_prob_codes_nats": Meaning(
+        "Exact log-probability of the tokens that stand for the test split, nats a sample: not that of the samples. "
+        "Higher is better among models of the same tokens, of one first stage or palette.",
+        None,
+    ),
     "log_prob_density_nats": Meaning("Exact log-density of the test split, nats a sample.", None),
 }

@@ -261,7 +261,9 @@ class Likelihood:
 
     nats: RowTask  # -> (B,)
     kind: Literal["exact", "lower_bound", "ode"]
-    of: Literal["levels", "binary", "density"]  # P of the discrete levels, of binarised data, or a density
+    of: Literal["levels", "binary", "density", "codes"]
+    """P of the discrete levels, of binarised data, a density, or P of the tokens that stand for the sample, which is
+    not the sample's: it compares models of the same tokens, and nothing else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

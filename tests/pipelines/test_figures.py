@@ -1,5 +1,6 @@
 """Figures of models that replay known pictures: each number has a value that can be worked out by hand."""
 
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -257,8 +258,10 @@ def test_samples_of_a_seed_are_the_same_every_time(data, bank):
     assert torch.equal(drawn, sampling.sample(model, 12, 1, [index % CLASSES for index in range(12)]))
 
 
-@pytest.mark.parametrize("kind", ["exact", "lower_bound", "ode"])
-@pytest.mark.parametrize("of_what", ["levels", "binary", "density"])
+@pytest.mark.parametrize(
+    ("kind", "of_what"),
+    [*product(["exact", "lower_bound", "ode"], ["levels", "binary", "density"]), ("exact", "codes")],
+)
 def test_every_likelihood_has_its_line_in_the_glossary(kind, of_what):
     found = likelihood_figures(Likelihood(lambda batch, seeds: seeds, kind, of_what), torch.zeros(2), SPEC).keys()
     assert {*found, *(name.replace("elbo", "importance_bound") for name in found)} <= MEANING.keys()

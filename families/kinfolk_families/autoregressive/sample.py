@@ -167,11 +167,11 @@ def surprise(module: Autoregressive, batch: Batch, seeds: Tensor) -> Tensor:
 
 
 def tasks(module: Autoregressive) -> Tasks:
-    """A palette's or a first stage's tokens have no ``log_prob``: theirs is not that of x. ``anomaly_score`` tells it.
+    """``log_prob`` says of what it is: a palette's or a first stage's tokens have a probability that is not that of x.
 
     Given pixels mean nothing to a first stage's tokens, so such a model completes no picture.
     """
-    of = None if module.first_stage is not None else module.tokeniser.of
+    of = "codes" if module.first_stage is not None else module.tokeniser.of
     starts = {"sample": partial(start, module)}
     if module.first_stage is None:
         starts["inpaint"] = partial(start_inpaint, module)
@@ -181,6 +181,6 @@ def tasks(module: Autoregressive) -> Tasks:
         advance=partial(advance, module),
         render=partial(render, module),
         conditions=frozenset({"label"}) if module.classes else frozenset(),
-        log_prob=None if of is None else Likelihood(partial(log_prob, module), "exact", of),
+        log_prob=Likelihood(partial(log_prob, module), "exact", of),
         anomaly_score=partial(surprise, module),
     )
