@@ -155,7 +155,9 @@ def sample(
 @app.command()
 def transform(
     model: ModelName,
-    task: Annotated[str, typer.Option(help="reconstruct, denoise, interpolate or arithmetic.")] = "reconstruct",
+    task: Annotated[
+        str, typer.Option(help="reconstruct, complete, denoise, interpolate or arithmetic.")
+    ] = "reconstruct",
     n: Annotated[int, typer.Option("-n", min=1, help="How many rows of pictures.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Of the first row.")] = 0,
     noise: Annotated[float, typer.Option(help="denoise: standard deviation, of data in [-1, 1].")] = 0.5,

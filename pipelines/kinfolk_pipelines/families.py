@@ -17,7 +17,16 @@ from kinfolk.training.loop import build
 from kinfolk_pipelines.settings import Settings
 
 _DATA = "digits"  # the embedded data set, on which every system has a recipe
-_ROW_TASKS = ("encode", "decode", "reconstruct", "denoise", "anomaly_score", "importance_bound", "classify")
+_ROW_TASKS = (
+    "encode",
+    "decode",
+    "reconstruct",
+    "complete",
+    "denoise",
+    "anomaly_score",
+    "importance_bound",
+    "classify",
+)
 
 
 def _summary(family: Family) -> str:

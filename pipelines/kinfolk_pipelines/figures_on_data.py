@@ -1,4 +1,4 @@
-"""Figures of a model on given data: likelihood, reconstruction, classification, codes, anomalies."""
+"""Figures of a model on given data: likelihood, reconstruction, completion, classification, codes, anomalies."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -50,6 +50,7 @@ def on_data(
     return {
         **_likelihood(tasks, test, evaluation),
         **_reconstruction(tasks, test),
+        **_completion(tasks, test),
         **_accuracy(tasks, test),
         **_codes(tasks, test),
         **_anomaly(model, test, strange, learned),
@@ -73,10 +74,16 @@ def _likelihood(tasks: Tasks, test: Source, evaluation: Evaluation) -> dict[str,
 
 
 def _reconstruction(tasks: Tasks, test: Source) -> dict[str, float]:
-    if tasks.reconstruct is None:
-        return {}
-    errors = [(tasks.reconstruct(b, s) - b.x).square().flatten(1).mean(1) for b, s in _chunks(test)]
-    return {"reconstruction_mse": float(torch.cat(errors).mean())}
+    return {} if tasks.reconstruct is None else {"reconstruction_mse": _squared_error(tasks.reconstruct, test)}
+
+
+def _completion(tasks: Tasks, test: Source) -> dict[str, float]:
+    return {} if tasks.complete is None else {"completion_mse": _squared_error(tasks.complete, test)}
+
+
+def _squared_error(task: RowTask, test: Source) -> float:
+    errors = [(task(b, s) - b.x).square().flatten(1).mean(1) for b, s in _chunks(test)]
+    return float(torch.cat(errors).mean())
 
 
 def _accuracy(tasks: Tasks, test: Source) -> dict[str, float]:

@@ -34,6 +34,9 @@ MEANING = {
     "nfe": Meaning("Network evaluations for one sample.", "lower"),
     "parameters": Meaning("Parameters of the model, those of its parents not counted.", None),
     "reconstruction_mse": Meaning("Mean squared error of reconstructed test samples, data in [-1, 1].", "lower"),
+    "completion_mse": Meaning(
+        "Mean squared error of hidden patches of test samples, completed from the rest, data in [-1, 1].", "lower"
+    ),
     "log_prob_nats": Meaning("Exact log-probability of the test split, nats a sample.", "higher"),
     "log_prob_bits_per_dim": Meaning("The exact log-probability as bits per dimension.", "lower"),
     "elbo_nats": Meaning("Lower bound of the test split's log-probability, nats a sample.", "higher"),
@@ -74,6 +77,11 @@ MEANING = {
     ),
     "elbo_density_nats": Meaning(
         "Lower bound of the test split's log-density, nats a sample; no bits per dimension exist.", None
+    ),
+    "log_prob_codes_nats": Meaning(
+        "Exact log-probability of the tokens that stand for the test split, nats a sample: not that of the samples. "
+        "Higher is better among models of the same tokens, of one first stage or palette.",
+        None,
     ),
     "log_prob_density_nats": Meaning("Exact log-density of the test split, nats a sample.", None),
 }

@@ -80,6 +80,7 @@ def _sum(model: Model, source: Source, asked: Asked) -> list[Tensor]:
 
 TASKS: dict[str, tuple[Callable[[Model, Source, Asked], list[Tensor]], int]] = {  # and test pictures for each row
     "reconstruct": (_again, 1),
+    "complete": (_again, 1),
     "denoise": (_denoised, 1),
     "interpolate": (_between, 2),
     "arithmetic": (_sum, 3),

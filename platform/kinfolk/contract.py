@@ -261,7 +261,9 @@ class Likelihood:
 
     nats: RowTask  # -> (B,)
     kind: Literal["exact", "lower_bound", "ode"]
-    of: Literal["levels", "binary", "density"]  # P of the discrete levels, of binarised data, or a density
+    of: Literal["levels", "binary", "density", "codes"]
+    """P of the discrete levels, of binarised data, a density, or P of the tokens that stand for the sample, which is
+    not the sample's: it compares models of the same tokens, and nothing else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,6 +280,7 @@ class Tasks:
     encode: RowTask | None = None  # x -> latent
     decode: RowTask | None = None  # latent in ``batch.x`` -> x
     reconstruct: RowTask | None = None  # x -> x
+    complete: RowTask | None = None  # x -> x, every part of it from the others
     anomaly_score: RowTask | None = None  # (B,), higher is stranger
     classify: RowTask | None = None  # (B, K) logits
     denoise: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None  # x_t, sigma (B,), label -> x estimate

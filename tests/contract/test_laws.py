@@ -259,7 +259,7 @@ def test_row_tasks_depend_on_their_row_alone(case, digits):
     tasks = case.tasks
     batch = digits.source("test").take(0, 4)
     seeds = torch.arange(4)
-    found = [tasks.encode, tasks.reconstruct, tasks.anomaly_score, tasks.classify]
+    found = [tasks.encode, tasks.reconstruct, tasks.complete, tasks.anomaly_score, tasks.classify]
     found += [tasks.log_prob.nats] if tasks.log_prob else []
     for task in filter(None, found):
         with torch.no_grad():
@@ -267,6 +267,19 @@ def test_row_tasks_depend_on_their_row_alone(case, digits):
             part = task(batch.map(lambda value: value[2:3]), seeds[2:3])
         assert whole.shape[0] == 4
         assert torch.allclose(whole[2:3], part, atol=1e-4, rtol=1e-4)
+
+
+def test_a_completed_element_does_not_see_itself_and_sees_others(case, digits):
+    if case.tasks.complete is None:
+        pytest.skip("this model completes nothing")
+    dims = digits.spec.dims
+    x = digits.source("test").take(0, 1).x.flatten().expand(dims, dims).contiguous()
+    changed, seeds = (x + torch.eye(dims)).view(-1, *digits.spec.shape), torch.full((dims,), 3)
+    with torch.no_grad():
+        moved = case.tasks.complete(Batch(changed), seeds) - case.tasks.complete(Batch(x.view_as(changed)), seeds)
+    moved = moved.flatten(1)  # row n: what the change of element n does
+    assert torch.allclose(moved.diagonal(), torch.zeros(dims), atol=1e-6)
+    assert (moved.abs().amax(1) > 1e-4).all()
 
 
 def test_latents_are_what_the_model_says_and_decode_to_data(case, digits):

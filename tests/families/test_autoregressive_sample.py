@@ -209,18 +209,67 @@ def test_tokens_do_not_flip_between_alone_and_a_batch_of_64():
     assert flips == 0
 
 
+def first_elements(spec, count):
+    """1 at the first elements in raster order, channels innermost. -> (1, C, H, W) bool"""
+    channels, height, width = spec.shape
+    return (torch.arange(spec.dims) < count).view(1, height, width, channels).permute(0, 3, 1, 2)
+
+
 @pytest.mark.parametrize(("network", "output", "spec"), [("gated", "categorical", GREY), ("plus", "mixture", COLOUR)])
 def test_given_elements_come_out_as_given_and_the_rest_follows_from_those_before(network, output, spec):
     model = model_of(network, output, spec)
     generator = torch.Generator().manual_seed(3)
     x = spec.from_levels(torch.randint(spec.levels, (2, *spec.shape), generator=generator))
-    mask = torch.rand(x.shape, generator=generator) < 0.5
+    mask = first_elements(spec, 2 * spec.dims // 5).expand(x.shape)
     seeds, tasks = torch.tensor([7, 8]), model.tasks
     completed = sampling.run(tasks, SampleRequest(seeds, Options(), x=x, mask=mask.float()), "inpaint")
     assert torch.equal(completed[mask], x[mask])
     assert not torch.equal(completed[~mask], x[~mask])
     again = SampleRequest(seeds, Options(), x=torch.where(mask, x, 1.0), mask=mask.float())
     assert torch.equal(sampling.run(tasks, again, "inpaint"), completed)  # what is not given is not looked at
+
+
+def inpainting(model, mask):
+    request = SampleRequest(torch.arange(len(mask)), Options(), x=torch.zeros(mask.shape), mask=mask.float())
+    return sampling.start(model.tasks, request, "inpaint")
+
+
+@pytest.mark.parametrize(
+    ("network", "output", "spec"),
+    [("transformer", "categorical", GREY), ("transformer", "categorical", COLOUR), ("plus", "mixture", COLOUR)],
+)
+def test_a_completion_takes_any_first_part_and_refuses_what_is_given_after_a_gap(network, output, spec):
+    model, generator = model_of(network, output, spec), torch.Generator().manual_seed(0)
+    for count in range(spec.dims + 1):
+        mask = first_elements(spec, count)
+        assert len(inpainting(model, mask)) == 1
+        later = torch.randint(count + 1, spec.dims, (1,), generator=generator) if count < spec.dims - 1 else None
+        if later is not None:
+            gap = mask | (first_elements(spec, later + 1) & ~first_elements(spec, later))
+            with pytest.raises(RequestError, match="the upper half") as caught:
+                inpainting(model, torch.cat([mask, gap]))  # one row of two
+            assert caught.value.field == "mask"
+
+
+LINES, COLUMNS = torch.meshgrid(torch.arange(6), torch.arange(6), indexing="ij")
+
+
+@pytest.mark.parametrize(
+    "part", [LINES >= 3, COLUMNS < 3, COLUMNS >= 3, (LINES - 2.5).abs() + (COLUMNS - 2.5).abs() > 2]
+)
+def test_the_lower_left_right_and_outer_part_are_refused(part):
+    with pytest.raises(RequestError, match="does not look ahead"):
+        inpainting(model_of(), part[None, None])
+    assert len(inpainting(model_of(), (LINES < 3)[None, None])) == 1
+
+
+def test_a_palette_takes_whole_pixels_alone():
+    """Its token follows from all channels of a pixel, and what is drawn does not look at some of them."""
+    model = model_of(spec=COLOUR, palette=4)
+    assert len(inpainting(model, first_elements(COLOUR, 9))) == 1
+    for part in (10, 11):
+        with pytest.raises(RequestError, match="does not look ahead"):
+            inpainting(model, first_elements(COLOUR, part))
 
 
 def test_completion_draws_by_the_probability_given_the_pixels_before():

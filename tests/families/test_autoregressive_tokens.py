@@ -1,7 +1,7 @@
 """Laws of tokens: data comes back from them, palettes cover it, and a first stage's tokens can be learned."""
 
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -204,18 +204,32 @@ def test_a_prior_learns_draws_and_weighs_the_tokens_of_its_first_stage():
     tokens = parent.tasks.encode(batch, torch.arange(5))
     nats = module(tokens[..., None], batch.label).sum(1)
     torch.testing.assert_close(tasks.anomaly_score(batch, torch.arange(5)), -nats)
+    torch.testing.assert_close(tasks.log_prob.nats(batch, torch.arange(5)), nats)
     loss = phases(module)[0].loss(Batch(tokens, batch.label), progress())
     torch.testing.assert_close(loss.value, -nats.mean() / 4)
     torch.testing.assert_close(loss.logs["nats"], nats.mean())
 
 
-def test_tokens_that_are_not_the_data_have_no_log_prob_and_complete_nothing_they_cannot():
+def test_tokens_that_are_not_the_data_have_a_log_prob_of_codes_and_complete_nothing_they_cannot():
     prior = model_of(GREY, parents={FIRST_STAGE: codebook()}).tasks
-    assert prior.log_prob is None
+    assert prior.log_prob.of == "codes"
     assert set(prior.starts) == {"sample"}
     palette = model_of(COLOUR, palette=4).tasks
-    assert palette.log_prob is None
+    assert palette.log_prob.of == "codes"
     assert set(palette.starts) == {"sample", "inpaint"}
+
+
+def test_the_probabilities_of_all_codes_sum_to_one():
+    """Two colours for four pixels: sixteen pictures of the palette's own colours hold every code once."""
+    spec = DataSpec(kind="image", shape=(3, 2, 2), levels=17)
+    model = model_of(spec, palette=2)
+    codes = torch.tensor(list(product(range(2), repeat=4)))[..., None]
+    x = model.module.tokeniser.picture(codes)
+    with torch.no_grad():
+        nats = model.tasks.log_prob.nats(Batch(x), torch.arange(16))
+        other = model.tasks.log_prob.nats(Batch(x + 0.01), torch.arange(16))
+    assert float(nats.exp().sum()) == pytest.approx(1, abs=1e-5)
+    assert torch.equal(nats, other)  # of the code, not of x
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,40 @@ def test_denoising_without_noise_returns_its_input_even_at_temperature_0():
     assert torch.equal(model.tasks.denoise(x_t, torch.zeros(2), None), x_t)
 
 
+def test_denoising_weighs_what_is_seen_and_what_is_completed_by_their_errors(monkeypatch):
+    """Independent errors of variances v and sigma^2, best mixed, leave v sigma^2 / (v + sigma^2)."""
+    spec = DataSpec(kind="image", shape=(1, 96, 96), data_std=0.1)
+    system = TransformerConfig(patch=2, width=4, heads=1, head_width=2, memories=4, steps=1)
+    model = build(FAMILY, EnergyConfig(system=system), spec, seed=0)
+    x, error, noise = 0.01 * torch.randn(3, 2, *spec.shape, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(model.module, "forward", lambda seen, hidden: x + 2 * error)
+    sigma = torch.tensor([1.0, 3.0])
+    found = model.tasks.denoise(x + sigma.view(2, 1, 1, 1) * noise, 0.01 * sigma, None)
+    left = (found - x).square().mean((1, 2, 3))
+    assert torch.allclose(1e4 * left, torch.tensor([4 * 1 / 5, 4 * 9 / 13]), rtol=0.03)
+
+
+def test_denoising_trusts_a_completed_pixel_by_how_much_it_can_vary(monkeypatch):
+    """The error a pixel is given, sigma^2 (1 / share - 1), goes with 1 - mean^2."""
+    model = transformer()
+    completed = torch.tensor([0.0, 0.9]).repeat(32).view(1, *IMAGE.shape)
+    monkeypatch.setattr(model.module, "forward", lambda seen, hidden: completed)
+    x_t = 0.5 * torch.rand(1, *IMAGE.shape) + 0.2
+    share = (model.tasks.denoise(x_t, torch.tensor([0.1]), None) - x_t) / (completed - x_t)
+    given = 0.1**2 * (1 / share - 1).flatten()
+    torch.testing.assert_close(given[1::2], (1 - 0.9**2) * given[::2], rtol=1e-3, atol=0)
+    assert float(given.mean()) == pytest.approx(float((completed - x_t).square().mean()) - 0.1**2, rel=1e-3)
+
+
+def test_denoising_by_completion_keeps_to_the_range_and_what_has_no_noise():
+    denoised = transformer().tasks.denoise
+    x_t = 4 * torch.rand(2, *IMAGE.shape) - 2
+    assert torch.equal(denoised(x_t, torch.zeros(2), None), x_t.clamp(-1, 1))
+    together = denoised(x_t, torch.ones(2), None).detach()
+    assert float(together.abs().max()) <= 1
+    torch.testing.assert_close(together[1:], denoised(x_t[1:], torch.ones(1), None).detach())
+
+
 def test_the_anomaly_score_is_the_energy():
     model = gaussian(1.0, 3.0)
     x = torch.randn(5, 2)
@@ -225,10 +259,30 @@ def test_spectral_norm_makes_each_layers_largest_singular_value_one_and_moves_on
 
 
 def test_a_composed_energy_is_the_weighted_sum():
-    parts = {"first": lambda x, _: x[:, 0], "second": lambda x, _: x[:, 1] ** 2}
-    x = torch.randn(4, 2)
-    found = composed(parts, {"first": 2.0, "second": -0.5})(x, None)
-    assert torch.allclose(found, 2 * x[:, 0] - 0.5 * x[:, 1] ** 2)
+    first, second = torch.randn(4, 1), torch.randn(4, 3)
+    found = composed({"first": first, "second": second}, {"first": 2.0, "second": -0.5})
+    assert torch.allclose(found, 2 * first - 0.5 * second)
+
+
+def test_the_free_energy_of_a_composition_is_that_of_the_summed_energies():
+    """-T log sum_c exp(-sum_i w_i E_i(x, c) / T), which a sum of the parents' own free energies is not."""
+    torch.manual_seed(0)
+    parents = {"first": network(conditional=True), "second": network(conditional=True), "third": network()}
+    for parent in parents.values():
+        for parameter in parent.module.parameters():
+            parameter.data += 0.3 * torch.randn(parameter.shape)
+    langevin = LangevinConfig(step_size=0.5, noise=0.8)
+    weights = {"first": 0.7, "second": 1.5, "third": -2.0}
+    model = model_of(parents=parents, kind="composed", weights=weights, langevin=langevin)
+    x, label = torch.randn(4, *IMAGE.shape), torch.tensor([2, 0, 1, 1])
+    summed = sum(weight * parents[role].module.energies(x) for role, weight in weights.items())
+    temperature = 0.64
+    expected = -temperature * (-summed / temperature).logsumexp(1)
+    assert torch.allclose(model.tasks.anomaly_score(Batch(x), torch.arange(4)), expected, atol=1e-5)
+    assert torch.allclose(model.module(x, label), summed[torch.arange(4), label], atol=1e-5)
+    assert torch.allclose(model.tasks.classify(Batch(x), torch.arange(4)), -summed, atol=1e-5)
+    apart = sum(weight * parents[role].module(x) for role, weight in weights.items())
+    assert not torch.allclose(expected, apart, atol=1e-2)
 
 
 def test_rows_of_two_composed_gaussians_have_the_products_mean_and_variance():
@@ -373,14 +427,15 @@ def test_more_steps_than_patches_take_as_many_calls_as_there_are_patches():
     assert transformer().tasks.starts["sample"](request(1, steps=500)).calls.tolist() == [16]
 
 
-def test_a_reconstructed_patch_does_not_see_itself_and_the_score_is_its_error():
+def test_a_completed_patch_does_not_see_itself_and_the_score_is_its_error():
     model = transformer(folds=3)
     x = torch.rand(2, *IMAGE.shape)
     batch, seeds = Batch(x), torch.tensor([5, 9])
-    completed = model.tasks.reconstruct(batch, seeds)
+    completed = model.tasks.complete(batch, seeds)
+    assert model.tasks.reconstruct is None
     changed = x.clone()
     changed[:, :, 2:4, 4:6] += 1
-    again = model.tasks.reconstruct(Batch(changed), seeds)
+    again = model.tasks.complete(Batch(changed), seeds)
     assert torch.equal(again[:, :, 2:4, 4:6], completed[:, :, 2:4, 4:6])
     assert not torch.equal(again, completed)
     assert (completed != 0).all()

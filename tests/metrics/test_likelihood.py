@@ -12,7 +12,9 @@ from kinfolk.metrics.likelihood import bits_per_dim, likelihood_figures
 DIGITS = DataSpec(kind="image", shape=(1, 8, 8), levels=16)
 
 
-def likelihood(kind: Literal["exact", "lower_bound", "ode"], of: Literal["levels", "binary", "density"]) -> Likelihood:
+def likelihood(
+    kind: Literal["exact", "lower_bound", "ode"], of: Literal["levels", "binary", "density", "codes"]
+) -> Likelihood:
     def unused(batch: Batch, seeds: Tensor) -> Tensor:
         raise AssertionError
 
@@ -34,10 +36,11 @@ def test_equally_likely_levels_cost_their_logarithm() -> None:
         ("ode", "density", {"ode_log_prob_density_nats"}),
         ("exact", "binary", {"log_prob_binary_nats", "log_prob_binary_bits_per_dim"}),
         ("lower_bound", "binary", {"elbo_binary_nats", "elbo_binary_bits_per_dim"}),
+        ("exact", "codes", {"log_prob_codes_nats"}),
     ],
 )
 def test_a_figure_is_named_for_what_it_is(
-    kind: Literal["exact", "lower_bound", "ode"], of: Literal["levels", "binary", "density"], names: set[str]
+    kind: Literal["exact", "lower_bound", "ode"], of: Literal["levels", "binary", "density", "codes"], names: set[str]
 ) -> None:
     assert likelihood_figures(likelihood(kind, of), torch.tensor([-1.0]), DIGITS).keys() == names
 

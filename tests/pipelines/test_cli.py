@@ -146,6 +146,9 @@ def test_families_and_data_sets_are_listed_for_programs(kinfolk):
     assert "digits/dcgan" in found["gan"]["recipes"]
     assert "image" in found["gan"]["kinds"]
     assert "digits/dcgan" in {system["recipe"] for system in found["gan"]["systems"]}
+    able = {system["recipe"]: system["tasks"] for system in found["energy"]["systems"]}
+    assert "complete" in able["digits/energy-transformer"]
+    assert "complete" not in able["digits/energy"]
     assert kinfolk_families.gan.__doc__.replace("\n", " ").startswith(found["gan"]["summary"])
     assert all(row["summary"] for row in found.values())
     code, out, _ = kinfolk("data", "list", "--json")

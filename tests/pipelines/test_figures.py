@@ -1,5 +1,6 @@
 """Figures of models that replay known pictures: each number has a value that can be worked out by hand."""
 
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -64,6 +65,7 @@ def judge_tasks(module):
         encode=lambda batch, seeds: batch.x.flatten(1),
         classify=lambda batch, seeds: -(batch.x[:, 0, 0, :1] - marks).square(),
         reconstruct=lambda batch, seeds: batch.x + 0.5,
+        complete=lambda batch, seeds: batch.x - 0.25,
         anomaly_score=lambda batch, seeds: batch.x.flatten(1).mean(1),
         importance_bound=lambda batch, seeds, draws: seeds.double() + draws,
         log_prob=Likelihood(lambda batch, seeds: seeds.double(), "exact", "levels"),
@@ -191,6 +193,7 @@ def test_every_row_of_the_test_split_counts_once_with_its_own_seed(data):
     found = of(JUDGE, data)
     assert found["log_prob_nats"] == (ROWS - 1) / 2
     assert found["reconstruction_mse"] == pytest.approx(0.25)
+    assert found["completion_mse"] == pytest.approx(0.0625)
     assert found["test_accuracy"] == 1
     assert "fd_local" not in found
 
@@ -287,8 +290,10 @@ def test_samples_of_a_seed_are_the_same_every_time(data, bank):
     assert torch.equal(drawn, sampling.sample(model, 12, 1, [index % CLASSES for index in range(12)]))
 
 
-@pytest.mark.parametrize("kind", ["exact", "lower_bound", "ode"])
-@pytest.mark.parametrize("of_what", ["levels", "binary", "density"])
+@pytest.mark.parametrize(
+    ("kind", "of_what"),
+    [*product(["exact", "lower_bound", "ode"], ["levels", "binary", "density"]), ("exact", "codes")],
+)
 def test_every_likelihood_has_its_line_in_the_glossary(kind, of_what):
     found = likelihood_figures(Likelihood(lambda batch, seeds: seeds, kind, of_what), torch.zeros(2), SPEC).keys()
     assert {*found, *(name.replace("elbo", "importance_bound") for name in found)} <= MEANING.keys()

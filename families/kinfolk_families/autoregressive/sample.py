@@ -15,6 +15,7 @@ from kinfolk.rng import row_uniform
 from kinfolk_families._shared.labels import device_of, row_labels
 from kinfolk_families.autoregressive.config import Options
 from kinfolk_families.autoregressive.model import Autoregressive
+from kinfolk_families.autoregressive.tokens import Tokeniser
 
 CACHE = "cache/"  # begins the names of what the network remembers, among what rows carry
 
@@ -89,10 +90,10 @@ def start(module: Autoregressive, request: SampleRequest) -> SamplerState:
 
 
 def start_inpaint(module: Autoregressive, request: SampleRequest) -> SamplerState:
-    """Rows of which the elements in ``mask`` are given. What is drawn looks at what comes before it, in raster order.
+    """Rows whose first elements are given, in the order they are drawn in: the rest looks at what comes before it.
 
     Raises:
-        RequestError: there is no x or mask, or one is not of the data's shape.
+        RequestError: there is no x or mask, one is not of the data's shape, or something is given after a gap.
     """
     shape = (len(request.seeds), *module.spec.shape)
     for field, value in (("x", request.x), ("mask", request.mask)):
@@ -101,7 +102,21 @@ def start_inpaint(module: Autoregressive, request: SampleRequest) -> SamplerStat
             raise RequestError(field, f"inpaint needs {field} of shape {shape}, got {got}.")
     assert request.x is not None
     assert request.mask is not None
-    return _rows_with(module, request, request.x, request.mask.bool())
+    mask = request.mask.bool()
+    if not bool(is_prefix(module.tokeniser, mask).all()):
+        raise RequestError(
+            "mask",
+            "mask gives elements that come after one asked for. This model draws line by line, a pixel's channels in "
+            "turn, and does not look ahead. Give a first part alone, e.g. the upper half.",
+        )
+    return _rows_with(module, request, request.x, mask)
+
+
+def is_prefix(tokeniser: Tokeniser, mask: Tensor) -> Tensor:
+    """Whether every token of which something is given is given whole, and so are all before it. (N, *) bool -> (N,)"""
+    whole, nothing = (tokeniser.given(part).flatten(1) for part in (mask, ~mask))
+    first = whole.long().cumprod(1).bool()
+    return (first | nothing).all(1)
 
 
 def advance(module: Autoregressive, state: SamplerState) -> SamplerState:
@@ -152,11 +167,11 @@ def surprise(module: Autoregressive, batch: Batch, seeds: Tensor) -> Tensor:
 
 
 def tasks(module: Autoregressive) -> Tasks:
-    """A palette's or a first stage's tokens have no ``log_prob``: theirs is not that of x. ``anomaly_score`` tells it.
+    """``log_prob`` says of what it is: a palette's or a first stage's tokens have a probability that is not that of x.
 
     Given pixels mean nothing to a first stage's tokens, so such a model completes no picture.
     """
-    of = None if module.first_stage is not None else module.tokeniser.of
+    of = "codes" if module.first_stage is not None else module.tokeniser.of
     starts = {"sample": partial(start, module)}
     if module.first_stage is None:
         starts["inpaint"] = partial(start_inpaint, module)
@@ -166,6 +181,6 @@ def tasks(module: Autoregressive) -> Tasks:
         advance=partial(advance, module),
         render=partial(render, module),
         conditions=frozenset({"label"}) if module.classes else frozenset(),
-        log_prob=None if of is None else Likelihood(partial(log_prob, module), "exact", of),
+        log_prob=Likelihood(partial(log_prob, module), "exact", of),
         anomaly_score=partial(surprise, module),
     )

@@ -21,7 +21,7 @@ KMEANS_ROUNDS = 20
 class Tokeniser(nn.Module):
     """Levels of pixels, or tokens as they are. A subclass is another way to read a pixel."""
 
-    of: Literal["levels", "binary"] | None = "levels"  # what the tokens' probability is a probability of
+    of: Literal["levels", "binary", "codes"] = "levels"  # what the tokens' probability is a probability of
 
     def __init__(self, spec: DataSpec, group: int = 1) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class PaletteTokeniser(Tokeniser):
     Source: Chen et al., 2020 (ImageGPT), section 3.2, Generative Pretraining from Pixels.
     """
 
-    of = None  # tokens leave out what distinguishes a colour from its neighbours
+    of = "codes"  # tokens leave out what distinguishes a colour from its neighbours
     palette: Tensor  # (K, C)
 
     def __init__(self, spec: DataSpec, colours: int) -> None:

@@ -4,7 +4,8 @@ Two systems. An energy network E(x) or E(x, label) learns by contrastive diverge
 where Langevin dynamics, started from a replay buffer, finds it too low. It samples, fills in, denoises, scores
 anomalies, and several of them can be added to the energy of their product. The Energy Transformer is a network whose
 layers are steps of gradient descent on an energy of its tokens, attention plus an associative memory; it completes
-masked patches, and by doing so in turns draws pictures from nothing.
+masked patches, draws pictures by doing so in turns, and denoises by weighing each patch against its completion. Its
+energy is of tokens, and no training fits it to the density of x, so it takes no part in sums.
 
 Sources: Hinton, 2002, https://doi.org/10.1162/089976602760128018; Tieleman, 2008,
 https://doi.org/10.1145/1390156.1390290 (persistent chains); Du & Mordatch, 2019 (IGEBM),

@@ -12,11 +12,13 @@ from torch import Tensor
 from kinfolk.contract import Batch, RequestError, SampleRequest, SamplerState, Tasks
 from kinfolk.rng import row_uniform
 from kinfolk_families._shared.labels import device_of
+from kinfolk_families._shared.noise import per_row
 from kinfolk_families._shared.transformer import patchify
 from kinfolk_families.energy.config import Options, SystemKind, foreign_options
 from kinfolk_families.energy.transformer import EnergyTransformer
 
 TEMPERATURE = 1.0  # of patches that are drawn, unless the request or the recipe says otherwise
+LEAST_ROOM = 0.01  # for the error of a completed pixel, of 1: none is certain
 
 
 def start(module: EnergyTransformer, request: SampleRequest) -> SamplerState:
@@ -123,7 +125,7 @@ def render(state: SamplerState) -> Tensor:
     return state.x
 
 
-def reconstruct(module: EnergyTransformer, batch: Batch, seeds: Tensor) -> Tensor:
+def complete(module: EnergyTransformer, batch: Batch, seeds: Tensor) -> Tensor:
     """Each patch as the others have it: F groups of patches, random by seed, are hidden in turn. -> (B, C, H, W)"""
     folds = module.system.folds
     group = turns(seeds, torch.ones(len(seeds), module.tokens, dtype=torch.bool)).to(batch.x.device) % folds
@@ -134,9 +136,26 @@ def reconstruct(module: EnergyTransformer, batch: Batch, seeds: Tensor) -> Tenso
     return completed
 
 
+def denoise(module: EnergyTransformer, x_t: Tensor, sigma: Tensor, _: Tensor | None) -> Tensor:
+    """x_t and its completion, each weighed by the other's squared error. (B, C, H, W), (B,) -> (B, C, H, W)
+
+    A completed patch has not seen its own noise, so its mean squared distance to x_t is its error plus sigma^2: each
+    row tells its error by itself. Pixels share it by the most that one in [-1, 1] of their mean can vary, 1 - mean^2.
+    Source: Batson & Royer, 2019 (Noise2Self), Proposition 1, https://arxiv.org/abs/1901.11365.
+    """
+    same_groups = torch.zeros(len(x_t), dtype=torch.int64)
+    completed = complete(module, Batch(x_t.clamp(-1, 1)), same_groups).clamp(-1, 1)
+    variance = sigma.square().to(x_t)
+    error = ((completed - x_t).square().flatten(1).mean(1) - variance).clamp(min=0)
+    room = (1 - completed.square()).clamp(min=LEAST_ROOM)
+    error = per_row(error / room.flatten(1).mean(1), x_t) * room
+    share = per_row(variance, x_t) / (per_row(variance, x_t) + error).clamp(min=torch.finfo(x_t.dtype).tiny)
+    return torch.lerp(x_t, completed, share).clamp(-1, 1)
+
+
 def completion_error(module: EnergyTransformer, batch: Batch, seeds: Tensor) -> Tensor:
     """Mean squared error of patches completed from the others. -> (B,)"""
-    return (reconstruct(module, batch, seeds) - batch.x).square().flatten(1).mean(1)
+    return (complete(module, batch, seeds) - batch.x).square().flatten(1).mean(1)
 
 
 def final_energy(module: EnergyTransformer, batch: Batch, _: Tensor) -> Tensor:
@@ -152,6 +171,7 @@ def completion_tasks(module: EnergyTransformer) -> Tasks:
         starts={"sample": partial(start, module), "inpaint": partial(start_inpaint, module)},
         advance=partial(advance, module),
         render=render,
-        reconstruct=partial(reconstruct, module),
+        complete=partial(complete, module),
         anomaly_score=partial(score, module),
+        denoise=partial(denoise, module),
     )

@@ -132,7 +132,7 @@ class TransformerConfig(Config):
     rate: float = Field(0.1, gt=0)  # alpha, of gradient descent
     mask: MaskConfig = MaskConfig()
     anomaly: Literal["completion", "energy"] = "completion"  # what anomaly_score is
-    folds: int = Field(4, ge=2)  # groups of patches, each completed from the others, in reconstruct and anomaly_score
+    folds: int = Field(4, ge=2)  # groups of patches, each completed from the others, in complete and anomaly_score
 
 
 class EnergyConfig(Config):

@@ -1,4 +1,4 @@
-"""Energy networks and their sums. Shapes: B batch, K energies of a network, 1 unless it is conditional."""
+"""Energy networks and their sums. Shapes: B batch, K energies of a model, 1 unless it is conditional."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -15,7 +15,7 @@ from kinfolk_families.energy.config import (
     NetworkConfig,
     TransformerConfig,
 )
-from kinfolk_families.energy.langevin import Energy, ReplayBuffer
+from kinfolk_families.energy.langevin import ReplayBuffer
 from kinfolk_families.energy.transformer import EnergyTransformer
 
 POWER_ITERATIONS = 20  # on untrained weights; afterwards one a step keeps up with them
@@ -112,9 +112,18 @@ class EnergyModel(nn.Module):
         self.config, self.system, self.spec, self.classes = config, system, spec, classes
         self.buffer = ReplayBuffer(system.buffer, spec, classes) if learns else None
 
+    def energies(self, x: Tensor) -> Tensor:
+        """The energy with each class. (B, *) -> (B, K) float32"""
+        raise NotImplementedError
+
     def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         """(B, *), (B,) -> (B,) float32; without a label, a conditional model's free energy over its classes."""
-        raise NotImplementedError
+        energies = self.energies(x)
+        if not self.classes:
+            return energies[:, 0]
+        if label is not None:
+            return energies.gather(1, label[:, None])[:, 0]
+        return free_energy(energies, self.system.langevin.temperature)
 
     def settle(self) -> None:
         """Move, once per step, what follows from the weights and not from a gradient."""
@@ -128,17 +137,8 @@ class EnergyNetwork(EnergyModel):
         self.network = make_network(system.network, spec, max(self.classes, 1), system.spectral_norm)
 
     def energies(self, x: Tensor) -> Tensor:
-        """The energy with each class. (B, *) -> (B, K)"""
+        """What the network returns. (B, *) -> (B, K) float32"""
         return self.network(x).float()
-
-    def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """(B, *), (B,) -> (B,) float32; without a label, a conditional model's free energy over its classes."""
-        energies = self.energies(x)
-        if not self.classes:
-            return energies[:, 0]
-        if label is not None:
-            return energies.gather(1, label[:, None])[:, 0]
-        return free_energy(energies, self.system.langevin.temperature)
 
     def settle(self) -> None:
         """One power iteration of each normalised layer."""
@@ -157,20 +157,18 @@ def free_energy(energies: Tensor, temperature: float) -> Tensor:
     return -temperature * (-energies / temperature).logsumexp(1)
 
 
-def composed(energies: Mapping[str, Energy], weights: Mapping[str, Tensor | float]) -> Energy:
+def composed(energies: Mapping[str, Tensor], weights: Mapping[str, Tensor | float]) -> Tensor:
     """The weighted sum of energies, whose density is the product of theirs, each to the power of its weight.
 
+    An energy that knows no classes, (B, 1), counts with each. -> (B, K)
     Source: Hinton, 2002; Du et al., 2020, eq. 6, https://arxiv.org/abs/2004.06030.
     """
-
-    def energy(x: Tensor, label: Tensor | None) -> Tensor:
-        return torch.stack([weights[role] * one(x, label) for role, one in energies.items()]).sum(0)
-
-    return energy
+    weighted = [weights[role] * energy for role, energy in energies.items()]
+    return torch.stack(torch.broadcast_tensors(*weighted)).sum(0)
 
 
 class ComposedEnergy(EnergyModel):
-    """The weighted sum of its parents' energies; a label is told to those that know classes."""
+    """The weighted sum of its parents' energies, class by class where they know classes."""
 
     def __init__(
         self, config: EnergyConfig, system: ComposedConfig, spec: DataSpec, parents: Mapping[str, Model]
@@ -187,10 +185,9 @@ class ComposedEnergy(EnergyModel):
         values = self.weight.exp() if self.learns else self.weight
         return dict(zip(self.parents, values, strict=True))
 
-    def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """(B, *), (B,) -> (B,) float32"""
-        energies = {role: _energy_of(parent) for role, parent in self.parents.items()}
-        return composed(energies, self.weights())(x, label)
+    def energies(self, x: Tensor) -> Tensor:
+        """The sum of the parents' energies with each class. (B, *) -> (B, K) float32"""
+        return composed({role: _energy_of(parent).energies(x) for role, parent in self.parents.items()}, self.weights())
 
 
 def _energy_of(parent: Model) -> EnergyModel:

@@ -14,7 +14,7 @@ from kinfolk_families._shared.labels import device_of, row_labels
 from kinfolk_families._shared.noise import per_row
 from kinfolk_families.energy.completion import check_options, completion_tasks, given
 from kinfolk_families.energy.langevin import energy_gradient, is_bounded, langevin_step, limited
-from kinfolk_families.energy.model import EnergyModel, EnergyNetwork
+from kinfolk_families.energy.model import EnergyModel
 from kinfolk_families.energy.transformer import EnergyTransformer
 
 GRADIENT_COST = 2  # a pass forward and one back
@@ -87,7 +87,7 @@ def energy_score(module: EnergyModel, batch: Batch, _: Tensor) -> Tensor:
     return module(batch.x)
 
 
-def classify(module: EnergyNetwork, batch: Batch, _: Tensor) -> Tensor:
+def classify(module: EnergyModel, batch: Batch, _: Tensor) -> Tensor:
     """log p(label | x) up to a constant of x, at temperature 1: the energies' negatives. -> (B, K)
 
     Source: Grathwohl et al., 2020, eq. 2, https://arxiv.org/abs/1912.03263.
@@ -106,6 +106,6 @@ def tasks(module: EnergyModel | EnergyTransformer) -> Tasks:
         render=render,
         conditions=frozenset({"label"} if module.classes else ()),
         anomaly_score=partial(energy_score, module),
-        classify=partial(classify, module) if isinstance(module, EnergyNetwork) and module.classes else None,
+        classify=partial(classify, module) if module.classes else None,
         denoise=partial(denoise, module),
     )

@@ -8,7 +8,7 @@ from kinfolk.contract import DataSpec, Likelihood
 from kinfolk.errors import ConfigError, DataError
 
 _KIND = {"exact": "log_prob", "lower_bound": "elbo", "ode": "ode_log_prob"}
-_OF = {"levels": "", "binary": "_binary", "density": "_density"}
+_OF = {"levels": "", "binary": "_binary", "density": "_density", "codes": "_codes"}
 
 
 def bits_per_dim(nats: float, spec: DataSpec) -> float:
@@ -28,8 +28,8 @@ def likelihood_figures(likelihood: Likelihood, nats: Tensor, spec: DataSpec) -> 
     """Mean of ``nats`` (N,) under a name that says what it is.
 
     ``log_prob``, ``elbo`` or ``ode_log_prob`` for an exact value, a lower bound or the estimate of an ODE solver, then
-    ``_binary`` or ``_density`` unless it is the probability of the levels, then the unit: ``elbo_nats`` and
-    ``elbo_bits_per_dim`` of levels, ``log_prob_density_nats`` alone of a density. A binarised element has two levels.
+    ``_binary``, ``_density`` or ``_codes`` unless it is the probability of the levels, then the unit: ``elbo_nats``
+    and ``elbo_bits_per_dim`` of levels, ``log_prob_density_nats`` alone of a density. A binarised element has two levels.
 
     Raises:
         ConfigError: the likelihood says it is of levels, and the data has none.
@@ -42,6 +42,6 @@ def likelihood_figures(likelihood: Likelihood, nats: Tensor, spec: DataSpec) -> 
         )
     name, mean = _KIND[likelihood.kind] + _OF[likelihood.of], float(nats.double().mean())
     figures = {f"{name}_nats": mean}
-    if likelihood.of != "density":
+    if likelihood.of in ("levels", "binary"):
         figures[f"{name}_bits_per_dim"] = bits_per_dim(mean, spec)
     return figures
