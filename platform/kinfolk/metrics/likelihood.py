@@ -29,7 +29,7 @@ def likelihood_figures(likelihood: Likelihood, nats: Tensor, spec: DataSpec) -> 
 
     ``log_prob``, ``elbo`` or ``ode_log_prob`` for an exact value, a lower bound or the estimate of an ODE solver, then
     ``_binary``, ``_density`` or ``_codes`` unless it is the probability of the levels, then the unit: ``elbo_nats``
-    and ``elbo_bits_per_dim`` of levels, ``log_prob_density_nats`` alone of a density. Binarised, an element has 2 levels.
+    and ``elbo_bits_per_dim`` of levels, ``log_prob_density_nats`` alone of a density. Binary data has two levels.
 
     Raises:
         ConfigError: the likelihood says it is of levels, and the data has none.
