@@ -162,6 +162,10 @@ def test_a_buffer_that_does_not_fit_is_refused(config, spec, classes, named):
         ReplayBuffer(config, spec, classes)
 
 
-def test_a_buffer_smaller_than_the_batch_is_refused_with_the_size_it_takes():
-    with pytest.raises(ConfigError, match="Use at least 64"):
-        ReplayBuffer(BufferConfig(size=60), IMAGE, 4).draw(8, None, progress(workers=2))
+@pytest.mark.parametrize(("size", "classes", "least"), [(60, 4, 64), (15, 0, 16)])
+def test_a_buffer_smaller_than_the_batch_is_refused_with_both_sizes_and_what_to_set(size, classes, least):
+    named = rf"system\.buffer\.size={size} .* batches of 16: .* at least {least}, .*lower training\.batch_size"
+    for rank in range(2):  # both, or one would wait for the other
+        with pytest.raises(ConfigError, match=named):
+            ReplayBuffer(BufferConfig(size=size), IMAGE, classes).draw(8, None, progress(rank=rank, workers=2))
+        ReplayBuffer(BufferConfig(size=least), IMAGE, classes).draw(8, None, progress(rank=rank, workers=2))

@@ -120,6 +120,35 @@ def test_a_run_away_energy_makes_the_platform_stop_before_it_moves_a_weight():
     assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
 
 
+class BrokenOnce:
+    """Data of which one batch, the ``broken``-th that is asked for, is NaN."""
+
+    def __init__(self, broken):
+        self.source, self.asked, self.broken = TensorSource(LINE, torch.randn(64, 1)), 0, broken
+
+    def batch(self, seed, start, stop):
+        batch, self.asked = self.source.batch(seed, start, stop), self.asked + 1
+        return batch.map(lambda x: x * math.nan) if self.asked == self.broken else batch
+
+
+def test_a_roll_back_takes_the_chains_along_and_training_goes_on_from_there():
+    """Of steps of 8 samples the seventh fails, after it moved its chains; the last checkpoint is of the fourth."""
+    system = NetworkConfig(buffer=BufferConfig(size=16), langevin=LangevinConfig(steps=2, noise=0.1))
+    model = build(FAMILY, EnergyConfig(system=system), LINE, seed=0)
+    plan = Training(samples=80, batch_size=8, checkpoint_every_samples=32, log_every_samples=8)
+    state, buffer, chains = prepare(model, plan), model.module.buffer, {}
+    for report in train(state, BrokenOnce(7), plan, seed=0):
+        if report.kind == "rollback":
+            assert report.samples_seen == 32
+            assert torch.equal(buffer.chains, chains[32])
+            assert not torch.equal(buffer.chains, chains[48])
+            assert not buffer.written.any()
+        chains[report.samples_seen] = buffer.chains.clone()
+    assert state.rollbacks == 1
+    assert state.samples_seen == 80
+    assert chains[80].isfinite().all()
+
+
 def test_the_loss_moves_as_many_chains_as_the_batch_and_tells_the_energies():
     torch.manual_seed(0)
     module = module_of(NetworkConfig(buffer=BufferConfig(size=64), langevin=LangevinConfig(steps=3, noise=0.1)))

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from kinfolk.contract import ConfigError, DataSpec
-from kinfolk.training.loop import build
+from kinfolk.config import Training
+from kinfolk.contract import ConfigError, DataSpec, OptimizerConfig
+from kinfolk.training.loop import build, prepare, train
 from kinfolk_families.energy import FAMILY
 from kinfolk_families.energy.config import EnergyConfig, TransformerConfig
 from kinfolk_families.energy.transformer import EnergyAttention, EnergyBlock, EnergyNorm, HopfieldMemory
@@ -106,6 +107,23 @@ def test_a_step_is_as_long_as_the_rate_says_and_all_steps_share_their_weights():
 def test_the_energy_falls_at_every_step_from_random_starts():
     descent = block(rate=0.01)
     x = tokens(30)
+    energy = descent.energy(x)
+    for _ in range(descent.steps):
+        x = descent.step(x)
+        before, energy = energy, descent.energy(x)
+        assert bool((energy < before).all())
+
+
+def test_trained_weights_leave_the_energy_falling_at_every_step(digits):
+    config = EnergyConfig(system=TransformerConfig(patch=2, width=32, heads=4, head_width=8, memories=64))
+    config = config.model_copy(update={"optimizer": OptimizerConfig(kind="adam", lr=0.01)})
+    plan = Training(samples=50 * 32, batch_size=32)
+    state = prepare(build(FAMILY, config, digits.spec, seed=0), plan)
+    errors = [report.logs["completion/loss"] for report in train(state, digits.source("train"), plan, 0) if report.logs]
+    assert errors[-1] < 0.7 * errors[0]
+    descent = state.served().module.block.double()
+    descent.rate = 0.01
+    x = torch.randn(100, 16, 32, generator=generator(), dtype=torch.float64)
     energy = descent.energy(x)
     for _ in range(descent.steps):
         x = descent.step(x)

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import shutil
 import threading
 import time
 from dataclasses import replace
@@ -13,13 +14,16 @@ import torch
 import torch.distributed
 from PIL import Image
 
+from kinfolk import sampling
+from kinfolk.bundle import load_bundle, save_bundle
 from kinfolk.checkpoint import load_checkpoint, save_checkpoint
-from kinfolk.config import Recipe
+from kinfolk.config import Recipe, load_recipe
 from kinfolk.errors import ConfigError, DataError
 from kinfolk.step import World
 from kinfolk.training import worker as module
 from kinfolk.training.loop import Report
-from kinfolk.training.worker import Job, Reporter, _stored_folders, _world, fresh_state, run_worker
+from kinfolk.training.worker import Job, Reporter, _stored_folders, _world, fresh_state, run_worker, trained_model
+from kinfolk_pipelines.families import untrained
 
 
 @pytest.fixture
@@ -269,6 +273,23 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(train, job, digits, tmp_pa
     assert told[0]["samples_seen"] == 32
     assert "state.safetensors" in told[0]["problems"][0]
     assert ended["samples_seen"] == 64
+
+
+def test_a_composition_of_given_weights_goes_through_one_step_and_is_what_the_recipe_says(train, digits, tmp_path):
+    """Nothing trains and nothing is averaged; what is stored is served like any model."""
+    path = Path(__file__).parents[2] / "pipelines/recipes/digits/energy-composed.yaml"
+    few = ["training.samples=64", "training.preview_rows=2", "training.ema_halflife_samples=9", "model.sampler.steps=3"]
+    recipe = load_recipe(path, ["model.system.learn_weights=false", "model.system.weights.second=2", *few])
+    job = Job(recipe, digits.path, parents=untrained(path, digits.spec).parents)
+    train.report = lambda metrics, checkpoint: shutil.copytree(checkpoint, tmp_path / "stored")
+    ended, told = work(job)
+    assert ended == {"samples_seen": 64, "interrupted": False}
+    assert {"log", "preview", "checkpoint"} <= {each["kind"] for each in told}
+    save_bundle(trained_model(job, tmp_path / "stored"), tmp_path / "bundle")
+    served, begun = load_bundle(tmp_path / "bundle"), fresh_state(job, digits.spec).model
+    assert begun.module.weight.tolist() == [0.5, 2.0]
+    assert torch.equal(served.module.weight, begun.module.weight)
+    assert torch.equal(sampling.sample(served, 3, 1), sampling.sample(begun, 3, 1))
 
 
 def test_weights_to_start_from_are_those_of_the_first_step(job, digits):

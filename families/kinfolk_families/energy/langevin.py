@@ -91,14 +91,16 @@ class ReplayBuffer(nn.Module):
         """Positions of ``count`` different chains of the worker's slice, of the classes asked for. -> (count,)
 
         Raises:
-            ConfigError: the slice has fewer groups of chains.
+            ConfigError: a worker's slice has fewer groups of chains.
         """
         own, generator = self.slots(progress), progress.generator
-        if len(own) < count:
+        if self.config.size // self.classes // progress.workers < count:  # the smallest slice, so that all refuse
             least = count * self.classes * progress.workers
+            apart = f", and each of {self.classes} classes has its own" if self.classes > 1 else ""
             raise ConfigError(
-                f"buffer.size={self.config.size} is too small to draw {count} chains on each of {progress.workers} "
-                f"workers. Use at least {least}, better 100 times the batch."
+                f"system.buffer.size={self.config.size} is too small for batches of {count * progress.workers}: every "
+                f"sample takes a chain{apart}. Set it to at least {least}, better to 100 times the batch, or lower "
+                "training.batch_size."
             )
         order = torch.randperm(len(own), generator=generator, device=generator.device)[:count]
         groups = own.start + order
