@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kinfolk.config import Recipe, load_recipe, parse
 from kinfolk.data.prepared import Prepared
 from kinfolk.families import find_family
+from kinfolk.memory import keep_freed_memory
 from kinfolk.step import World
 from kinfolk.training.loop import TrainState, build, prepare, take_step
 
@@ -134,6 +135,7 @@ def measure(recipe: Recipe, data: Prepared, rounds: int, peaks: dict[str, float]
 
 def main(folder: str, rounds: str = "3", threads: str = "2", *recipes: str) -> None:
     """Print the limit and a line for each recipe."""
+    keep_freed_memory()  # as workers do
     torch.set_num_threads(int(threads))
     data = Prepared.open(Path(folder))
     peaks = {precision: peak(precision) for precision in ("float32", "bfloat16")}
