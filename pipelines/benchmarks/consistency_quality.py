@@ -43,10 +43,14 @@ def main(
     if learned != taught:
         raise SystemExit(f"{student_name} learned {learned}, {teacher_name} {taught}. Name two models of one data set.")
     data, features = open_dataset(settings, learned).prepared, feature_model(settings, learned)
-    (own,) = student.model.tasks.options.model_dump()["sigmas"]
+    own = student.model.tasks.options.model_dump()["sigmas"]
+    if level is None and len(own) != 1:
+        raise SystemExit(
+            f"{student_name} draws in {1 + len(own)} steps by itself. Name the level of the second of two."
+        )
     print(f"{HEAD}\n{'|---' * HEAD.count(' | ')}|---|")
     first: Mapping[str, float] = {}
-    for name, model, options in rows(student, teacher, level or own):
+    for name, model, options in rows(student, teacher, level or own[0]):
         evaluation = Evaluation(samples=samples, options=options, likelihood_samples=1)
         found = measure(model, data, evaluation, features.model, seed).metrics
         first = first or found

@@ -89,7 +89,7 @@ def report(compared: Sequence[Compared], workers: int) -> str:
     basis = [
         f"Data set {data.name} ({data.digest}), trained with {workers} workers, averaged weights measured.",
         f"{' or '.join(counts)} samples of each model; features of {features}; class-conditional models were asked for "
-        "every class equally often. Figures of one row are measured alike; the best is shaded.",
+        "every class equally often. Figures are measured alike, on the rows and draws shown; the best is shaded.",
     ]
     return render(f"Comparison on {data.name}", basis, [_entry(each) for each in compared])
 

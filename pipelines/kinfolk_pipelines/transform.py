@@ -1,5 +1,6 @@
 """What a registered model makes of test pictures: the same again, what noise hid, what lies between two of them."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +54,8 @@ def _denoised(model: Model, source: Source, asked: Asked) -> list[Tensor]:
     tasks, given = model.tasks, source.take(0, asked.n)
     if tasks.denoise is None:
         raise ConfigError(f"This {model.family.name} model cannot denoise.")
-    if asked.noise <= 0:
-        raise ConfigError(f"--noise {asked.noise:g}: use a standard deviation above 0, of data in [-1, 1].")
+    if not 0 < asked.noise < math.inf:
+        raise ConfigError(f"--noise {asked.noise:g}: use a finite standard deviation above 0, of data in [-1, 1].")
     noisy = given.x + asked.noise * row_normal(asked.seeds, torch.zeros_like(asked.seeds), given.x.shape[1:])
     label = given.label if "label" in tasks.conditions else None
     shown = [given.x, noisy, tasks.denoise(noisy, torch.full((asked.n,), asked.noise), label)]

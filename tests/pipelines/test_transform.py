@@ -97,7 +97,7 @@ def test_sums_of_three_pictures(source):
     [
         (Asked("reconstrct"), every_task, "Did you mean 'reconstruct'"),
         (Asked("arithmetic", n=5), every_task, "needs 15 test samples, the data has 12"),
-        (Asked("denoise", n=1, noise=0.0), every_task, "above 0"),
+        *((Asked("denoise", n=1, noise=noise), every_task, "above 0") for noise in (0.0, -1.0, math.inf, math.nan)),
         (Asked("interpolate", n=1, path="arc"), every_task, "use 'spherical' or 'linear'"),
         *((Asked(task, n=1), lambda _: Tasks(options=Config()), "This stub model cannot") for task in transform.TASKS),
     ],
