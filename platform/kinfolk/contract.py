@@ -50,6 +50,14 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class SamplerOptions(Config):
+    """What a user may ask of one sample, beside label, seed and given data; each family has its own."""
+
+    def idle(self) -> Mapping[str, str]:
+        """Options that do nothing beside the values of the others, each with what it is for: they are refused."""
+        return {}
+
+
 class DataSpec(Config):
     """What one sample is. The only place where levels and [-1, 1] are turned into each other."""
 
@@ -181,7 +189,7 @@ class SampleRequest:
     """What a user asks of a sampling task: one row for each seed."""
 
     seeds: Tensor  # (N,) int64, CPU
-    options: BaseModel  # an instance of the family's options
+    options: SamplerOptions  # an instance of the family's options
     label: Tensor | None = None  # (N,) int64; None on a conditional model: each row's class follows from its seed
     caption: Tensor | None = None  # (N, E)
     x: Tensor | None = None  # (N, *) given data, for inpainting, upscaling, translation
@@ -270,7 +278,7 @@ class Likelihood:
 class Tasks:
     """What one built model can do. A field left out is a thing it cannot."""
 
-    options: BaseModel  # this model's default sampling options, an instance of the family's options
+    options: SamplerOptions  # this model's default sampling options, an instance of the family's options
     starts: Mapping[str, Callable[[SampleRequest], SamplerState]] = field(default_factory=dict)
     advance: Callable[[SamplerState], SamplerState] | None = None  # one call for all rows; consumes its argument
     render: Callable[[SamplerState], Tensor] | None = None  # (R, *shape): the picture so far
@@ -296,7 +304,7 @@ class Family:
     name: str
     kinds: frozenset[Kind]  # the data kinds it can learn
     config: type[Config]
-    options: type[Config]
+    options: type[SamplerOptions]
     build: Callable[[Any, DataSpec, Mapping[str, "Model"]], nn.Module]  # (config, spec, parents)
     phases: Callable[[Any], Sequence[Phase]]
     tasks: Callable[[Any], Tasks]

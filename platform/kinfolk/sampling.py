@@ -27,7 +27,7 @@ def resolve_options(family: Family, tasks: Tasks, given: Mapping[str, Any]) -> A
     """The model's default options with ``given`` laid over them, checked.
 
     Raises:
-        RequestError: an option the family lacks, or a value beyond its limits.
+        RequestError: an option the family lacks, a value beyond its limits, or one that would have no effect.
     """
     known = family.options.model_fields
     for key in given:
@@ -37,10 +37,14 @@ def resolve_options(family: Family, tasks: Tasks, given: Mapping[str, Any]) -> A
                 key, f"{family.name} has no option {key!r}.{nearest(key, known)} Its options: {allowed}."
             )
     try:
-        return parse(family.options, {**tasks.options.model_dump(), **given}, "options")
+        resolved = parse(family.options, {**tasks.options.model_dump(), **given}, "options")
     except ConfigError as error:
         wrong = next((key for key in given if re.search(rf" {re.escape(key)}[.:]", str(error))), "options")
         raise RequestError(wrong, str(error)) from None
+    for key, purpose in resolved.idle().items():
+        if key in given and getattr(resolved, key) != known[key].default:
+            raise RequestError(key, f"{key}={given[key]} would have no effect: it is for {purpose}. Leave it out.")
+    return resolved
 
 
 def _labels(model: Model, tasks: Tasks, label: int | Sequence[int] | None, n: int) -> Tensor | None:

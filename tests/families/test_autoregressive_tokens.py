@@ -18,6 +18,7 @@ from kinfolk.contract import (
     Likelihood,
     Model,
     Progress,
+    SamplerOptions,
     Tasks,
 )
 from kinfolk.families import find_family
@@ -175,7 +176,7 @@ def codebook(shape=(4,)):
         return quarters.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
     spec = DataSpec(kind="tokens", shape=shape, levels=17, classes=3)
-    tasks = Tasks(options=CodebookConfig(), encode=encode, decode=decode, latent_spec=spec)
+    tasks = Tasks(options=SamplerOptions(), encode=encode, decode=decode, latent_spec=spec)
     return Model(family_of(tasks), CodebookConfig(), GREY, torch.nn.Linear(1, 1))
 
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from kinfolk import sampling
 from kinfolk.contract import DataSpec, SampleRequest, SamplerState, Tasks
@@ -199,12 +200,27 @@ def model_of(spec=VECTOR, **config):
         ({"conditional": True, "label_dropout": 0.0}, {"guidance": 2.0}, "guidance", "with and without labels"),
         ({}, {"guidance": 2.0}, "guidance", "with and without labels"),
         ({"preconditioning": DdpmConfig(timesteps=20)}, {"steps": 21}, "steps", "Use 1 to 20"),
+        ({}, {"eta": 0.5}, "eta", "eta=0.5 would have no effect: it is for solver=ddim"),
+        ({}, {"solver": "ddim", "churn": 40}, "churn", "it is for solver=heun"),
+        ({}, {"solver": "dpmpp_2m", "variance": "large"}, "variance", "it is for solver=ddpm"),
     ],
 )
 def test_what_a_model_cannot_do_is_refused_by_name(config, options, field, named):
     with pytest.raises(RequestError, match=named) as caught:
         sampling.sample(model_of(**config), 1, options=options)
     assert caught.value.field == field
+
+
+def test_a_solver_may_be_changed_where_the_recipe_has_settings_of_its_own():
+    tasks = model_of(sampler=Options(solver="ddim", eta=1.0)).tasks
+    assert sampling.resolve_options(FAMILY, tasks, {"solver": "heun", "eta": 0}).solver == "heun"
+    assert sampling.resolve_options(FAMILY, tasks, {"solver": "ddim", "eta": 0.5}).eta == 0.5
+
+
+@pytest.mark.parametrize("given", [{"eta": 0.5}, {"solver": "ddim", "churn": 40}, {"variance": "large"}])
+def test_a_recipe_with_settings_of_another_solver_is_refused(given):
+    with pytest.raises(ValidationError, match="would have no effect: it is for solver="):
+        DiffusionConfig(sampler=Options(**given))
 
 
 def test_an_unconditional_model_takes_no_label():

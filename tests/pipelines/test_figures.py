@@ -9,7 +9,17 @@ from torch import nn
 
 from kinfolk import sampling
 from kinfolk.config import Evaluation
-from kinfolk.contract import Config, DataSpec, Family, Likelihood, Model, RequestError, SamplerState, Tasks
+from kinfolk.contract import (
+    Config,
+    DataSpec,
+    Family,
+    Likelihood,
+    Model,
+    RequestError,
+    SamplerOptions,
+    SamplerState,
+    Tasks,
+)
 from kinfolk.data.source import TensorSource
 from kinfolk.errors import ConfigError, DataError
 from kinfolk.metrics.kernel import kernel_distance
@@ -24,7 +34,7 @@ SPEC = DataSpec(kind="image", shape=(1, 4, 4), levels=17, classes=CLASSES)
 STEP = 2 / (SPEC.levels - 1)  # between neighbouring levels
 
 
-class Options(Config):
+class Options(SamplerOptions):
     shift: float = 0.0
     steps: int = 1
     cost: int = 1
@@ -61,7 +71,7 @@ def judge_tasks(module):
     """Features are the pixels; the class is told by the first of them."""
     marks = SPEC.from_levels(4 + torch.arange(CLASSES) * 3)
     return Tasks(
-        options=Config(),
+        options=SamplerOptions(),
         encode=lambda batch, seeds: batch.x.flatten(1),
         classify=lambda batch, seeds: -(batch.x[:, 0, 0, :1] - marks).square(),
         reconstruct=lambda batch, seeds: batch.x + 0.5,
@@ -228,7 +238,7 @@ def test_a_class_is_told_for_anomalies_where_the_model_cannot_do_without(data, d
             raise RequestError("label", "tell one")
         return (batch.x[:, 0, 0, 0] - marks[batch.label]).abs()
 
-    tasks = Tasks(options=Config(), anomaly_score=score, conditions=frozenset({"label"}))
+    tasks = Tasks(options=SamplerOptions(), anomaly_score=score, conditions=frozenset({"label"}))
     model = Model(family(lambda _: tasks), Config(), SPEC, nn.Identity())
     strangers = SPEC.model_copy(update={"classes": 50})
     x, label = pictures(2)
@@ -270,7 +280,10 @@ def test_codes_are_counted_over_the_whole_test_split(data):
         return torch.div(seeds, ROWS / 2, rounding_mode="floor").long()[:, None]  # code 0, then code 1
 
     coder = Model(
-        family(lambda _: Tasks(options=Config(), encode=encode, latent_spec=codes)), Config(), SPEC, nn.Identity()
+        family(lambda _: Tasks(options=SamplerOptions(), encode=encode, latent_spec=codes)),
+        Config(),
+        SPEC,
+        nn.Identity(),
     )
     found = of(coder, data, features=None)
     assert found["codebook_usage"] == 2 / 8

@@ -11,7 +11,7 @@ from rich.console import Console
 import kinfolk.training.launch
 import kinfolk_pipelines.train as module
 from kinfolk.bundle import load_bundle
-from kinfolk.contract import Config, Tasks
+from kinfolk.contract import SamplerOptions, Tasks
 from kinfolk.errors import ConfigError, DivergenceError, RegistryError
 from kinfolk.tracking import registry
 from kinfolk.tracking.connection import connect
@@ -63,7 +63,7 @@ def test_the_speed_of_a_version_is_that_of_sampling(run, monkeypatch):
 
 def test_a_model_that_draws_nothing_has_no_speed(run, monkeypatch):
     real = module._speed
-    monkeypatch.setattr(module, "_speed", lambda model: real(SimpleNamespace(tasks=Tasks(options=Config()))))
+    monkeypatch.setattr(module, "_speed", lambda model: real(SimpleNamespace(tasks=Tasks(options=SamplerOptions()))))
     trained = run()
     assert "samples_per_second" not in trained.metrics  # that of training is another thing
     assert trained.version.lineage.samples_per_second is None

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from kinfolk.contract import Config, DataSpec, Family, Model, RequestError, SamplerState, Tasks
+from kinfolk.contract import Config, DataSpec, Family, Model, RequestError, SamplerOptions, SamplerState, Tasks
 from kinfolk.data.source import TensorSource
 from kinfolk.errors import ConfigError
 from kinfolk_pipelines import transform
@@ -19,8 +19,12 @@ SPEC = DataSpec(kind="image", shape=(1, 2, 2), levels=17, classes=3)
 LATENT = DataSpec(kind="vector", shape=(4,))
 
 
-class Options(Config):
+class Options(SamplerOptions):
     noise_level: float = 0.0
+
+
+def no_task(module):
+    return Tasks(options=SamplerOptions())
 
 
 def every_task(module):
@@ -72,7 +76,7 @@ def test_noise_and_what_was_under_it(source):
 
 
 def test_a_model_that_is_told_nothing_and_draws_nothing_shows_three(source):
-    tasks = Tasks(options=Config(), denoise=lambda x, sigma, label: x if label is None else 1 / 0)
+    tasks = Tasks(options=SamplerOptions(), denoise=lambda x, sigma, label: x if label is None else 1 / 0)
     assert made(model_of(lambda _: tasks), source, Asked("denoise", n=2)).shape == (2, 3, 1, 2, 2)
 
 
@@ -99,7 +103,10 @@ def test_sums_of_three_pictures(source):
         (Asked("arithmetic", n=5), every_task, "needs 15 test samples, the data has 12"),
         *((Asked("denoise", n=1, noise=noise), every_task, "above 0") for noise in (0.0, -1.0, math.inf, math.nan)),
         (Asked("interpolate", n=1, path="arc"), every_task, "use 'spherical' or 'linear'"),
-        *((Asked(task, n=1), lambda _: Tasks(options=Config()), "This stub model cannot") for task in transform.TASKS),
+        *(
+            (Asked(task, n=1), no_task, "This stub model cannot")
+            for task in transform.TASKS
+        ),
     ],
 )
 def test_what_cannot_be_made_is_refused(source, asked, tasks, said):

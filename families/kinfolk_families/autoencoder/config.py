@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kinfolk.contract import Config, OptimizerConfig
+from kinfolk.contract import Config, OptimizerConfig, SamplerOptions
 
 
-class Options(Config):
+class Options(SamplerOptions):
     """What a user may ask of one sample."""
 
     temperature: float = Field(1.0, gt=0, le=2)  # standard deviation of z; below 1 is likelier and less diverse

@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kinfolk.contract import Config, ConfigError, DataSpec, OptimizerConfig
+from kinfolk.contract import Config, ConfigError, DataSpec, OptimizerConfig, SamplerOptions
 
 
-class Options(Config):
+class Options(SamplerOptions):
     """How each token is drawn. Temperature comes first, then ``top_k``, then ``top_p`` of what that leaves."""
 
     temperature: float = Field(1.0, gt=0, le=2, description="divides the log-probabilities; below 1 is likelier")

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from kinfolk.contract import Config, OptimizerConfig
+from kinfolk.contract import Config, OptimizerConfig, SamplerOptions
 
 
 class ClassifierConfig(Config):
@@ -16,5 +16,5 @@ class ClassifierConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
 
 
-class ClassifierOptions(Config):
+class ClassifierOptions(SamplerOptions):
     """A classifier draws no samples, so there is nothing to choose."""

@@ -5,13 +5,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from kinfolk.contract import Config, OptimizerConfig
+from kinfolk.contract import Config, OptimizerConfig, SamplerOptions
 from kinfolk_families._shared.network_config import Network, TransformerConfig
 
 MAX_LEVELS = 63  # between steps; rows keep room for as many
 
 
-class Options(Config):
+class Options(SamplerOptions):
     """How rows are sampled: a step from pure noise, and one more from each of ``sigmas``."""
 
     sigmas: tuple[Annotated[float, Field(gt=0)], ...] = Field(

@@ -4,13 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kinfolk.contract import Config, ConfigError, DataSpec, OptimizerConfig
+from kinfolk.contract import Config, ConfigError, DataSpec, OptimizerConfig, SamplerOptions
 from kinfolk_families._shared.network_config import Network, TransformerConfig, check_network
 
 SolverName = Literal["ddpm", "ddim", "heun", "dpmpp_2m"]
+SOLVER_OF: dict[str, SolverName] = {"eta": "ddim", "variance": "ddpm", "churn": "heun"}  # options of one solver alone
 
 
-class Options(Config):
+class Options(SamplerOptions):
     """How rows are sampled. Every solver runs over every trained model."""
 
     solver: SolverName = Field("heun", description="ddpm: ancestral; ddim; heun: of EDM; dpmpp_2m: DPM-Solver++(2M)")
@@ -32,6 +33,10 @@ class Options(Config):
         if self.guidance_high is not None and self.guidance_low >= self.guidance_high:
             raise ValueError(f"guidance_low={self.guidance_low} must be below guidance_high={self.guidance_high}")
         return self
+
+    def idle(self) -> dict[str, str]:
+        """The settings of the other solvers."""
+        return {name: f"solver={solver}" for name, solver in SOLVER_OF.items() if solver != self.solver}
 
 
 class Levels(Config):
@@ -124,6 +129,9 @@ class DiffusionConfig(Config):
             raise ValueError(f"sampler.steps={steps} is more than preconditioning.timesteps={noising.timesteps}")
         if self.sampler.guidance != 1 and not (self.conditional and self.label_dropout):
             raise ValueError("sampler.guidance other than 1 needs conditional: true and label_dropout above 0")
+        for name, purpose in self.sampler.idle().items():
+            if getattr(self.sampler, name) != Options.model_fields[name].default:
+                raise ValueError(f"sampler.{name} would have no effect: it is for {purpose}")
         return self
 
 

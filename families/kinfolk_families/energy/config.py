@@ -4,14 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kinfolk.contract import Config, OptimizerConfig
+from kinfolk.contract import Config, OptimizerConfig, SamplerOptions
 
 SystemKind = Literal["network", "composed", "transformer"]
 Role = Literal["first", "second", "third"]
 ROLES: tuple[Role, ...] = ("first", "second", "third")  # of the models that a composition adds
 
 
-class Options(Config):
+class Options(SamplerOptions):
     """How rows are sampled. What is None is as the model was trained."""
 
     steps: int = Field(100, ge=1, le=10_000, description="Langevin steps; of the Energy Transformer: decoding calls")

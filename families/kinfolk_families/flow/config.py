@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kinfolk.contract import Config, ConfigError, DataSpec, OptimizerConfig
+from kinfolk.contract import Config, ConfigError, DataSpec, OptimizerConfig, SamplerOptions
 
 
-class Options(Config):
+class Options(SamplerOptions):
     """What a user may ask of one sample."""
 
     temperature: float = Field(1.0, ge=0, le=2, description="standard deviation of the noise; 0 gives the mode's image")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kinfolk.contract import Config, OptimizerConfig
+from kinfolk.contract import Config, OptimizerConfig, SamplerOptions
 
 
 class Pyramid(Config):
@@ -89,7 +89,7 @@ class PenaltyConfig(Config):
         return self.final_gamma + (self.gamma - self.final_gamma) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-class GANOptions(Config):
+class GANOptions(SamplerOptions):
     """What may be chosen when sampling."""
 
     truncation: float = Field(1.0, gt=0, le=1.5)  # scale of z: below 1 more typical and less diverse samples

@@ -7,11 +7,21 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kinfolk.contract import Config, Family, Likelihood, Loss, OptimizerConfig, Phase, SamplerState, Tasks
+from kinfolk.contract import (
+    Config,
+    Family,
+    Likelihood,
+    Loss,
+    OptimizerConfig,
+    Phase,
+    SamplerOptions,
+    SamplerState,
+    Tasks,
+)
 from kinfolk.rng import row_integers, row_normal
 
 
-class Options(Config):
+class Options(SamplerOptions):
     temperature: float = 1.0
     steps: int = Field(4, ge=1, le=10)  # draws of noise that a sample is the sum of
 
