@@ -2,24 +2,24 @@
 
 Falling energy is counted over random starts in float64, at several rates, with random weights and with trained ones.
 Completion is the mean squared error of hidden patches of the test split, beside plain transformers over the same
-patches with as many parameters (within a step of width) and no bottleneck: one, two and four blocks, trained by the
-same loop on the same samples, masks and schedule.
-Run: python pipelines/benchmarks/energy_monotone.py [recipe] [training samples] [starts]
+patches with as many parameters (within a step of width) and no bottleneck: one, two and four blocks, trained here by
+the same loop on the same samples, masks and schedule.
+Run after training: python pipelines/benchmarks/energy_monotone.py mnist-energy-transformer [starts]
 """
 
 import copy
 import sys
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from kinfolk.config import Recipe, Training, load_recipe, parse
+from kinfolk.config import Recipe, parse
 from kinfolk.contract import DataSpec, Family, Model, Phase, Tasks
 from kinfolk.data.prepared import Prepared
 from kinfolk.rng import generator
+from kinfolk.tracking.connection import mlflow_environment
 from kinfolk.training.loop import build, prepare, train
 from kinfolk_families._shared.transformer import Block, patchify, unpatchify
 from kinfolk_families.energy import FAMILY
@@ -27,9 +27,9 @@ from kinfolk_families.energy.config import EnergyConfig, MaskConfig, Options, Tr
 from kinfolk_families.energy.losses import completion_loss, hidden_patches
 from kinfolk_families.energy.transformer import EnergyBlock, EnergyTransformer
 from kinfolk_pipelines.datasets import open_dataset
-from kinfolk_pipelines.settings import load_settings
+from kinfolk_pipelines.models import load_model
+from kinfolk_pipelines.settings import apply_environment, load_settings
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 RATES = (0.1, 0.03, 0.01)
 DEPTHS = (1, 2, 4)
 HEADS = 2  # of the rivals; their width is a multiple
@@ -135,16 +135,17 @@ def count_monotone(system: TransformerConfig, trained_block: EnergyBlock, tokens
             print(f"| {name} | {rate} | {fallen} of {starts} |", flush=True)
 
 
-def main(name: str = "mnist/energy-transformer", samples: int | None = None, starts: int = 1000) -> None:
-    """Train the Energy Transformer and its rivals, compare them, and count."""
-    recipe = load_recipe(RECIPES / f"{name}.yaml")
-    plan = recipe.training.model_dump() | ({"samples": samples} if samples else {})
-    recipe = recipe.model_copy(update={"training": Training(**plan)})
-    data = open_dataset(load_settings(), recipe.data).prepared
-    module = trained(FAMILY, recipe, data)
+def main(reference: str = "mnist-energy-transformer", starts: int = 1000) -> None:
+    """Train rivals of the registered Energy Transformer by its own recipe, compare them, and count."""
+    apply_environment(mlflow_environment())
+    settings = load_settings()
+    loaded = load_model(settings, reference)
+    module, recipe = loaded.model.module, parse(Recipe, loaded.recipe, "recipe")
     assert isinstance(module, EnergyTransformer)
+    data = open_dataset(settings, loaded.version.lineage.data).prepared
     own = completion_error(module, data)
-    print(f"{name}, {recipe.training.samples} training samples, half of the patches of the test split hidden\n")
+    told = f"{recipe.training.samples} training samples, half of the patches of the test split hidden"
+    print(f"{loaded.version.reference}, {told}\n")
     print("| network | parameters | error of hidden patches | ratio |\n|---|---|---|---|")
     print(f"| Energy Transformer, {module.system.steps} steps | {parameters(module)} | {own:.4f} | 1 |", flush=True)
     for depth in DEPTHS:
