@@ -1,5 +1,6 @@
 """Measure a registered model and write its figures to the version."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,11 +45,13 @@ def _check_data(version: Version, data: Dataset) -> None:
         )
 
 
-def _basis(data: Dataset, evaluation: Evaluation, against: Dataset | None) -> dict[str, str]:
-    """What the figures rest on, in words."""
+def _basis(
+    data: Dataset, evaluation: Evaluation, against: Dataset | None, metrics: Mapping[str, float]
+) -> dict[str, str]:
+    """What the figures rest on, in words; a figure that is measured again takes its words along."""
     basis = {"data": f"{data.name} {data.digest}", "samples": str(evaluation.samples)}
-    if evaluation.likelihood_samples is not None:
-        basis["likelihood"] = f"the first {evaluation.likelihood_samples} test samples"
+    if "likelihood_rows" in metrics:
+        basis["likelihood"] = f"the first {metrics['likelihood_rows']:.0f} test samples"
     if evaluation.importance_draws is not None:
         basis["importance_bound"] = f"{evaluation.importance_draws} draws a sample"
     if against is not None:
@@ -83,6 +86,6 @@ def evaluate(settings: Settings, reference: str, **given: Any) -> Evaluated:
         learned=loaded.recipe.get("keep_labels", ()),
         against=against.prepared.source("test") if against else None,
     )
-    basis = {**_basis(data, evaluation, against), "features": about}
+    basis = {**_basis(data, evaluation, against, measured.metrics), "features": about}
     registry.log_model_metrics(settings.tracking, loaded.version, measured.metrics, basis=basis)
     return Evaluated(loaded.version, loaded.model, Figures(measured.metrics, measured.samples, basis))

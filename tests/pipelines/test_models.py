@@ -104,7 +104,8 @@ def measured(monkeypatch):
 
     def measure(model, data, evaluation, features=None, *, learned=(), against=None):
         asked.append((evaluation.model_dump(exclude_defaults=True), features, learned, against and len(against)))
-        return Figures({"fd_local": 0.5}, torch.zeros(2))
+        metrics = {"fd_local": 0.5, "likelihood_rows": float(evaluation.likelihood_samples or 300)}
+        return Figures(metrics, torch.zeros(2))
 
     monkeypatch.setattr(evaluation, "measure", measure)
     return asked
@@ -116,8 +117,8 @@ def test_figures_are_measured_as_the_recipe_says_and_kept_with_the_version(setti
     done = evaluate(settings, "blob")
     assert measured[0][0] == CARD["recipe"]["evaluation"]
     assert measured[0][2:] == ([2, 5], None)
-    assert registry.find(settings.tracking, "blob/1").metrics == {"fd_local": 0.5}
-    assert done.figures.metrics == {"fd_local": 0.5}
+    assert registry.find(settings.tracking, "blob/1").metrics == done.figures.metrics
+    assert done.figures.metrics == {"fd_local": 0.5, "likelihood_rows": 300}
     assert done.figures.basis["data"] == f"ring {digest}"
     assert done.figures.basis["samples"] == "12"
     assert torch.equal(done.figures.samples, torch.zeros(2))
@@ -143,6 +144,9 @@ def test_what_figures_rest_on_is_told(settings, add, measured):
     assert basis["against"] == f"ring {digest}"
     tags = connect(settings.tracking).get_model_version("blob", "1").tags
     assert {key.removeprefix("basis."): said for key, said in tags.items() if key.startswith("basis.")} == basis
+    evaluate(settings, "blob")
+    tags = connect(settings.tracking).get_model_version("blob", "1").tags
+    assert tags["basis.likelihood"] == "the first 300 test samples"
 
 
 def test_figures_on_features_rest_on_the_classifier_of_the_same_data(settings, add, measured):
