@@ -15,6 +15,7 @@ from kinfolk_families.energy.config import (
     BufferConfig,
     ComposedConfig,
     ConvConfig,
+    DenoisingConfig,
     EnergyConfig,
     LangevinConfig,
     MaskConfig,
@@ -160,20 +161,26 @@ def test_an_option_of_the_other_system_is_refused(model, option):
 @pytest.mark.parametrize("sigma", [0.0, 0.3, 1.0, 50.0])
 def test_denoising_a_gaussian_energy_ends_at_the_likeliest_clean_sample(sigma):
     """Of N(0, T / p) and noise of sigma^2 that is x_t / (1 + p sigma^2 / T)."""
-    model = gaussian(0.0, 4.0)
+    model, temperature = gaussian(0.0, 4.0), 0.5
     model.module.system = model.module.system.model_copy(
-        update={"langevin": LangevinConfig(steps=300, step_size=0.1, noise=math.sqrt(0.1), gradient_limit=None)}
+        update={
+            "langevin": LangevinConfig(step_size=0.1, gradient_limit=None),
+            "denoising": DenoisingConfig(steps=300, temperature=temperature),
+        }
     )
-    temperature = 0.5
     x_t = torch.tensor([[1.0, -2.0]])
     found = denoise(model.module, x_t, torch.tensor([sigma]), None)
     assert torch.allclose(found, x_t / (1 + 4 * sigma**2 / temperature), atol=1e-5)
 
 
-def test_denoising_without_noise_returns_its_input_even_at_temperature_0():
-    model = network(LINE, langevin=LangevinConfig(noise=0.0))
+def test_denoising_without_noise_returns_its_input():
     x_t = torch.randn(2, 2)
-    assert torch.equal(model.tasks.denoise(x_t, torch.zeros(2), None), x_t)
+    assert torch.equal(network(LINE).tasks.denoise(x_t, torch.zeros(2), None), x_t)
+
+
+def test_denoised_images_keep_to_their_range():
+    x_t = 4 * torch.rand(2, *IMAGE.shape) - 2
+    assert float(network().tasks.denoise(x_t, torch.ones(2), None).abs().max()) <= 1
 
 
 def test_denoising_weighs_what_is_seen_and_what_is_completed_by_their_errors(monkeypatch):

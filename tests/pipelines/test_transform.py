@@ -103,10 +103,7 @@ def test_sums_of_three_pictures(source):
         (Asked("arithmetic", n=5), every_task, "needs 15 test samples, the data has 12"),
         *((Asked("denoise", n=1, noise=noise), every_task, "above 0") for noise in (0.0, -1.0, math.inf, math.nan)),
         (Asked("interpolate", n=1, path="arc"), every_task, "use 'spherical' or 'linear'"),
-        *(
-            (Asked(task, n=1), no_task, "This stub model cannot")
-            for task in transform.TASKS
-        ),
+        *((Asked(task, n=1), no_task, "This stub model cannot") for task in transform.TASKS),
     ],
 )
 def test_what_cannot_be_made_is_refused(source, asked, tasks, said):

@@ -68,17 +68,17 @@ def render(state: SamplerState) -> Tensor:
 def denoise(module: EnergyModel, x_t: Tensor, sigma: Tensor, label: Tensor | None) -> Tensor:
     """Gradient descent on E(x) / T + |x - x_t|^2 / (2 sigma^2) from x_t. (B, *), (B,), (B,) -> (B, *)
 
-    T is the temperature of the training's Langevin dynamics, so where it goes to is the likeliest clean sample under
-    exp(-E / T) and Gaussian noise, a mode and no mean; as many steps as a training chain takes, each explicit in the
-    energy and implicit in the distance, which keeps it stable at every sigma. At sigma = 0 it returns x_t.
+    Where it goes to is the likeliest clean sample under exp(-E / T) and Gaussian noise. Each step is explicit in the
+    energy and implicit in the distance, which keeps it stable at every sigma. Without noise there is nothing to do.
     """
-    config = module.system.langevin
+    config, own = module.system.langevin, module.system.denoising
     variance = per_row(sigma.square(), x_t).to(x_t)
-    share = variance / (variance + config.step_size * config.temperature).clamp(min=torch.finfo(x_t.dtype).tiny)
+    share = variance / (variance + config.step_size * own.temperature)
     x = x_t
-    for _ in range(config.steps):
+    for _ in range(own.steps):
         gradient = limited(energy_gradient(module, x, label), config.gradient_limit)
         x = torch.lerp(x_t, x - config.step_size * gradient, share)
+        x = x.clamp(-1, 1) if is_bounded(module.spec) else x
     return x
 
 
