@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from kinfolk.errors import ConfigError, RequestError
@@ -49,13 +49,31 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    def idle(self) -> Mapping[str, str]:
+        """Settings that do nothing beside the values of the others, each with what it is for."""
+        return {}
+
+    def in_vain(self) -> Mapping[str, str]:
+        """Of those, the ones that are not at their default."""
+        fields = type(self).model_fields
+        return {name: purpose for name, purpose in self.idle().items() if getattr(self, name) != fields[name].default}
+
+    @model_validator(mode="after")
+    def _nothing_is_in_vain(self) -> Self:
+        for name, purpose in self.in_vain().items():
+            raise ValueError(f"{name}={getattr(self, name)} would have no effect: it is for {purpose}")
+        return self
+
 
 class SamplerOptions(Config):
-    """What a user may ask of one sample, beside label, seed and given data; each family has its own."""
+    """What a user may ask of one sample, beside label, seed and given data; each family has its own.
 
-    def idle(self) -> Mapping[str, str]:
-        """Options that do nothing beside the values of the others, each with what it is for: they are refused."""
-        return {}
+    A model's default may be in vain once another is asked for; what a user asks for may not.
+    """
+
+    @model_validator(mode="after")
+    def _nothing_is_in_vain(self) -> Self:
+        return self
 
 
 class DataSpec(Config):

@@ -41,8 +41,8 @@ def resolve_options(family: Family, tasks: Tasks, given: Mapping[str, Any]) -> A
     except ConfigError as error:
         wrong = next((key for key in given if re.search(rf" {re.escape(key)}[.:]", str(error))), "options")
         raise RequestError(wrong, str(error)) from None
-    for key, purpose in resolved.idle().items():
-        if key in given and getattr(resolved, key) != known[key].default:
+    for key, purpose in resolved.in_vain().items():
+        if key in given:
             raise RequestError(key, f"{key}={given[key]} would have no effect: it is for {purpose}. Leave it out.")
     return resolved
 

@@ -86,7 +86,7 @@ def test_where_both_points_of_a_path_are_one_the_same_masks_leave_no_distance(mo
     batch = batch_of(module.spec)
     noise = torch.zeros_like(batch.x)
     if kind == "distillation":
-        module.teacher.module.forward = lambda x_t, sigma, label: x_t  # whose step leads nowhere else
+        module.teacher.module.forward = lambda x_t, sigma, label, generator: x_t  # whose step leads nowhere else
         distance = distillation_loss(module, batch, noise, one_point(), seed=5).value
     else:
         distance = training_loss(module, batch, noise, one_point(), seed=5).logs["distance"]

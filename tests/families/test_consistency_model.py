@@ -44,6 +44,10 @@ def diffusion(spec=SPEC, **values):
     return of("diffusion", spec, **{"network": MLP, "conditional": True, **values})
 
 
+def adapted(base):
+    return of("diffusion", parents={"base": base}, adapter={"rank": 1})
+
+
 def adversarial():
     return of("gan", generator={"kind": "mlp"}, critic={"kind": "mlp"})
 
@@ -70,6 +74,7 @@ def made():
         "ect": consistency(ECT, diffusion()),
         "ect-ddpm": consistency(ECT, diffusion(**ddpm)),
         "distillation": consistency(CD, diffusion()),
+        "distillation-adapter": consistency(CD, adapted(diffusion())),
         "ict": stirred(consistency(ICT)),
         "ict-conditional": stirred(consistency(ICT.model_copy(update={"conditional": True}))),
     }
@@ -177,8 +182,9 @@ def test_the_average_that_is_served_evaluates_its_own_weights():
     assert twin.teacher is model.module.teacher
 
 
-def test_the_target_network_is_f_with_the_averaged_weights():
-    model, (x_t, label) = consistency(CD, diffusion()), rows()
+@pytest.mark.parametrize("teacher", [lambda: diffusion(), lambda: adapted(diffusion())], ids=["whole", "adapter"])
+def test_the_target_network_is_f_with_the_averaged_weights(teacher):
+    model, (x_t, label) = consistency(CD, teacher()), rows()
     module, sigma = model.module, torch.full((6,), 3.0)
     before = module(x_t, sigma, label)
     with torch.no_grad():

@@ -8,7 +8,7 @@ import torch
 from kinfolk import sampling
 from kinfolk.bundle import load_bundle, save_bundle
 from kinfolk.config import Training
-from kinfolk.contract import Batch, ConfigError, DataSpec, OptimizerConfig
+from kinfolk.contract import Batch, ConfigError, DataSpec, OptimizerConfig, RequestError
 from kinfolk.data.source import TensorSource
 from kinfolk.step import World
 from kinfolk.training.loop import build, prepare, take_step
@@ -16,7 +16,7 @@ from kinfolk_families._shared.network_config import MlpConfig, TransformerConfig
 from kinfolk_families._shared.networks import PixelAttention
 from kinfolk_families.diffusion import FAMILY
 from kinfolk_families.diffusion.adapter import LowRank
-from kinfolk_families.diffusion.config import AdapterConfig, DdpmConfig, DiffusionConfig, Options
+from kinfolk_families.diffusion.config import AdapterConfig, DdpmConfig, DiffusionConfig, LikelihoodConfig, Options
 
 SPEC = DataSpec(kind="image", shape=(1, 8, 8), levels=17, classes=3, data_std=0.7)
 UNET = UNetConfig(channels=8, multipliers=(1, 2), heads=2)
@@ -143,6 +143,21 @@ def test_what_the_recipe_leaves_out_is_the_bases():
     assert module.classes == 3
     assert module.config.network == UNET
     assert sampling.sample(model, 2, label=1).isfinite().all()
+
+
+def test_an_adapter_samples_as_its_base_but_for_what_it_asks():
+    base = base_of(sampler=Options(solver="ddim", steps=50, clamp=True), likelihood=LikelihoodConfig(steps=9))
+    assert adapted(base).tasks.options == base.tasks.options
+    assert adapted(base, sampler=Options(steps=20)).tasks.options == Options(solver="ddim", steps=20, clamp=True)
+    assert adapted(base).module.config.likelihood.steps == 9
+
+
+def test_an_adapter_on_a_base_that_always_knew_the_class_asks_for_it_too():
+    model = adapted(base_of(label_dropout=0.0))
+    with pytest.raises(RequestError, match="give labels"):
+        model.tasks.denoise(*inputs()[:2], None)
+    with pytest.raises(RequestError, match="not trained with and without labels"):
+        sampling.sample(model, 1, label=0, options={"guidance": 2.0})
 
 
 def test_another_spread_of_the_data_leaves_the_denoiser_as_the_base_learnt_it():

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from kinfolk.contract import Batch, DataSpec
 from kinfolk.training.loop import build
@@ -44,15 +45,28 @@ SEEDS, SEEDS_17 = torch.arange(5), torch.arange(17)
 
 
 @pytest.mark.parametrize("exact_dims", [3, 0], ids=["exact", "hutchinson"])
-@pytest.mark.parametrize("method", ["heun", "rk4", "adaptive"])
+@pytest.mark.parametrize(
+    "method",
+    [{"method": "heun", "steps": 400}, {"method": "rk4", "steps": 60}, {"method": "adaptive", "tolerance": 1e-6}],
+    ids=["heun", "rk4", "adaptive"],
+)
 def test_gaussian_data_has_the_log_density_known_for_it(method, exact_dims):
     """The Jacobian is diagonal, so Hutchinson's estimate by signs is exact as well."""
-    config = LikelihoodConfig(
-        method=method, steps=400 if method == "heun" else 60, tolerance=1e-6, exact_dims=exact_dims
-    )
+    config = LikelihoodConfig(**method, exact_dims=exact_dims)
     found = flow_of(gaussian, (3,), config=config).nats(Batch(points()), SEEDS)
     assert found.dtype == torch.float64
     assert torch.allclose(found, gaussian_log_density(points()), atol=5e-3 if method == "heun" else 1e-5)
+
+
+def test_a_network_that_returns_no_numbers_ends_the_integration():
+    config = LikelihoodConfig(method="adaptive")
+    found = flow_of(lambda x_t, sigma, label: x_t * math.nan, (3,), config=config).nats(Batch(points()), SEEDS)
+    assert found.isnan().all()
+
+
+def test_a_tolerance_of_even_steps_is_refused():
+    with pytest.raises(ValidationError, match=r"tolerance=0\.1 would have no effect: it is for method: adaptive"):
+        LikelihoodConfig(tolerance=0.1)
 
 
 def test_the_density_is_that_of_the_data_itself_up_to_the_noise_it_is_seen_with():

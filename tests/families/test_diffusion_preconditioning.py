@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from kinfolk.config import parse
 from kinfolk.errors import ConfigError
@@ -110,8 +111,19 @@ def test_smooth_ddpm_levels_are_those_of_edm_within_what_was_trained(schedule, l
 
 
 def test_smooth_levels_stay_below_the_largest_that_was_trained():
-    short = Ddpm(DdpmConfig(timesteps=100))
+    short = Ddpm(DdpmConfig(beta_last=0.005))
     assert levels(short, 18, smooth=True)[0] == pytest.approx(ddpm_sigmas(short.config)[-1].item())
+
+
+def test_linear_betas_that_fall_and_settings_of_the_other_schedule_are_refused():
+    with pytest.raises(ValidationError, match=r"beta_first=0\.5 must not be above beta_last=0\.02"):
+        DdpmConfig(beta_first=0.5)
+    with pytest.raises(ValidationError, match=r"beta_last=0\.5 would have no effect: it is for schedule: linear"):
+        DdpmConfig(schedule="cosine", beta_last=0.5)
+    with pytest.raises(ValidationError, match=r"cosine_offset=0\.1 would have no effect"):
+        DdpmConfig(cosine_offset=0.1)
+    with pytest.raises(ValidationError, match=r"p_mean=3\.0 would have no effect: it is for times: skewed"):
+        FlowConfig(p_mean=3.0)
 
 
 def test_linear_betas_and_what_they_leave_of_the_data():

@@ -202,6 +202,7 @@ def model_of(spec=VECTOR, **config):
         ({"preconditioning": DdpmConfig(timesteps=20)}, {"steps": 21}, "steps", "Use 1 to 20"),
         ({}, {"eta": 0.5}, "eta", "eta=0.5 would have no effect: it is for solver=ddim"),
         ({}, {"solver": "ddim", "churn": 40}, "churn", "it is for solver=heun"),
+        ({"conditional": True}, {"guidance_low": 0.5}, "guidance_low", "it is for guidance other than 1"),
         ({}, {"solver": "dpmpp_2m", "variance": "large"}, "variance", "it is for solver=ddpm"),
     ],
 )

@@ -169,6 +169,14 @@ def test_ddim_with_eta_one_is_ancestral_sampling():
     assert not torch.allclose(finished(gaussian, DDPM, solver="ddim", eta=0.9, steps=30), ancestral, rtol=1e-2)
 
 
+@pytest.mark.parametrize("timesteps", [20, 100, 1000])
+def test_linear_noise_hides_the_mean_whatever_the_number_of_times(timesteps):
+    """Of N(3, 1), whose samples would keep the prior's mean, 0, where noise at the first step did not hide theirs."""
+    short = Ddpm(DdpmConfig(timesteps=timesteps))
+    x = finished(lambda x_t, sigma, _: 3 + unit_gaussian(x_t - 3, sigma, _), short, 200, (50,), solver="ddim", steps=20)
+    assert x.mean() == pytest.approx(3.0, abs=0.1)
+
+
 def sampled_std(steps, large):
     """Standard deviation of ancestral samples of data N(0, 1), from the factors alone."""
     level = DDPM.level(torch.arange(steps + 1), torch.tensor(steps), torch.tensor(False), FAR)

@@ -12,11 +12,11 @@ from kinfolk.contract import Batch, DataSpec, Progress, RequestError, SampleRequ
 from kinfolk.rng import generator, row_between
 from kinfolk.training.loop import build
 from kinfolk_families._shared.network_config import MlpConfig, UNetConfig
-from kinfolk_families._shared.noise import per_row
+from kinfolk_families._shared.noise import noise_between, per_row
 from kinfolk_families.diffusion import FAMILY
 from kinfolk_families.diffusion.config import AdapterConfig, DdpmConfig, DiffusionConfig, EdmConfig, FlowConfig, Options
 from kinfolk_families.diffusion.preconditioning import Edm
-from kinfolk_families.diffusion.sample import Sampler, noise_between
+from kinfolk_families.diffusion.sample import Sampler
 from kinfolk_families.diffusion.solvers import Settings, stage
 from kinfolk_families.diffusion.tasks import ANOMALY_DRAWS
 
@@ -231,13 +231,36 @@ def test_rows_of_a_model_that_always_learnt_with_labels_draw_theirs_from_their_s
         sampling.sample(model, 3, options={"steps": 2, "guidance": 2.0})
 
 
-@pytest.mark.parametrize(("base", "adapter"), [(0.1, 0.0), (0.0, 0.1)])
-def test_an_adapter_asks_for_labels_by_what_it_has_learnt_itself(base, adapter):
+@pytest.mark.parametrize("start", ["inpaint", "denoise"])
+def test_rows_made_from_a_sample_draw_no_class(start):
+    """Theirs is the sample's: told, unknown where that was learnt, or asked for."""
+    given = SampleRequest(torch.arange(2), Options(steps=3), x=torch.ones(2, 2), mask=torch.zeros(2, 2))
+    sometimes, always = (
+        model_of(conditional=True, label_dropout=dropout).tasks.starts[start] for dropout in (0.1, 0.0)
+    )
+    told = replace(given, label=torch.tensor([2, 0]))
+    assert sometimes(given).carry["label"].tolist() == [3, 3]
+    assert sometimes(told).carry["label"].tolist() == always(told).carry["label"].tolist() == [2, 0]
+    with pytest.raises(RequestError, match="A sample is given without its class") as caught:
+        always(given)
+    assert caught.value.field == "label"
+
+
+@pytest.mark.parametrize("preconditioning", [EdmConfig(), DdpmConfig(), FlowConfig()], ids=["edm", "ddpm", "flow"])
+def test_denoising_what_has_no_noise_returns_it(preconditioning):
+    model, x_t = model_of(preconditioning=preconditioning), torch.tensor([[1.0, -2.0], [0.5, 3.0]])
+    found = model.tasks.denoise(x_t, torch.tensor([0.0, 1.0]), None)
+    assert torch.equal(found[0], x_t[0])
+    assert torch.equal(found[1], model.module(x_t, torch.ones(2))[1])
+
+
+@pytest.mark.parametrize(("base", "adapter"), [(0.1, 0.1), (0.1, 0.0), (0.0, 0.1)])
+def test_an_adapter_asks_for_labels_where_it_or_its_base_has_always_learnt_with_them(base, adapter):
     parent = model_of(conditional=True, label_dropout=base)
     config = DiffusionConfig(adapter=AdapterConfig(rank=1), label_dropout=adapter)
     denoise = build(FAMILY, config, VECTOR, seed=0, parents={"base": parent}).tasks.denoise
     x_t, sigma = torch.ones(2, 2), torch.ones(2)
-    if adapter:
+    if base and adapter:
         assert torch.equal(denoise(x_t, sigma, None), denoise(x_t, sigma, torch.tensor([3, 3])))
     else:
         with pytest.raises(RequestError, match="give labels"):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from kinfolk.contract import ConfigError, Model, SampleRequest
+from kinfolk.contract import ConfigError, Model, RequestError, SampleRequest
 from kinfolk.rng import row_integers
 
 
@@ -12,9 +12,21 @@ def device_of(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-def row_labels(request: SampleRequest, classes: int) -> Tensor:
-    """The class of each row: as asked, or drawn uniformly from the row's own seed. -> (N,) int64 on the CPU"""
-    return row_integers(request.seeds, classes) if request.label is None else request.label
+def row_labels(request: SampleRequest, classes: int, unknown: bool = False) -> Tensor:
+    """The class of each row: as asked, or drawn uniformly from the row's own seed. -> (N,) int64 on the CPU
+
+    A row that is made from a given sample is of that one's class: told, or ``classes`` where there is an unknown one.
+
+    Raises:
+        RequestError: a sample is given without its class, and the model cannot do without.
+    """
+    if request.label is not None:
+        return request.label
+    if request.x is None:
+        return row_integers(request.seeds, classes)
+    if not unknown:
+        raise RequestError("label", f"A sample is given without its class: give labels, 0 to {classes - 1}.")
+    return torch.full_like(request.seeds, classes)
 
 
 def check_told(first_stage: Model, conditional: bool) -> None:

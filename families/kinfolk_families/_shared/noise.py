@@ -1,12 +1,14 @@
-"""Noise levels and what a denoiser is scaled by at them.
+"""Noise of rows, its levels, and what a denoiser is scaled by at them.
 
-Source: Karras et al., 2022 (EDM), https://arxiv.org/abs/2206.00364. Shapes: B batch.
+Source: Karras et al., 2022 (EDM), https://arxiv.org/abs/2206.00364. Shapes: B batch, R rows.
 """
 
 from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
+
+from kinfolk.rng import row_normal, slerp
 
 
 class Scales(NamedTuple):
@@ -32,6 +34,24 @@ def edm_scales(sigma: Tensor, sigma_data: float) -> Scales:
 def log_normal(mean: float, std: float, count: int, generator: Generator) -> Tensor:
     """Sigma with ln(sigma) ~ N(mean, std^2). -> (count,) on the generator's device"""
     return (mean + std * torch.randn(count, generator=generator, device=generator.device)).exp()
+
+
+def noise_between(seed: Tensor, seed_to: Tensor, weight: Tensor, call: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Noise of each row at its call, on the arc from its own to ``seed_to``'s. (R,) each -> (R, *shape) on the CPU
+
+    As later noise is between the two as well, solvers that add some still draw the samples of both seeds at the ends.
+    """
+    noise = row_normal(seed, call, shape)
+    (rows,) = weight.nonzero(as_tuple=True)
+    if len(rows):
+        noise[rows] = slerp(noise[rows], row_normal(seed_to[rows], call[rows], shape), weight[rows])
+    return noise
+
+
+def rho_level(way: Tensor, rho: float, low: float, high: float | Tensor) -> Tensor:
+    """Sigma ``way`` from ``high`` to ``low``, 0 to 1, evenly spaced in the rho-th root (EDM eq. 5)."""
+    first, last = high ** (1 / rho), low ** (1 / rho)
+    return (first + way * (last - first)) ** rho
 
 
 def per_row(value: Tensor, x: Tensor) -> Tensor:

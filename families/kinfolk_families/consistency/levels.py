@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from kinfolk_families._shared.noise import log_normal
+from kinfolk_families._shared.noise import log_normal, rho_level
 from kinfolk_families.consistency.config import DistillationConfig, EasyTuningConfig, ImprovedTrainingConfig
 
 
@@ -40,8 +40,9 @@ def draw_tuning_pair(
 ) -> Pair:
     """Levels t, log-normal, with r(t). -> (count,) each, on the generator's device
 
-    t stays below sigma_max and above 2 sigma_min: nearer to the end of the path (0.3 % of draws) the gap would drown in
-    rounding. r ends at sigma_min, where the target is x + sigma_min noise and the loss that of plain diffusion at t.
+    t stays below sigma_max and above 2 sigma_min: nearer to the end of the path (1.35 % of draws by default) the gap
+    would drown in rounding. r ends at sigma_min, where the target is x + sigma_min noise and the loss that of plain
+    diffusion at t.
     """
     t = log_normal(config.p_mean, config.p_std, count, generator).clamp(2 * sigma_min, sigma_max)
     return Pair(t, tuning_level(t, stage, config).clamp(min=sigma_min))
@@ -63,8 +64,7 @@ def noise_levels(count: int, rho: float, sigma_min: float, sigma_max: float) -> 
 
     Source: Karras et al., 2022 (EDM), eq. 5, https://arxiv.org/abs/2206.00364.
     """
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return torch.linspace(low, high, count, dtype=torch.float64) ** rho
+    return rho_level(torch.linspace(1, 0, count, dtype=torch.float64), rho, sigma_min, sigma_max)
 
 
 def interval_probabilities(sigmas: Tensor, p_mean: float, p_std: float) -> Tensor:

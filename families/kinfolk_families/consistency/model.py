@@ -57,12 +57,13 @@ class Average(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
+        self.stored = {name: name.replace(".", "/") for name, _ in module.named_parameters()}  # no buffer has a dot
         for name, value in module.named_parameters():
-            self.register_buffer(name.replace(".", "/"), value.detach().clone())
+            self.register_buffer(self.stored[name], value.detach().clone())
 
     def tensors(self) -> dict[str, Tensor]:
         """The averages, by the names of the parameters."""
-        return {name.replace("/", "."): value for name, value in self.named_buffers()}
+        return {name: self.get_buffer(stored) for name, stored in self.stored.items()}
 
     def update(self, module: nn.Module, decay: float) -> None:
         """average = decay * average + (1 - decay) * parameter."""

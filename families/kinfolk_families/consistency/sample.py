@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from kinfolk.contract import RequestError, SampleRequest, SamplerState, Tasks
-from kinfolk.rng import row_normal, slerp
 from kinfolk_families._shared.labels import device_of, row_labels
-from kinfolk_families._shared.noise import per_row
+from kinfolk_families._shared.noise import noise_between, per_row
 from kinfolk_families.consistency.config import MAX_LEVELS, Options
 from kinfolk_families.consistency.model import Consistency
 
@@ -64,13 +63,8 @@ def _check_levels(module: Consistency, options: Options) -> None:
 
 def _noise(state: SamplerState) -> Tensor:
     """Noise of each row for its next call: its own, or on the arc to that of the seed it is on its way to. -> (R, *)"""
-    shape, weight = state.x.shape[1:], state.carry["weight"].cpu()
-    noise = row_normal(state.seed, state.call, shape).double()
-    (rows,) = weight.nonzero(as_tuple=True)
-    if len(rows):
-        end = row_normal(state.carry["seed_to"].cpu()[rows], state.call[rows], shape).double()
-        noise[rows] = slerp(noise[rows], end, weight[rows])
-    return noise.to(state.x.device)
+    seed_to, weight = state.carry["seed_to"].cpu(), state.carry["weight"].cpu()
+    return noise_between(state.seed, seed_to, weight, state.call, tuple(state.x.shape[1:])).to(state.x)
 
 
 def advance(module: Consistency, state: SamplerState) -> SamplerState:

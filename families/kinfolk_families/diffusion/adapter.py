@@ -15,6 +15,7 @@ from kinfolk.contract import ConfigError
 from kinfolk_families.diffusion.config import AdapterConfig, DiffusionConfig
 
 INHERITED = ("network", "preconditioning", "max_frequency", "conditional")  # what a base has decided
+REPLACEABLE = ("sampler", "likelihood")  # what it has chosen, and an adapter may choose otherwise, field by field
 
 
 class LowRank(nn.Module):
@@ -47,7 +48,9 @@ def adapted_weights(module: nn.Module, targets: tuple[str, ...]) -> Mapping[str,
 
 
 def inherited(config: DiffusionConfig, base: DiffusionConfig) -> DiffusionConfig:
-    """``config`` with what the base has decided in place of what is left at its default.
+    """``config`` with what the base is, and how it is sampled, in place of what is left at its default.
+
+    The embedding of "unknown" is not adapted, so a base that has not learnt to do without labels stays so.
 
     Raises:
         ConfigError: the recipe asks for something else than the base is, or the base cannot sample as asked.
@@ -58,6 +61,12 @@ def inherited(config: DiffusionConfig, base: DiffusionConfig) -> DiffusionConfig
         if asked not in (getattr(default, name), there):
             raise ConfigError(f"model.{name} is not the base's, which an adapter cannot change. Leave it out.")
         changes[name] = there
+    for name in REPLACEABLE:
+        asked, usual = getattr(config, name), dict(getattr(default, name))
+        own = {key: value for key, value in dict(asked).items() if value != usual[key]}
+        changes[name] = getattr(base, name).model_copy(update=own)
+    if not base.label_dropout:
+        changes["label_dropout"] = 0.0
     try:
         DiffusionConfig.model_validate({**dict(config), **changes, "adapter": None})
     except ValueError as error:

@@ -9,6 +9,7 @@ from kinfolk_families._shared.network_config import Network, TransformerConfig, 
 
 SolverName = Literal["ddpm", "ddim", "heun", "dpmpp_2m"]
 SOLVER_OF: dict[str, SolverName] = {"eta": "ddim", "variance": "ddpm", "churn": "heun"}  # options of one solver alone
+GUIDED = ("guidance_low", "guidance_high")
 
 
 class Options(SamplerOptions):
@@ -35,8 +36,9 @@ class Options(SamplerOptions):
         return self
 
     def idle(self) -> dict[str, str]:
-        """The settings of the other solvers."""
-        return {name: f"solver={solver}" for name, solver in SOLVER_OF.items() if solver != self.solver}
+        """The settings of the other solvers, and where to guide if nothing is guided."""
+        others = {name: f"solver={solver}" for name, solver in SOLVER_OF.items() if solver != self.solver}
+        return others if self.guidance != 1 else {**others, **dict.fromkeys(GUIDED, "guidance other than 1")}
 
 
 class Levels(Config):
@@ -70,6 +72,10 @@ class FlowConfig(Levels):
     p_mean: float = -1.2  # the flow_matching library's values for CIFAR-10
     p_std: float = Field(1.2, gt=0)
 
+    def idle(self) -> dict[str, str]:
+        """What skews."""
+        return {} if self.times == "skewed" else dict.fromkeys(("p_mean", "p_std"), "times: skewed")
+
 
 class DdpmConfig(Config):
     """A network that predicts the noise at discrete times. Defaults: Ho et al., 2020, section 4."""
@@ -77,10 +83,22 @@ class DdpmConfig(Config):
     kind: Literal["ddpm"] = "ddpm"
     timesteps: int = Field(1000, ge=2)
     schedule: Literal["linear", "cosine"] = "linear"
-    beta_first: float = Field(1e-4, gt=0, lt=1)  # linear: variance added at the first time
-    beta_last: float = Field(0.02, gt=0, lt=1)  # linear: variance added at the last time
+    beta_first: float = Field(1e-4, gt=0, lt=1)  # linear: variance added at the first of 1,000 times
+    beta_last: float = Field(0.02, gt=0, lt=1)  # linear: variance added at the last of 1,000 times
     cosine_offset: float = Field(0.008, gt=0)  # cosine: s, keeps the first steps from vanishing
-    beta_limit: float = Field(0.999, gt=0, lt=1)  # cosine: no step adds more variance
+    beta_limit: float = Field(0.999, gt=0, lt=1)  # no step adds more variance
+
+    @model_validator(mode="after")
+    def _grows(self) -> "DdpmConfig":
+        if self.beta_first > self.beta_last:
+            raise ValueError(f"beta_first={self.beta_first} must not be above beta_last={self.beta_last}")
+        return self
+
+    def idle(self) -> dict[str, str]:
+        """What the other schedule is made of."""
+        if self.schedule == "cosine":
+            return dict.fromkeys(("beta_first", "beta_last"), "schedule: linear")
+        return {"cosine_offset": "schedule: cosine"}
 
 
 Preconditioning = Annotated[EdmConfig | FlowConfig | DdpmConfig, Field(discriminator="kind")]
@@ -102,6 +120,10 @@ class LikelihoodConfig(Config):
     tolerance: float = Field(1e-3, gt=0)  # adaptive: error of a step in x of unit size, and in nats per dimension
     exact_dims: int = Field(16, ge=0)  # samples of so many elements have the trace computed, larger ones estimated
     draws: int = Field(1, ge=1)  # of the estimate's probe and of the dequantisation, averaged
+
+    def idle(self) -> dict[str, str]:
+        """The tolerance of even steps; adaptive ones start with ``steps``."""
+        return {} if self.method == "adaptive" else {"tolerance": "method: adaptive"}
 
 
 class DiffusionConfig(Config):
@@ -129,9 +151,8 @@ class DiffusionConfig(Config):
             raise ValueError(f"sampler.steps={steps} is more than preconditioning.timesteps={noising.timesteps}")
         if self.sampler.guidance != 1 and not (self.conditional and self.label_dropout):
             raise ValueError("sampler.guidance other than 1 needs conditional: true and label_dropout above 0")
-        for name, purpose in self.sampler.idle().items():
-            if getattr(self.sampler, name) != Options.model_fields[name].default:
-                raise ValueError(f"sampler.{name} would have no effect: it is for {purpose}")
+        for name, purpose in self.sampler.in_vain().items():
+            raise ValueError(f"sampler.{name} would have no effect: it is for {purpose}")
         return self
 
 

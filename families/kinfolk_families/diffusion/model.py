@@ -156,6 +156,14 @@ def _latents(stage: Model, spec: DataSpec) -> DataSpec:
     return DataSpec(kind=latent.kind, shape=latent.shape, classes=spec.classes)
 
 
+def _same(a: Model | None, b: Model | None) -> bool:
+    """Whether both are the same weights, or none."""
+    if a is None or b is None:
+        return a is b
+    mine, other = a.module.state_dict(), b.module.state_dict()
+    return mine.keys() == other.keys() and all(torch.equal(mine[name], other[name]) for name in mine)
+
+
 def _adapted(
     config: DiffusionConfig, adapter: AdapterConfig, spec: DataSpec, base: Model | None, stage: Model | None
 ) -> Adapted:
@@ -164,7 +172,7 @@ def _adapted(
     core = base.module
     if not isinstance(core, Diffusion):
         raise ConfigError(f"base must be a diffusion model without an adapter, got {base.family.name}. Name its base.")
-    if (core.first_stage is None) != (stage is None):
+    if not _same(core.first_stage, stage):
         raise ConfigError("A base and its adapter have the same first stage: name it in parents, or leave it out.")
     if (spec.kind, spec.shape) != (core.spec.kind, core.spec.shape):
         raise ConfigError(f"The base learned {core.spec.kind} of shape {core.spec.shape}, this is {spec.shape}.")

@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
-from kinfolk_families._shared.noise import Scales, edm_scales, log_normal
+from kinfolk_families._shared.noise import Scales, edm_scales, log_normal, rho_level
 from kinfolk_families.diffusion.config import DdpmConfig, EdmConfig, FlowConfig, Levels
 
 
@@ -182,9 +182,7 @@ class Ddpm:
 
 def rho_levels(step: Tensor, steps: Tensor, levels: Levels, top: Tensor) -> Tensor:
     """Sigma evenly spaced in its rho-th root (EDM eq. 5), from ``top`` down. (R,), (R,) int64, (R,) -> (R,) float64"""
-    high = top.clamp(max=levels.sigma_max) ** (1 / levels.rho)
-    low = levels.sigma_min ** (1 / levels.rho)
-    sigma = (high + _way(step, steps) * (low - high)) ** levels.rho
+    sigma = rho_level(_way(step, steps), levels.rho, levels.sigma_min, top.clamp(max=levels.sigma_max))
     return torch.where(step < steps, sigma, 0.0)
 
 
@@ -201,9 +199,13 @@ def ddpm_sigmas(config: DdpmConfig) -> Tensor:
 
 
 def ddpm_betas(config: DdpmConfig) -> Tensor:
-    """Variance added at times 1 to T: linear (DDPM section 4) or cosine (Nichol & Dhariwal eq. 17). -> (T,) float64"""
+    """Variance added at times 1 to T: linear (DDPM section 4) or cosine (Nichol & Dhariwal eq. 17). -> (T,) float64
+
+    With other than 1,000 times the linear ones add up to as much noise all the same, as in improved-diffusion.
+    """
     if config.schedule == "linear":
-        return torch.linspace(config.beta_first, config.beta_last, config.timesteps, dtype=torch.float64)
+        betas = torch.linspace(config.beta_first, config.beta_last, config.timesteps, dtype=torch.float64)
+        return (betas * 1000 / config.timesteps).clamp(max=config.beta_limit)
     time = torch.arange(config.timesteps + 1, dtype=torch.float64) / config.timesteps
     kept = ((time + config.cosine_offset) / (1 + config.cosine_offset) * math.pi / 2).cos().square()
     return (1 - kept[1:] / kept[:-1]).clamp(max=config.beta_limit)

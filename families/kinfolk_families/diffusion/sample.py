@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from kinfolk.contract import SampleRequest, SamplerState
-from kinfolk.rng import row_normal, slerp
 from kinfolk_families._shared.labels import row_labels
-from kinfolk_families._shared.noise import per_row
+from kinfolk_families._shared.noise import noise_between, per_row
 from kinfolk_families.diffusion.config import Options
 from kinfolk_families.diffusion.guidance import Denoiser, Guidance, clamped, completed, guided
 from kinfolk_families.diffusion.preconditioning import Preconditioner
@@ -34,6 +33,7 @@ class Sampler:
     classes: int = 0  # 0: unconditional
     device: torch.device | str = "cpu"
     picture: Picture = as_it_is
+    unknown: bool = False  # whether it learnt to do without labels
 
     def sample(self, request: SampleRequest) -> SamplerState:
         """Rows of noise at the largest level; with ``seed_to`` and ``weight``, of noise between that of two seeds."""
@@ -76,7 +76,7 @@ class Sampler:
             **settings,
             "seed_to": seed_to,
             "weight": weight,
-            "label": row_labels(request, self.classes) if self.classes else call,
+            "label": row_labels(request, self.classes, self.unknown) if self.classes else call,
             "given": origin.float(),
             "mask": torch.zeros(x.shape, dtype=torch.bool) if mask is None else mask,
             "denoised": torch.zeros_like(x),
@@ -111,18 +111,6 @@ class Sampler:
     def render(self, state: SamplerState) -> Tensor:
         """The latest denoised estimate, which at the end is the sample; before the first call, zeros."""
         return self.picture(state.carry["denoised"].float(), state.carry["label"], state.seed)
-
-
-def noise_between(seed: Tensor, seed_to: Tensor, weight: Tensor, call: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Noise of each row at its call, on the arc from its own to ``seed_to``'s. (R,) each -> (R, *shape) on the CPU
-
-    As later noise is between the two as well, solvers that add some still draw the samples of both seeds at the ends.
-    """
-    noise = row_normal(seed, call, shape)
-    (rows,) = weight.nonzero(as_tuple=True)
-    if len(rows):
-        noise[rows] = slerp(noise[rows], row_normal(seed_to[rows], call[rows], shape), weight[rows])
-    return noise
 
 
 def _noise(state: SamplerState, factor: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from kinfolk.contract import Batch, RequestError, SampleRequest, SamplerState, Tasks
 from kinfolk.rng import generator, row_normal
@@ -36,10 +36,20 @@ def denoising_error(module: Diffusion | Adapted, batch: Batch, seeds: Tensor) ->
     return torch.stack(errors).mean(0)
 
 
+def denoise(
+    module: Diffusion | Adapted, x_t: Tensor, sigma: Tensor, label: Tensor | None, generator: Generator | None = None
+) -> Tensor:
+    """The estimate of x; where sigma is 0, ``x_t`` itself. (B, *), (B,), (B,) -> (B, *)"""
+    lowest, _ = module.preconditioner.ends
+    estimate = module(x_t, torch.where(sigma > 0, sigma, lowest), label, generator)
+    return torch.where(per_row(sigma > 0, x_t), estimate, x_t)
+
+
 def tasks(module: Diffusion | Adapted) -> Tasks:
     """Sampling and interpolation; where samples are denoised and not latents, also all that takes a sample."""
     device = device_of(module)
-    sampler = Sampler(module, module.preconditioner, module.spec.shape, module.classes, device, module.picture)
+    unknown = module.config.label_dropout > 0
+    sampler = Sampler(module, module.preconditioner, module.spec.shape, module.classes, device, module.picture, unknown)
     common = Tasks(
         options=module.config.sampler,
         starts={
@@ -61,8 +71,8 @@ def _on_samples(module: Diffusion | Adapted, sampler: Sampler, common: Tasks) ->
     }
     flow = ProbabilityFlow(module, module.spec, module.preconditioner.ends, module.config.likelihood)
     score = partial(denoising_error, module)
-    own = replace(common, starts=starts, log_prob=flow.task, anomaly_score=score, denoise=module)
-    return replace(own, denoise_with_dropout=module) if dropouts(module) else own
+    own = replace(common, starts=starts, log_prob=flow.task, anomaly_score=score, denoise=partial(denoise, module))
+    return replace(own, denoise_with_dropout=partial(denoise, module)) if dropouts(module) else own
 
 
 def _start(
