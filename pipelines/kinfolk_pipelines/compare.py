@@ -55,11 +55,12 @@ def compare(
 ) -> list[Compared]:
     """Train what is not trained yet, its data's feature classifier first, and measure everything alike."""
     _train_features(settings, planned[0], console, workers, use_gpu)
+    count = samples or min(each.recipe.evaluation.samples for each in planned)  # equal, as fd_local falls with it
     compared = []
     for each in planned:
         trained = train(settings, each, console, workers=workers, use_gpu=use_gpu)
         console.print(f"{trained.version.reference}: {_how(trained)}, measuring")
-        evaluated = evaluate(settings, trained.version.reference, samples=samples)
+        evaluated = evaluate(settings, trained.version.reference, samples=count)
         compared.append(Compared(each, trained, evaluated))
     return compared
 
@@ -85,11 +86,12 @@ def report(compared: Sequence[Compared], workers: int) -> str:
     first = compared[0]
     data = first.plan.data
     features = first.evaluated.figures.basis.get("features", "none")
-    counts = sorted({each.evaluated.figures.basis["samples"] for each in compared})
+    counts = sorted({count for each in compared if (count := each.evaluated.figures.basis.get("samples"))})
     basis = [
         f"Data set {data.name} ({data.digest}), trained with {workers} workers, averaged weights measured.",
-        f"{' or '.join(counts)} samples of each model; features of {features}; class-conditional models were asked for "
-        "every class equally often. Figures are measured alike, on the rows and draws shown; the best is shaded.",
+        f"{' or '.join(counts) or 'No'} samples of each model; features of {features}; class-conditional models were "
+        "asked for every class equally often. Figures are measured alike, on the rows and draws shown; the best is "
+        "shaded.",
     ]
     return render(f"Comparison on {data.name}", basis, [_entry(each) for each in compared])
 

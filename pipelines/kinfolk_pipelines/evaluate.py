@@ -45,17 +45,18 @@ def _check_data(version: Version, data: Dataset) -> None:
         )
 
 
-def _basis(
-    data: Dataset, evaluation: Evaluation, against: Dataset | None, metrics: Mapping[str, float]
-) -> dict[str, str]:
-    """What the figures rest on, in words; a figure that is measured again takes its words along."""
-    basis = {"data": f"{data.name} {data.digest}", "samples": str(evaluation.samples)}
+def _basis(loaded: Loaded, data: Dataset, evaluation: Evaluation, metrics: Mapping[str, float]) -> dict[str, str]:
+    """What the figures rest on, in words: only of those that were measured, for others keep theirs."""
+    basis = {"data": f"{data.name} {data.digest}"}
+    if "nfe" in metrics:
+        basis["samples"] = str(evaluation.samples)
+        basis["options"] = ", ".join(f"{key}={value}" for key, value in evaluation.options.items()) or "the model's own"
     if "likelihood_rows" in metrics:
-        basis["likelihood"] = f"the first {metrics['likelihood_rows']:.0f} test samples"
-    if evaluation.importance_draws is not None:
-        basis["importance_bound"] = f"{evaluation.importance_draws} draws a sample"
-    if against is not None:
-        basis["against"] = f"{against.name} {against.digest}"
+        rows = f"the first {metrics['likelihood_rows']:.0f} test samples"
+        told = "label" in loaded.model.tasks.conditions and loaded.model.tasks.log_prob is not None
+        basis["likelihood"] = f"{rows}, given their classes" if told else rows
+    if "importance_draws" in metrics:
+        basis["importance_bound"] = f"{evaluation.importance_draws} draws a sample, {basis['likelihood']}"
     return basis
 
 
@@ -86,6 +87,12 @@ def evaluate(settings: Settings, reference: str, **given: Any) -> Evaluated:
         learned=loaded.recipe.get("keep_labels", ()),
         against=against.prepared.source("test") if against else None,
     )
-    basis = {**_basis(data, evaluation, against, measured.metrics), "features": about}
+    basis = _basis(loaded, data, evaluation, measured.metrics)
+    if against is not None:
+        basis["against"] = f"{against.name} {against.digest}"
+    if features is not None:
+        basis["features"] = about
     registry.log_model_metrics(settings.tracking, loaded.version, measured.metrics, basis=basis)
-    return Evaluated(loaded.version, loaded.model, Figures(measured.metrics, measured.samples, basis))
+    return Evaluated(
+        loaded.version, loaded.model, Figures(measured.metrics, measured.samples, {**basis, "features": about})
+    )

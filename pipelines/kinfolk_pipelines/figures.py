@@ -41,8 +41,14 @@ def measure(
 
     ``learned`` are the classes it was trained on (none given: all), which are what it is measured on; ``against`` are
     samples that ought to look strange to it, as the other classes do.
+
+    Raises:
+        ConfigError, DataError, RequestError: something is asked that the model cannot do; before anything is measured.
     """
     tasks, whole = model.tasks, data.source("test")
+    sampling.resolve_options(model.family, tasks, evaluation.options)
+    if "sample" in tasks.starts:
+        sampling.start(tasks, sampling.make_request(model, 1, 0, None, evaluation.options))
     strange = {"against": against} if against is not None else {}
     if rest := set(range(data.spec.classes or 0)) - set(learned) if learned else set():
         strange["rest"] = keep(whole, sorted(rest))

@@ -43,10 +43,7 @@ def on_data(
         DataError: strange data is of another shape.
     """
     tasks = model.tasks
-    if evaluation.importance_draws is not None and tasks.importance_bound is None:
-        raise ConfigError(f"This {model.family.name} model has no importance-weighted bound: leave --importance out.")
-    if "against" in strange and tasks.anomaly_score is None:
-        raise ConfigError(f"This {model.family.name} model has no anomaly score: leave --against out.")
+    _check(model, evaluation, strange)
     return {
         **_likelihood(tasks, test, evaluation),
         **_reconstruction(tasks, test),
@@ -55,6 +52,20 @@ def on_data(
         **_codes(tasks, test),
         **_anomaly(model, test, strange, learned),
     }
+
+
+def _check(model: Model, evaluation: Evaluation, strange: Mapping[str, Source]) -> None:
+    """Refuse what the model cannot be asked, before anything is measured."""
+    asked = {
+        "likelihood": (evaluation.likelihood_samples, model.tasks.log_prob, "likelihood"),
+        "importance": (evaluation.importance_draws, model.tasks.importance_bound, "importance-weighted bound"),
+        "against": (strange.get("against"), model.tasks.anomaly_score, "anomaly score"),
+    }
+    for option, (given, task, name) in asked.items():
+        if given is not None and task is None:
+            raise ConfigError(f"This {model.family.name} model has no {name}: leave --{option} out.")
+    for other in strange.values():
+        _check_shape(model.spec, other.spec)
 
 
 def _likelihood(tasks: Tasks, test: Source, evaluation: Evaluation) -> dict[str, float]:
@@ -106,8 +117,6 @@ def _anomaly(model: Model, test: Source, strange: Mapping[str, Source], learned:
     score = model.tasks.anomaly_score
     if score is None or not strange:
         return {}
-    for other in strange.values():
-        _check_shape(test.spec, other.spec)
     told = _told(score, test, sorted(learned) or range(model.spec.classes or 0))
     scored = partial(_least_strange, score, told)
     normal = _rows_of(scored, test)
@@ -135,5 +144,5 @@ def _check_shape(ours: DataSpec, theirs: DataSpec) -> None:
     if ours.shape != theirs.shape:
         raise DataError(
             f"The data to compare with has samples of shape {theirs.shape}, the model's of {ours.shape}. Prepare it "
-            "in that shape, for example with --set size and --set channels of a folder."
+            "in that shape, e.g. kinfolk data prepare patches --set size=8, or a folder with --set size and channels."
         )

@@ -178,7 +178,7 @@ def test_options_of_the_evaluation_reach_the_sampler_and_its_cost(data, bank):
 def test_every_class_is_asked_for_equally_often_where_the_model_can_be_asked(data, bank):
     asked = replaying(bank)
     of(asked, data)
-    assert asked.module.asked[0].label.bincount().tolist() == [256 // CLASSES] * CLASSES
+    assert asked.module.asked[1].label.bincount().tolist() == [256 // CLASSES] * CLASSES
     unasked = replaying(bank, conditional=False)
     found = of(unasked, data)
     assert all(request.label is None for request in unasked.module.asked)
@@ -191,7 +191,15 @@ def test_speed_is_that_of_64_samples_by_the_clock(data, bank, monkeypatch):
     monkeypatch.setattr(figures, "time", SimpleNamespace(perf_counter=lambda: next(ticks) / 2))
     model = replaying(bank)
     assert measure(model, data, Evaluation(samples=8)).metrics["samples_per_second"] == 128
-    assert [len(request.seeds) for request in model.module.asked] == [8, 1, 64, 64, 64, 64]  # cost, warm-up, three
+    assert [len(request.seeds) for request in model.module.asked] == [
+        1,
+        8,
+        1,
+        64,
+        64,
+        64,
+        64,
+    ]  # first tried
 
 
 def test_without_a_classifier_a_model_still_has_its_cost(data, bank):
@@ -223,7 +231,24 @@ def test_what_a_model_lacks_is_refused_where_it_is_asked_for(data, bank):
         measure(replaying(bank), data, Evaluation(samples=8, importance_draws=7))
     with pytest.raises(ConfigError, match="no anomaly score: leave --against out"):
         measure(replaying(bank), data, Evaluation(samples=8), against=data.source("test"))
+    with pytest.raises(ConfigError, match="no likelihood: leave --likelihood out"):
+        measure(replaying(bank), data, Evaluation(samples=8, likelihood_samples=5))
     measure(replaying(bank), data, Evaluation(samples=8), learned=[0])  # the rest was not asked for
+
+
+@pytest.mark.parametrize(
+    ("options", "against", "named"),
+    [({"stepz": 1}, SPEC, "Did you mean 'steps'"), ({}, SPEC.model_copy(update={"shape": (1, 5, 5)}), "of shape")],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is(data, options, against, named):
+    def used(*_):
+        raise AssertionError
+
+    tasks = Tasks(options=Options(), anomaly_score=used, log_prob=Likelihood(used, "exact", "levels"))
+    model = Model(family(lambda _: tasks), Config(), SPEC, nn.Identity())
+    strangers = TensorSource(against, torch.zeros(2, *against.shape, dtype=torch.uint8), torch.zeros(2).long())
+    with pytest.raises((RequestError, DataError), match=named):
+        measure(model, data, Evaluation(options=options), against=strangers)
 
 
 @pytest.mark.parametrize("does_without", [True, False])
@@ -250,7 +275,7 @@ def test_a_class_is_told_for_anomalies_where_the_model_cannot_do_without(data, d
 def test_a_model_of_some_classes_is_asked_for_and_measured_on_those(data, bank):
     model = replaying(bank)
     found = measure(model, data, Evaluation(samples=160), JUDGE, learned=[2, 1]).metrics
-    assert model.module.asked[0].label.bincount().tolist() == [0, 80, 80]
+    assert model.module.asked[1].label.bincount().tolist() == [0, 80, 80]
     assert found["class_accuracy"] == 1
     assert found["precision"] == 1
     assert found["classes_covered"] == 2

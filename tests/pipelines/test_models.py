@@ -104,8 +104,9 @@ def measured(monkeypatch):
 
     def measure(model, data, evaluation, features=None, *, learned=(), against=None):
         asked.append((evaluation.model_dump(exclude_defaults=True), features, learned, against and len(against)))
-        metrics = {"fd_local": 0.5, "likelihood_rows": float(evaluation.likelihood_samples or 300)}
-        return Figures(metrics, torch.zeros(2))
+        metrics = {"fd_local": 0.5, "nfe": 1.0, "likelihood_rows": float(evaluation.likelihood_samples or 300)}
+        draws = {"importance_draws": 5.0} if evaluation.importance_draws else {}
+        return Figures(metrics | draws, torch.zeros(2))
 
     monkeypatch.setattr(evaluation, "measure", measure)
     return asked
@@ -118,7 +119,7 @@ def test_figures_are_measured_as_the_recipe_says_and_kept_with_the_version(setti
     assert measured[0][0] == CARD["recipe"]["evaluation"]
     assert measured[0][2:] == ([2, 5], None)
     assert registry.find(settings.tracking, "blob/1").metrics == done.figures.metrics
-    assert done.figures.metrics == {"fd_local": 0.5, "likelihood_rows": 300}
+    assert done.figures.metrics == {"fd_local": 0.5, "nfe": 1, "likelihood_rows": 300}
     assert done.figures.basis["data"] == f"ring {digest}"
     assert done.figures.basis["samples"] == "12"
     assert torch.equal(done.figures.samples, torch.zeros(2))
@@ -132,6 +133,11 @@ def test_what_is_given_lies_over_what_the_recipe_says(settings, add, measured):
         evaluate(settings, "blob", samples=0)
 
 
+def kept_basis(settings):
+    tags = connect(settings.tracking).get_model_version("blob", "1").tags
+    return {key.removeprefix("basis."): said for key, said in tags.items() if key.startswith("basis.")}
+
+
 def test_what_figures_rest_on_is_told(settings, add, measured):
     digest = open_dataset(settings, "ring").digest
     add(digest=digest)
@@ -139,14 +145,22 @@ def test_what_figures_rest_on_is_told(settings, add, measured):
     basis = evaluate(settings, "blob", **given).figures.basis
     assert measured[0][0].items() >= given.items()
     assert measured[0][3] == len(open_dataset(settings, "ring").prepared.source("test"))
-    assert basis["likelihood"] == "the first 30 test samples"
-    assert basis["importance_bound"] == "5 draws a sample"
+    assert basis["likelihood"] == "the first 30 test samples, given their classes"
+    assert basis["importance_bound"] == "5 draws a sample, the first 30 test samples, given their classes"
+    assert basis["options"] == "steps=2, temperature=0.5"
     assert basis["against"] == f"ring {digest}"
-    tags = connect(settings.tracking).get_model_version("blob", "1").tags
-    assert {key.removeprefix("basis."): said for key, said in tags.items() if key.startswith("basis.")} == basis
-    evaluate(settings, "blob")
-    tags = connect(settings.tracking).get_model_version("blob", "1").tags
-    assert tags["basis.likelihood"] == "the first 300 test samples"
+    assert kept_basis(settings) == {key: said for key, said in basis.items() if key != "features"}
+    later = evaluate(settings, "blob", options={"steps": 1}) and kept_basis(settings)
+    assert later["likelihood"] == "the first 300 test samples, given their classes"
+    assert later["options"] == "steps=1, temperature=0.5"
+    kept = ("importance_bound", "against")  # as their figures, which were not measured again
+    assert [later[key] for key in kept] == [basis[key] for key in kept]
+
+
+def test_a_model_that_draws_nothing_rests_on_no_samples(settings, add, monkeypatch):
+    add(digest=open_dataset(settings, "ring").digest)
+    monkeypatch.setattr(evaluation, "measure", lambda *_, **__: Figures({"reconstruction_mse": 0.1}, None))
+    assert evaluate(settings, "blob").figures.basis.keys() == {"data", "features"}
 
 
 def test_figures_on_features_rest_on_the_classifier_of_the_same_data(settings, add, measured):
