@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 import torch
 
+from kinfolk.config import parse
 from kinfolk.contract import ConfigError, DataSpec, Progress
 from kinfolk_families.autoencoder.config import BernoulliConfig, DiscretisedLogisticConfig, GaussianConfig
 from kinfolk_families.autoencoder.distributions import (
@@ -127,6 +128,13 @@ def advance_variance(parts, all_reduce=lambda value: value):
         distribution.record((torch.zeros(1, *x.shape),), x)
     distribution.after(Progress(0, 0, torch.Generator(), all_reduce))
     return distribution
+
+
+def test_a_half_life_of_a_learned_variance_is_refused_and_its_default_is_read_back():
+    learned = GaussianConfig(variance="learned")
+    assert parse(GaussianConfig, learned.model_dump(), "decoder") == learned
+    with pytest.raises(ConfigError, match="halflife_samples=8 is of variance='optimal'"):
+        parse(GaussianConfig, {"variance": "learned", "halflife_samples": 8}, "decoder")
 
 
 def test_the_tracked_variance_moves_half_way_to_the_mean_squared_error_in_a_half_life():

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from kinfolk.contract import Batch, DataSpec, Progress
+from kinfolk.config import parse
+from kinfolk.contract import Batch, ConfigError, DataSpec, Progress
 from kinfolk.training.loop import build
 from kinfolk_families.autoencoder import FAMILY
 from kinfolk_families.autoencoder.config import AutoencoderConfig, ConvConfig, GaussianConfig, IwaeConfig, MlpConfig
@@ -118,6 +119,12 @@ def test_the_few_draws_leave_gradients_under_autocast():
         loss = loss_of(model, Batch(X))
     loss.value.backward()
     assert all(value.grad is not None and value.grad.abs().max() > 0 for value in model.module.parameters())
+
+
+def test_more_draws_backward_than_there_are_are_refused():
+    assert parse(IwaeConfig, {"draws": 6, "backward_draws": 6}, "objective").backward_draws == 6
+    with pytest.raises(ConfigError, match="backward_draws=7 are taken among draws=6; use at most 6"):
+        parse(IwaeConfig, {"draws": 6, "backward_draws": 7}, "objective")
 
 
 @pytest.mark.parametrize(("seen", "draws"), [(0, 1), (500, 7), (999, 50), (1000, 50), (9999, 50)])

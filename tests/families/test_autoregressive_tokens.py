@@ -260,6 +260,8 @@ def test_log_prob_is_exact_and_says_of_what(spec, network, output, of):
         (TOKENS, "transformer", {"palette": 4}, "Leave it out"),
         (COLOUR, "gated", {}, "kind: mixture"),
         (COLOUR, "gated", {"output": {"kind": "bernoulli"}}, "kind: mixture"),
+        (GREY, "transformer", {"palette": 18}, "have only 17 colours. Use at most 17"),
+        (COLOUR.model_copy(update={"levels": 2}), "transformer", {"palette": 9}, "Use at most 8"),
         (GREY, "gated", {"palette": 4}, "network.kind=transformer"),
         (GREY, "transformer", {"palette": 4, "output": {"kind": "mixture"}}, "output.kind=categorical"),
     ],
@@ -267,6 +269,22 @@ def test_log_prob_is_exact_and_says_of_what(spec, network, output, of):
 def test_a_recipe_that_does_not_fit_its_data_is_refused(spec, network, config, named):
     with pytest.raises(ConfigError, match=named):
         model_of(spec, network, **config)
+
+
+@pytest.mark.parametrize(
+    ("spec", "network", "config", "vocabulary"),
+    [
+        (GREY, "gated", {}, 17),
+        (GREY, "transformer", {"palette": 17}, 17),
+        (COLOUR, "transformer", {"palette": 30}, 30),
+        (GREY, "gated", {"output": {"kind": "bernoulli"}}, 2),
+    ],
+)
+def test_a_recipe_draws_among_as_many_tokens_as_there_are(spec, network, config, vocabulary):
+    model = model_of(spec, network, sampler={"top_k": vocabulary}, **config)
+    assert sampling.sample(model, 1).shape == (1, *spec.shape)
+    with pytest.raises(ConfigError, match=rf"sampler\.top_k={vocabulary + 1}: .* Use 0 to {vocabulary}"):
+        model_of(spec, network, sampler={"top_k": vocabulary + 1}, **config)
 
 
 def test_a_picture_that_cannot_be_halved_so_often_is_refused():

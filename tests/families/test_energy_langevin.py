@@ -96,6 +96,28 @@ def test_a_worker_draws_different_chains_of_its_own_slice_and_of_the_classes_ask
     assert int(own[0].max()) < 40 <= int(own[1].min())
 
 
+@pytest.mark.parametrize("classes", [0, 4])
+def test_microbatches_of_a_step_take_different_chains_and_the_next_step_any(classes):
+    size, label = 16 * max(classes, 1), torch.arange(8) % classes if classes else None
+    buffer = ReplayBuffer(BufferConfig(size=size), IMAGE, classes)
+    for step in range(3):
+        taken = []
+        for part in range(2):
+            index = buffer.draw(8, label, progress(10 * step + part))
+            buffer.write(index, torch.zeros(8, *IMAGE.shape))
+            taken.append(index // max(classes, 1))
+        assert torch.cat(taken).sort().values.tolist() == list(range(16))
+        buffer.exchange(progress())
+
+
+def test_a_step_of_one_microbatch_draws_by_one_permutation_of_the_workers_slice():
+    buffer = ReplayBuffer(BufferConfig(size=80), IMAGE, 4)
+    buffer.written[:40] = 1  # by another worker
+    drawn = buffer.draw(8, torch.arange(8) % 4, progress(3, 1, 2))
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(3))[:8]
+    assert torch.equal(drawn, (10 + order) * 4 + torch.arange(8) % 4)
+
+
 def test_the_fresh_share_begins_anew_and_the_rest_goes_on():
     buffer = ReplayBuffer(BufferConfig(size=4000, fresh_share=0.05), VECTOR)
     index = torch.arange(4000)
@@ -169,3 +191,13 @@ def test_a_buffer_smaller_than_the_batch_is_refused_with_both_sizes_and_what_to_
         with pytest.raises(ConfigError, match=named):
             ReplayBuffer(BufferConfig(size=size), IMAGE, classes).draw(8, None, progress(rank=rank, workers=2))
         ReplayBuffer(BufferConfig(size=least), IMAGE, classes).draw(8, None, progress(rank=rank, workers=2))
+
+
+def test_microbatches_that_need_more_chains_than_the_smallest_slice_has_are_refused_by_all_workers():
+    named = r"system\.buffer\.size=31 .* batches of 32 or more: .* at least 32, 1 for each sample"
+    for rank, slots in enumerate((15, 16)):
+        where, buffer = progress(rank=rank, workers=2), ReplayBuffer(BufferConfig(size=31), IMAGE)
+        assert len(buffer.slots(where)) == slots
+        buffer.write(buffer.draw(8, None, where), torch.zeros(8, *IMAGE.shape))
+        with pytest.raises(ConfigError, match=named):
+            buffer.draw(8, None, where)

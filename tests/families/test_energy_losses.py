@@ -23,6 +23,7 @@ from kinfolk_families.energy.config import (
     TransformerConfig,
 )
 from kinfolk_families.energy.losses import completion_loss, contrastive_loss, guarded, hidden_patches
+from kinfolk_families.energy.model import SpectralNorm
 
 LINE = DataSpec(kind="vector", shape=(1,), data_std=1.0)
 IMAGE = DataSpec(kind="image", shape=(1, 8, 8), levels=17, classes=3, data_std=0.7)
@@ -206,6 +207,21 @@ def test_a_class_conditional_loss_takes_chains_of_the_samples_own_classes():
     loss_of(module, Batch(torch.rand(4, *IMAGE.shape), label))
     written = module.buffer.written.nonzero().flatten() % 3
     assert written.sort().values.tolist() == [0, 1, 2, 2]
+
+
+def test_turns_keep_the_spectral_norm_up_with_the_weights():
+    torch.manual_seed(0)
+    module = module_of(NetworkConfig(buffer=BufferConfig(size=16), spectral_norm=True))
+    normalised = [each for each in module.modules() if isinstance(each, SpectralNorm)]
+    for each in normalised:
+        nn.init.normal_(each.layer.weight)
+    (phase,) = FAMILY.phases(module)
+    with torch.no_grad():
+        for _ in range(300):
+            phase.after(progress())
+        for each in normalised:
+            largest = torch.linalg.matrix_norm(each.layer.weight.flatten(1), 2)
+            torch.testing.assert_close(each.singular_value(), largest, rtol=1e-2, atol=0)
 
 
 @pytest.mark.parametrize(("least", "most", "replaced"), [(0.5, 0.5, 0.9), (0.25, 1.0, 1.0), (1.0, 1.0, 0.5)])

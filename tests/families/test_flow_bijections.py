@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from kinfolk.contract import DataSpec
+from kinfolk.contract import Batch, DataSpec, Progress
 from kinfolk.training.loop import build
 from kinfolk_families.flow import FAMILY
 from kinfolk_families.flow.bijections import (
@@ -348,6 +348,22 @@ def test_two_workers_initialise_as_one_does():
 
     alone = initialised(x, lambda value: value)
     first, second = on_workers([x[:24], x[24:]], initialised)
+    for name, value in alone.items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], value, rtol=0, atol=1e-9)
+
+
+def test_the_family_initialises_from_the_batches_of_all_workers():
+    shares = [normal(24, *IMAGE.shape), 4 + 2 * normal(24, *IMAGE.shape, seed=2)]
+    built = stirred(build(FAMILY, FlowConfig(flow=GLOW, dequantisation=NOTHING), IMAGE, seed=0).module)
+
+    def initialised(share, all_reduce):
+        module = copy.deepcopy(built)
+        FAMILY.initialise(module, Batch(share), Progress(0, 0, generator(), all_reduce))
+        return module.state_dict()
+
+    alone = initialised(torch.cat(shares), lambda value: value)
+    first, second = on_workers(shares, initialised)
     for name, value in alone.items():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], value, rtol=0, atol=1e-9)

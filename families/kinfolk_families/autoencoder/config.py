@@ -66,6 +66,15 @@ class GaussianConfig(Config):
     variance: Literal["optimal", "learned"] = "optimal"  # mean squared error of late, or a trained parameter
     halflife_samples: int = Field(2000, gt=0)  # of the average of squared errors, where the variance is optimal
 
+    @model_validator(mode="after")
+    def _averages(self) -> "GaussianConfig":
+        if self.variance == "learned" and self.halflife_samples != type(self).model_fields["halflife_samples"].default:
+            raise ValueError(
+                f"halflife_samples={self.halflife_samples} is of variance='optimal', and a learned variance is no "
+                "average; leave it out"
+            )
+        return self
+
 
 DistributionConfig = Annotated[
     BernoulliConfig | DiscretisedLogisticConfig | GaussianConfig, Field(discriminator="kind")
@@ -106,7 +115,8 @@ class FiniteScalarConfig(Config):
     """FSQ: each latent position is rounded to a fixed grid, so there is no codebook that could die."""
 
     kind: Literal["finite_scalar"] = "finite_scalar"
-    levels: tuple[Annotated[int, Field(ge=2)], ...] = Field((8, 6, 5), min_length=1)  # of each channel; Table 1 there
+    # Of each channel; Table 1 there. Between 2, tanh would stand where it has no slope left: 0.001 at an output of 0.
+    levels: tuple[Annotated[int, Field(ge=3)], ...] = Field((8, 6, 5), min_length=1)
 
 
 class CapacityConfig(Config):
@@ -151,6 +161,15 @@ class IwaeConfig(Config):
         if samples_seen >= self.growth_samples:
             return self.draws
         return round(self.draws ** (samples_seen / self.growth_samples))
+
+    @model_validator(mode="after")
+    def _backward(self) -> "IwaeConfig":
+        if self.backward_draws is not None and self.backward_draws > self.draws:
+            raise ValueError(
+                f"backward_draws={self.backward_draws} are taken among draws={self.draws}; use at most {self.draws}, "
+                "or leave it out for all"
+            )
+        return self
 
     @model_validator(mode="after")
     def _variance(self) -> "IwaeConfig":

@@ -97,7 +97,7 @@ def check(config: AutoregressiveConfig, spec: DataSpec, learned: DataSpec) -> No
     """Refuse a recipe for data it cannot learn; ``learned`` is ``spec``, or describes a first stage's tokens of it.
 
     Raises:
-        ConfigError: classes, levels, order or pixels are asked of data without them, or do not divide.
+        ConfigError: classes, levels, order, pixels or colours are asked of data without them, or do not divide.
     """
     if learned.levels is None:
         raise ConfigError(
@@ -109,6 +109,7 @@ def check(config: AutoregressiveConfig, spec: DataSpec, learned: DataSpec) -> No
         _check_tokens(config)
     else:
         _check_image(config, *learned.shape)
+        _check_palette(config.palette, learned.levels, learned.shape[0])
 
 
 def _check_tokens(config: AutoregressiveConfig) -> None:
@@ -129,6 +130,15 @@ def _check_image(config: AutoregressiveConfig, channels: int, height: int, width
         )
     if isinstance(network, PixelCnnPpConfig):
         _check_resolutions(len(network.channels), math.gcd(height, width))
+
+
+def _check_palette(palette: int | None, levels: int, channels: int) -> None:
+    colours = levels**channels
+    if palette is not None and palette > colours:
+        raise ConfigError(
+            f"palette={palette}, but pixels of {levels} levels a channel have only {colours} colours. Use at most "
+            f"{colours}, or leave it out to learn every level."
+        )
 
 
 def _check_resolutions(resolutions: int, side: int) -> None:

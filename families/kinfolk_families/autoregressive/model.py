@@ -12,6 +12,7 @@ from kinfolk_families.autoregressive.config import (
     AutoregressiveConfig,
     GatedPixelCnnConfig,
     NetworkConfig,
+    Options,
     TransformerConfig,
     check,
 )
@@ -48,6 +49,7 @@ class Autoregressive(nn.Module):
             check_told(first_stage, config.conditional)
         self.classes = (spec.classes or 0) if config.conditional else 0
         self.tokeniser = make_tokeniser(config, learned)
+        _check_sampler(config.sampler, self.tokeniser.vocabulary)
         self.distribution = make_distribution(config.output, self.tokeniser)
         self.network = make_network(config.network, self.tokeniser, self.classes, self.distribution.outputs)
         bias = self.network.head.bias
@@ -74,6 +76,13 @@ class Autoregressive(nn.Module):
     def step(self, tokens: Tensor, position: Tensor, label: Tensor | None, cache: Cache) -> Tensor:
         """Outputs of the network at one position of each row; changes ``cache``. (R, T, G), (R,) -> (R, O)"""
         return self.network.step(tokens, position, self._known(label), cache)
+
+
+def _check_sampler(options: Options, vocabulary: int) -> None:
+    if options.top_k > vocabulary:
+        raise ConfigError(
+            f"sampler.top_k={options.top_k}: this model draws among {vocabulary} tokens. Use 0 to {vocabulary}."
+        )
 
 
 def learned_spec(spec: DataSpec, first_stage: Model | None) -> DataSpec:
@@ -108,6 +117,7 @@ def build(config: AutoregressiveConfig, spec: DataSpec, parents: Mapping[str, Mo
     """The untrained model of a recipe for ``spec``; draws from torch's global generator.
 
     Raises:
-        ConfigError: the recipe does not fit the data, or its first stage: no tokens, or classes that it is not told.
+        ConfigError: the recipe does not fit the data, its tokens, or its first stage: no tokens, or classes that it is
+            not told.
     """
     return Autoregressive(config, spec, parents.get(FIRST_STAGE))

@@ -133,7 +133,11 @@ def lloyd_step(pixels: Tensor, palette: Tensor, all_reduce: Callable[[Tensor], T
 
 
 def _picked(pixels: Tensor, colours: int, progress: Progress) -> Tensor:
-    """Different colours of the data, each from one worker; equal on all. (P, C) -> (K, C)"""
+    """Colours of the data, each from one worker; equal on all. (P, C) -> (K, C)
+
+    Those of one worker are different as far as its pixels are; two workers may pick the same colour, and of equal ones
+    that no round parts the later is no pixel's token.
+    """
     present = pixels.unique(dim=0)
     order = torch.randperm(len(present), generator=progress.generator, device=progress.generator.device)
     chosen = present[order[torch.arange(colours, device=order.device) % len(order)]]

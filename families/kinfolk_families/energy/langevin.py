@@ -90,21 +90,28 @@ class ReplayBuffer(nn.Module):
     def draw(self, count: int, label: Tensor | None, progress: Progress) -> Tensor:
         """Positions of ``count`` different chains of the worker's slice, of the classes asked for. -> (count,)
 
+        None is of a group that an earlier microbatch of the step has written to.
+
         Raises:
-            ConfigError: a worker's slice has fewer groups of chains.
+            ConfigError: a worker's slice has fewer groups of chains than the step has samples for it.
         """
         own, generator = self.slots(progress), progress.generator
-        if self.config.size // self.classes // progress.workers < count:  # the smallest slice, so that all refuse
-            least = count * self.classes * progress.workers
-            apart = f", and each of {self.classes} classes has its own" if self.classes > 1 else ""
-            raise ConfigError(
-                f"system.buffer.size={self.config.size} is too small for batches of {count * progress.workers}: every "
-                f"sample takes a chain{apart}. Set it to at least {least}, better to 100 times the batch, or lower "
-                "training.batch_size."
-            )
-        order = torch.randperm(len(own), generator=generator, device=generator.device)[:count]
-        groups = own.start + order
+        (free,) = (self.written.view(-1, self.classes)[own.start : own.stop].sum(1) == 0).nonzero(as_tuple=True)
+        self._check_room(len(own) - len(free), count, progress.workers)
+        order = torch.randperm(len(free), generator=generator, device=generator.device)[:count]
+        groups = own.start + free[order]
         return groups * self.classes + (0 if label is None else label)
+
+    def _check_room(self, taken: int, count: int, workers: int) -> None:
+        size, classes, batch = self.config.size, self.classes, (taken + count) * workers
+        if size // classes // workers < taken + count:  # the smallest slice, so that all refuse
+            more = " or more" if taken else ""  # of how many microbatches this is one is not known here
+            apart = f", and each of {classes} classes has its own" if classes > 1 else ""
+            raise ConfigError(
+                f"system.buffer.size={size} is too small for batches of {batch}{more}: every sample takes a chain"
+                f"{apart}. Set it to at least {batch * classes}, {classes} for each sample of training.batch_size, "
+                "better to 100 times the batch, or lower training.batch_size."
+            )
 
     def read(self, index: Tensor, generator: Generator) -> Tensor:
         """The chains at ``index``, a random ``fresh_share`` of them begun anew. (B,) -> (B, *) float32"""
