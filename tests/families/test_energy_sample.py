@@ -165,7 +165,7 @@ def test_denoising_a_gaussian_energy_ends_at_the_likeliest_clean_sample(sigma):
     model.module.system = model.module.system.model_copy(
         update={
             "langevin": LangevinConfig(step_size=0.1, gradient_limit=None),
-            "denoising": DenoisingConfig(steps=300, temperature=temperature),
+            "denoising": DenoisingConfig(steps=300, nats=1 / (temperature * LINE.dims)),
         }
     )
     x_t = torch.tensor([[1.0, -2.0]])

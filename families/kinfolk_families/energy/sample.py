@@ -72,8 +72,9 @@ def denoise(module: EnergyModel, x_t: Tensor, sigma: Tensor, label: Tensor | Non
     energy and implicit in the distance, which keeps it stable at every sigma. Without noise there is nothing to do.
     """
     config, own = module.system.langevin, module.system.denoising
+    temperature = 1 / (own.nats * module.spec.dims)
     variance = per_row(sigma.square(), x_t).to(x_t)
-    share = variance / (variance + config.step_size * own.temperature)
+    share = variance / (variance + config.step_size * temperature)
     x = x_t
     for _ in range(own.steps):
         gradient = limited(energy_gradient(module, x, label), config.gradient_limit)
