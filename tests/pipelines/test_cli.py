@@ -321,6 +321,7 @@ def test_what_is_made_of_pictures_is_asked_for_in_full(kinfolk, monkeypatch):
     assert kinfolk("transform", "ring-blob", *words)[1] == "denoise, 3 rows by ring-blob/1 in x.png\n"
     assert json.loads(kinfolk("transform", "ring-blob", "--json")[1])["task"] == "reconstruct"
     assert asked[0] == ("ring-blob", Path("x.png"), kinfolk_pipelines.transform.Asked("denoise", 3, 5, 0.2, "linear"))
+    assert asked[1] == ("ring-blob", Path("made.png"), kinfolk_pipelines.transform.Asked())
 
 
 def test_a_recipe_on_a_parent_that_has_none_keeps_no_table_back(kinfolk, tmp_path, monkeypatch):
