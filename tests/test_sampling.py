@@ -66,6 +66,11 @@ def test_one_mask_serves_every_row(model, digits):
     assert part.mask.shape == (1, *digits.spec.shape)
 
 
+def test_whether_a_model_takes_options_is_told_without_an_error(model):
+    assert sampling.takes(model, {"steps": 2})
+    assert not any(sampling.takes(model, options) for options in ({"steps": 99}, {"step": 2}))
+
+
 @pytest.mark.parametrize(
     ("x", "mask", "field"),
     [

@@ -145,6 +145,15 @@ def start(tasks: Tasks, request: SampleRequest, task: str = "sample") -> Sampler
     return tasks.starts[task](request)
 
 
+def takes(model: Model, options: Mapping[str, Any]) -> bool:
+    """Whether ``model`` draws samples with these options."""
+    try:
+        start(model.tasks, make_request(model, 1, options=options))
+    except RequestError:
+        return False
+    return True
+
+
 @torch.no_grad()
 def trajectory(tasks: Tasks, request: SampleRequest, task: str = "sample") -> Iterator[SamplerState]:
     """The state after the start and after each call, until every row is done; rows of one request end together."""
