@@ -51,6 +51,12 @@ def test_the_ends_of_an_interpolation_are_the_samples_with_their_classes(path):
     torch.testing.assert_close(way[2], B.x)
 
 
+def test_a_class_on_the_way_is_that_of_the_nearer_end():
+    way = interpolate(model_of(), A, B, SEEDS, torch.tensor([0.3, 0.7]), "linear")
+    for x, weight, label in zip(way, (0.3, 0.7), (0, 1), strict=True):
+        torch.testing.assert_close(x, (1 - weight) * (A.x - 0) + weight * (B.x - 1) + label)
+
+
 def test_a_linear_way_through_a_linear_model_is_straight():
     way = interpolate(model_of(), A, Batch(B.x, A.label), SEEDS, torch.tensor([0.25]), "linear")
     torch.testing.assert_close(way[0], 0.75 * A.x + 0.25 * B.x)

@@ -1,10 +1,13 @@
-"""Requests beyond plain samples: ways between two seeds, and pictures to complete."""
+"""Requests beyond plain samples: ways between two seeds, pictures to complete, options of which some are in vain."""
+
+from dataclasses import replace
 
 import kinfolk_toy
 import pytest
 import torch
 
 from kinfolk import sampling
+from kinfolk.contract import SamplerOptions, Tasks
 from kinfolk.errors import RequestError
 from kinfolk.rng import row_between, row_normal, slerp
 from kinfolk.training.loop import build
@@ -63,6 +66,11 @@ def test_one_mask_serves_every_row(model, digits):
     assert part.mask.shape == (1, *digits.spec.shape)
 
 
+def test_whether_a_model_takes_options_is_told_without_an_error(model):
+    assert sampling.takes(model, {"steps": 2})
+    assert not any(sampling.takes(model, options) for options in ({"steps": 99}, {"step": 2}))
+
+
 @pytest.mark.parametrize(
     ("x", "mask", "field"),
     [
@@ -75,3 +83,25 @@ def test_what_cannot_be_completed_is_refused(model, digits, x, mask, field):
     with pytest.raises(RequestError) as caught:
         sampling.completing(sampling.make_request(model, 2), digits.spec, x, mask)
     assert caught.value.field == field
+
+
+class Options(SamplerOptions):
+    solver: str = "heun"
+    churn: float = 0.25
+
+    def idle(self):
+        return {} if self.solver == "heun" else {"churn": "solver heun"}
+
+
+def resolved(own, **given):
+    family = replace(kinfolk_toy.FAMILY, options=Options)
+    return sampling.resolve_options(family, Tasks(options=own), given)
+
+
+def test_an_option_given_in_vain_is_refused_and_one_of_the_model_is_not():
+    assert resolved(Options(churn=1), solver="ddim") == Options(solver="ddim", churn=1)
+    assert resolved(Options(solver="ddim"), solver="heun", churn=1).churn == 1
+    for own, given in ((Options(), {"solver": "ddim", "churn": 1}), (Options(solver="ddim", churn=2), {"churn": 1})):
+        with pytest.raises(RequestError, match=r"churn=1 would .*: it is for solver heun\. Leave") as caught:
+            resolved(own, **given)
+        assert caught.value.field == "churn"

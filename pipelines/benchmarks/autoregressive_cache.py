@@ -44,7 +44,7 @@ def model_of(values: Mapping[str, Any]) -> Model:
     model = build(family, parse(family.config, values, "model"), GREY, 0)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.module.requires_grad_(False).eval().parameters():
-        parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+        parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
     return model
 
 
@@ -86,7 +86,7 @@ def compare(network: Any, tokens: Tensor, turns: int) -> list[tuple[int, float, 
 
 def choices(model: Model, tokens: Tensor) -> Tensor:
     """Log-probabilities of what could stand at each position, with the cache. -> (R, 784, V)"""
-    module = model.module
+    module: Any = model.module
     cache = module.network.cache(len(tokens))
     outputs = torch.cat([steps(module.network, tokens, line, cache) for line in range(SIDE)], 1)
     return torch.stack(
@@ -110,7 +110,8 @@ def flips(model: Model, pictures: int, races: int) -> tuple[int, int]:
 def random_tokens(model: Model, rows: int) -> Tensor:
     """Tokens to stand before a position. -> (R, 784, 1)"""
     generator = torch.Generator().manual_seed(1)
-    return torch.randint(model.module.tokeniser.vocabulary, (rows, SIDE**2, 1), generator=generator)
+    tokeniser: Any = model.module.tokeniser
+    return torch.randint(tokeniser.vocabulary, (rows, SIDE**2, 1), generator=generator)
 
 
 @torch.no_grad()
@@ -124,7 +125,7 @@ def main(rows: int = 16, turns: int = 5, pictures: int = 16, races: int = 100) -
     for name, model in models.items():
         measured = compare(model.module.network, random_tokens(model, rows), turns)
         mean = [sum(row[column] for row in measured) / len(measured) for column in (1, 2)]
-        summary = ("mean", *mean, max(row[3] for row in measured))
+        summary: tuple[Any, ...] = ("mean", *mean, max(row[3] for row in measured))
         for line, cached, uncached, difference in [*measured, summary]:
             ratio = uncached / cached
             print(f"| {name} | {line} | {cached:.2f} | {uncached:.1f} | {ratio:.0f} | {difference:.1e} |")

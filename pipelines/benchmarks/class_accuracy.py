@@ -32,6 +32,8 @@ def main(references: list[str]) -> None:
     data = open_dataset(settings, "digits").prepared
     train, test = (data.source(split) for split in ("train", "test"))
     fit, held_out = train.take(0, len(train)), test.take(0, len(test))
+    assert fit.label is not None
+    assert held_out.label is not None
     judge = SVC(kernel="rbf", gamma="scale", C=10).fit(flat(fit.x), fit.label.numpy())
     print(f"SVM on the test split: {judge.score(flat(held_out.x), held_out.label.numpy()):.4f}\n")
     print("| model | samples | classified as asked | worst class | classes covered |\n|---|---|---|---|---|")

@@ -11,6 +11,7 @@ import copy
 import sys
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +78,7 @@ def autoencoder_of(depth: int, count: int) -> Family:
         width = min(width, width + HEADS, key=lambda one: abs(excess(one)))
         return PatchAutoencoder(config, system, spec, width, depth)
 
-    def phases(module: PatchAutoencoder) -> list[Phase]:
+    def phases(module: Any) -> list[Phase]:
         return [Phase("completion", module, partial(completion_loss, module), module.config.optimizer)]
 
     return Family("autoencoder", FAMILY.kinds, EnergyConfig, Options, built, phases, lambda _: Tasks(options=Options()))
@@ -93,7 +94,7 @@ def trained(family: Family, recipe: Recipe, data: Prepared) -> nn.Module:
 
 
 @torch.no_grad()
-def completion_error(module: nn.Module, data: Prepared) -> float:
+def completion_error(module: Any, data: Prepared) -> float:
     """Mean squared error of hidden patches of the test split, half of each picture, the same for every network."""
     test, errors, system = data.source("test"), [], module.system
     for start in range(0, len(test), CHUNK):
@@ -135,7 +136,7 @@ def count_monotone(system: TransformerConfig, trained_block: EnergyBlock, tokens
             print(f"| {name} | {rate} | {fallen} of {starts} |", flush=True)
 
 
-def main(reference: str = "mnist-energy-transformer", starts: int = 1000) -> None:
+def main(reference: str = "mnist-energy-transformer", starts: str = "1000") -> None:
     """Train rivals of the registered Energy Transformer by its own recipe, compare them, and count."""
     apply_environment(mlflow_environment())
     settings = load_settings()
@@ -152,8 +153,8 @@ def main(reference: str = "mnist-energy-transformer", starts: int = 1000) -> Non
         rival = trained(autoencoder_of(depth, parameters(module)), recipe, data)
         error = completion_error(rival, data)
         print(f"| autoencoder, {depth} blocks | {parameters(rival)} | {error:.4f} | {own / error:.3f} |", flush=True)
-    count_monotone(module.system, module.block, module.tokens, starts)
+    count_monotone(module.system, module.block, module.tokens, int(starts))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2], *map(int, sys.argv[2:]))
+    main(*sys.argv[1:])

@@ -5,9 +5,7 @@ last checkpoint (weights, buffers, average, optimiser) and its counters are comp
 Run: python pipelines/benchmarks/kill_and_resume.py [kills] [recipe ...]
 """
 
-import os
 import random
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -44,12 +42,19 @@ def short(name: str) -> Recipe:
 
 def workers() -> list[psutil.Process]:
     """The train workers that run now."""
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if "RayTrainWorker" in "".join(child.cmdline())]
+    return [child for child in psutil.Process().children(recursive=True) if "RayTrainWorker" in command(child)]
+
+
+def command(process: psutil.Process) -> str:
+    """Its command line, or nothing where it has ended."""
+    try:
+        return "".join(process.cmdline())
+    except psutil.NoSuchProcess:  # ended since, or not yet waited for
+        return ""
 
 
 class Killer:
-    """Kills one worker once, at ``moment`` samples; remembers where training went on."""
+    """Kills one worker once, at ``moment`` samples or the next report with a worker alive, and sees what comes next."""
 
     def __init__(self, moment: int) -> None:
         self.moment, self.killed_at, self.resumed_at = moment, 0, 0
@@ -57,9 +62,9 @@ class Killer:
     def __call__(self, report: Mapping[str, Any]) -> None:
         if report["kind"] == "start" and self.killed_at:
             self.resumed_at = report["samples_seen"]
-        if not self.killed_at and report["samples_seen"] >= self.moment:
+        if not self.killed_at and report["samples_seen"] >= self.moment and (alive := workers()):
             self.killed_at = report["samples_seen"]
-            os.kill(random.choice(workers()).pid, signal.SIGKILL)
+            random.choice(alive).kill()
 
 
 def job_of(name: str, data: Prepared) -> "Job":
@@ -84,8 +89,10 @@ def run(
 
 
 def differing(a: Snapshot, b: Snapshot) -> list[str]:
-    """Names of what is not equal to the last bit."""
-    names = [name for name in a.tensors | b.tensors if not torch.equal(a.tensors[name], b.tensors[name])]
+    """Names of what only one of them holds, or what is not equal to the last bit."""
+    common = a.tensors.keys() & b.tensors.keys()
+    names = sorted(a.tensors.keys() ^ b.tensors.keys())
+    names += [name for name in sorted(common) if not torch.equal(a.tensors[name], b.tensors[name])]
     return names + (["counters"] if a.values != b.values else [])
 
 

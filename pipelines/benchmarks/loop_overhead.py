@@ -28,6 +28,7 @@ from kinfolk.config import Recipe, load_recipe, parse
 from kinfolk.contract import Batch, Model, Progress
 from kinfolk.data.catalogue import prepare as prepare_data
 from kinfolk.data.prepared import Prepared
+from kinfolk.data.source import TensorSource
 from kinfolk.families import find_family
 from kinfolk.memory import keep_freed_memory
 from kinfolk.rng import generator
@@ -54,7 +55,9 @@ def by_hand(recipe: Recipe, data: Prepared) -> float:
     config, batch_size = phase.optimizer, recipe.training.batch_size
     optimizer = torch.optim.AdamW(model.module.parameters(), config.lr, config.betas, config.eps, config.weight_decay)
     average = [p.detach().clone() for p in model.module.parameters()]
+    assert isinstance(source, TensorSource)
     x, label = source.rows.x, source.rows.label
+    assert label is not None
     steps = recipe.training.samples // batch_size
     order = torch.cat([torch.randperm(len(x)) for _ in range(recipe.training.samples // len(x) + 1)])
     started = time.perf_counter()
@@ -90,7 +93,7 @@ def turns_on_ray(config: Mapping[str, Any]) -> dict[str, Any]:
     states = [prepare(fresh(job.recipe, data), plan) for _ in range(2)]
     sides = [train(state, data.source("train"), plan, SEED) for state in states]
     samples = LOGS_A_TURN * plan.every(plan.log_every_samples, 100)
-    turns = []
+    turns: list[list[float]] = []
     with Reporter(job, states[0], World(), config["mailbox"]) as reporter:
         for until in (*range(samples, plan.samples, samples), plan.samples + 1):
             order = (0, 1) if len(turns) % 2 else (1, 0)

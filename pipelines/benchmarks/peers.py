@@ -191,7 +191,11 @@ def serve_turns(make: Callable[[], Side], threads: int, keep: bool, line: Connec
     with suppress(EOFError):  # nobody asks any more
         while True:
             work, samples = line.recv()
-            line.send(rate(side.step if work == "training" else partial(side.draw, samples), samples, TURN_S))
+            if work == "training":
+                line.send(rate(side.step, samples, TURN_S))
+            else:
+                assert side.draw is not None
+                line.send(rate(partial(side.draw, samples), samples, TURN_S))
 
 
 class Rival:

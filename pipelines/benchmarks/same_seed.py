@@ -39,8 +39,8 @@ Labels = list[int] | None
 
 
 def others(model: Model) -> list[dict[str, Any]]:
-    """Those of ``OTHERS`` that the model's family takes."""
-    return [options for options in OTHERS if options.keys() <= model.family.options.model_fields.keys()]
+    """Those of ``OTHERS`` that the model takes."""
+    return [options for options in OTHERS if sampling.takes(model, options)]
 
 
 def mixed(model: Model, labels: Labels) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """What each solver makes of one trained network: fd_local against network evaluations, and the ratios to expect.
 
 The ratios are those of the papers on CIFAR-10 (DDIM, Table 1; DPM-Solver++; EDM), asked of the model's own data. Every
-solver draws from the same seeds, as many samples of each class, its estimates kept within the data's range.
+solver draws from the same seeds, as many samples of each class, its estimates kept within the data's range where they
+are samples and not latents.
 Run after training: python pipelines/benchmarks/solver_quality.py mnist-edm mnist-ddpm-unet --samples 2000
 """
 
@@ -47,6 +48,13 @@ class Run:
     samples_per_second: float
 
 
+def runs_of(model: Model) -> dict[str, dict[str, Any]]:
+    """``RUNS`` with estimates kept within the data's range, where there is one and the model can."""
+    clamp = {"clamp": True}
+    within = model.spec.levels is not None and sampling.takes(model, clamp)
+    return {name: {**options, **clamp} if within else dict(options) for name, options in RUNS.items()}
+
+
 def run(model: Model, features: Model, data: Prepared, options: Mapping[str, Any], samples: int) -> Run:
     """Draw and measure."""
     labels = [i % (model.spec.classes or 1) for i in range(samples)] if "label" in model.tasks.conditions else None
@@ -82,11 +90,8 @@ def main() -> None:
         loaded = load_model(settings, reference)
         data = open_dataset(settings, loaded.version.lineage.data).prepared
         features = feature_model(settings, loaded.version.lineage.data).model
-        clamp = {"clamp": loaded.model.spec.levels is not None}
-        runs = {
-            name: run(loaded.model, features, data, {**options, **clamp}, given.samples)
-            for name, options in RUNS.items()
-        }
+        wanted = runs_of(loaded.model)
+        runs = {name: run(loaded.model, features, data, options, given.samples) for name, options in wanted.items()}
         report(loaded.version.reference, runs, given.samples)
 
 

@@ -75,7 +75,7 @@ def varied(recipe: Recipe, **training: object) -> Recipe:
 
 def channels_last(state: TrainState) -> None:
     """Weights of convolutions, and so what they give, with channels innermost."""
-    state.model.module.to(memory_format=torch.channels_last)
+    state.model.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def compiled(state: TrainState) -> None:

@@ -6,39 +6,40 @@ Each recipe is trained whole, parents before what is built on them, unless it ha
 Run: python pipelines/benchmarks/zoo.py [data] [recipe ...]
 """
 
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from kinfolk.config import load_recipe
+from kinfolk.config import find_recipe, load_recipe
 from kinfolk.errors import KinfolkError
 from kinfolk.tracking.connection import mlflow_environment
 from kinfolk_pipelines.evaluate import Evaluated, evaluate
 from kinfolk_pipelines.families import capabilities
+from kinfolk_pipelines.meaning import MEANING
 from kinfolk_pipelines.plan import plan
 from kinfolk_pipelines.settings import Settings, apply_environment, load_settings
-from kinfolk_pipelines.train import train
+from kinfolk_pipelines.train import InterruptedTrainingError, train
 
-TITLE = ("recipe", "can", "parameters", "training samples", "training, s", "samples/s", "calls", "measured")
-SHOWN = (
-    "test_accuracy",
-    "fd_local",
-    "class_accuracy",
-    "log_prob_bits_per_dim",
-    "log_prob_binary_nats",
-    "log_prob_codes_nats",
-    "ode_log_prob_bits_per_dim",
-    "elbo_bits_per_dim",
-    "elbo_binary_nats",
-    "elbo_density_nats",
-    "importance_bound_binary_nats",
-    "reconstruction_mse",
-    "completion_mse",
-    "codebook_usage",
-    "auroc_against",
-)
+TITLE = ("recipe", "can", "parameters", "training samples", "training, s", "samples/s", "calls", "measured", "basis")
+OWN_COLUMN = ("parameters", "samples_per_second", "nfe")
+SHOWN = [
+    name for name, is_ in MEANING.items() if name not in OWN_COLUMN and (is_.better or name.endswith("_nats"))
+]  # densities, and what compares some models only, beside what has a better and a worse
+
+
+def chosen(folder: Path, names: Sequence[str]) -> list[str]:
+    """The recipes asked for, or all but those that are for a GPU.
+
+    Raises:
+        ConfigError: there is no such recipe, or none at all.
+    """
+    found = list(names) or sorted(path.stem for path in folder.glob("*.yaml") if not path.stem.endswith("-gpu"))
+    for name in found or ["features"]:
+        find_recipe(f"{folder.name}/{name}", folder.parent)
+    return found
 
 
 def ordered(folder: Path, names: Sequence[str]) -> Iterator[str]:
@@ -49,7 +50,7 @@ def ordered(folder: Path, names: Sequence[str]) -> Iterator[str]:
         if name not in done and (folder / f"{name}.yaml").is_file():
             done.add(name)
             for parent in load_recipe(folder / f"{name}.yaml").parents.values():
-                yield from visit(parent.partition("@")[0].removeprefix(f"{folder.name}-"))
+                yield from visit(re.split("[@/]", parent)[0].removeprefix(f"{folder.name}-"))
             yield name
 
     for name in ("features", *names):
@@ -71,16 +72,23 @@ def line(recipe: str, samples: int, evaluated: Evaluated) -> str:
     speed, calls = (f"{metrics[name]:,.3g}" if name in metrics else "" for name in ("samples_per_second", "nfe"))
     seconds = evaluated.version.metrics.get("train_seconds", 0.0)
     reached = ", ".join(f"{name} {metrics[name]:.4g}" for name in SHOWN if name in metrics)
+    basis = "; ".join(f"{key}: {said}" for key, said in evaluated.figures.basis.items())
     cells = (recipe, ability(evaluated), f"{metrics['parameters']:,.0f}", f"{samples:,}", f"{seconds:,.0f}")
-    return f"| {' | '.join((*cells, speed, calls, reached))} |"
+    return f"| {' | '.join((*cells, speed, calls, reached, basis))} |"
 
 
 def system(settings: Settings, recipe: str, console: Console) -> str:
-    """The row of a recipe, trained if it has to be; or what keeps it from having one."""
+    """The row of a recipe, trained if it has to be; or what keeps it from having one.
+
+    Raises:
+        InterruptedTrainingError: the user stopped it, and with it the table.
+    """
     try:
         planned = plan(settings, recipe)
         trained = train(settings, planned, console)
         evaluated = evaluate(settings, trained.version.reference)
+    except InterruptedTrainingError:
+        raise
     except KinfolkError as error:
         return f"| {recipe} | {error} |"
     return line(recipe, planned.recipe.training.samples, evaluated)
@@ -90,10 +98,13 @@ def main(data: str = "digits", *recipes: str) -> None:
     apply_environment(mlflow_environment())
     settings, console = load_settings(), Console(stderr=True)
     folder = settings.recipe_folder / data
-    names = recipes or sorted(path.stem for path in folder.glob("*.yaml") if not path.stem.endswith("-gpu"))
-    print(f"| {' | '.join(TITLE)} |\n|{'---|' * len(TITLE)}", flush=True)
-    for name in ordered(folder, names):
-        print(system(settings, f"{data}/{name}", console), flush=True)
+    try:
+        names = chosen(folder, recipes)
+        print(f"| {' | '.join(TITLE)} |\n|{'---|' * len(TITLE)}", flush=True)
+        for name in ordered(folder, names):
+            print(system(settings, f"{data}/{name}", console), flush=True)
+    except KinfolkError as error:
+        sys.exit(f"zoo: {error}")
 
 
 if __name__ == "__main__":

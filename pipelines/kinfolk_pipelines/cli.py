@@ -160,8 +160,10 @@ def transform(
     ] = "reconstruct",
     n: Annotated[int, typer.Option("-n", min=1, help="How many rows of pictures.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Of the first row.")] = 0,
-    noise: Annotated[float, typer.Option(help="denoise: standard deviation, of data in [-1, 1].")] = 0.5,
-    path: Annotated[str, typer.Option(help="interpolate: spherical or linear.")] = "spherical",
+    noise: Annotated[
+        float | None, typer.Option(help="denoise: standard deviation, of data in [-1, 1]; 0.5 if left out.")
+    ] = None,
+    path: Annotated[str | None, typer.Option(help="interpolate: spherical or linear; spherical if left out.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="A .png picture or a .npy array.")] = Path("made.png"),
     as_json: Json = False,
 ) -> None:

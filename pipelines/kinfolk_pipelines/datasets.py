@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from kinfolk.config import override
+from kinfolk.contract import Model
 from kinfolk.data import catalogue
 from kinfolk.data.entry import Report
+from kinfolk.data.latents import write_latents
 from kinfolk.data.prepared import RECORD, Prepared
 from kinfolk.data.version import content_hash
 from kinfolk_pipelines.settings import Settings
@@ -50,6 +52,14 @@ def prepare_dataset(
     path = settings.dataset(name or kind)
     catalogue.prepare(kind, path, name=name, source=source, options=options, skip_bad=skip_bad, progress=progress)
     return open_dataset(settings, name or kind)
+
+
+def encode_dataset(destination: Path, data: Dataset, stage: Model) -> None:
+    """See that ``destination`` holds ``data`` as ``stage`` encodes it, from an earlier training or made now."""
+    if not (destination / RECORD).exists():
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        write_latents(destination, data.prepared, stage, destination.name, catalogue.silent)
+    Prepared.open(destination)
 
 
 def rows(settings: Settings) -> list[dict[str, Any]]:

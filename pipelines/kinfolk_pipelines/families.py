@@ -35,12 +35,20 @@ def _summary(family: Family) -> str:
     return (inspect.getdoc(package) or "").split("\n\n")[0].replace("\n", " ").partition(". ")[0]
 
 
+def _family_of(path: Path) -> str:
+    """The family a recipe is of, or nothing where it cannot be read."""
+    try:
+        return load_recipe(path).family
+    except ConfigError:
+        return ""
+
+
 def rows(settings: Settings) -> list[dict[str, Any]]:
     """Each installed family with what it learns and the recipes that use it."""
     recipes: dict[str, list[str]] = {}
     for path in sorted(settings.recipe_folder.glob("*/*.yaml")):
         name = f"{path.parent.name}/{path.stem}"
-        recipes.setdefault(load_recipe(path).family, []).append(name)
+        recipes.setdefault(_family_of(path), []).append(name)
     return [
         {
             "name": name,
@@ -52,20 +60,24 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
     ]
 
 
-def untrained(path: Path, spec: DataSpec) -> Model:
-    """The model of a recipe before training, on parents that are untrained too.
+def untrained(path: Path, spec: DataSpec, children: tuple[Path, ...] = ()) -> Model:
+    """The model of a recipe before training, on parents that are untrained too; ``children`` are what it is built for.
 
     A parent is taken for what the recipe of its name makes: ``DATA-RECIPE``, as ``kinfolk train`` calls models.
 
     Raises:
-        ConfigError: a parent has another name, or the recipe is wrong.
+        ConfigError: a parent has another name or is its own ancestor, or the recipe is wrong.
     """
+    line = (*children, path)
+    if path in children:
+        circle = " on ".join(each.stem for each in line)
+        raise ConfigError(f"Recipes are built on each other in a circle: {circle}. Name another parent.")
     recipe = load_recipe(path)
     family = find_family(recipe.family)
     parents = {}
     for role, reference in recipe.parents.items():
         name = parse_reference(reference).name.removeprefix(f"{recipe.data}-")
-        parents[role] = untrained(path.with_name(f"{name}.yaml"), spec)
+        parents[role] = untrained(path.with_name(f"{name}.yaml"), spec, line)
     return build(family, parse(family.config, recipe.model, "model"), spec, recipe.seed, parents=parents)
 
 
@@ -97,7 +109,7 @@ def systems(settings: Settings) -> list[dict[str, Any]]:
 
 def _system(path: Path, spec: DataSpec) -> dict[str, Any]:
     """What the recipe's system can do, or why that cannot be told."""
-    named = {"recipe": f"{_DATA}/{path.stem}", "family": load_recipe(path).family}
+    named = {"recipe": f"{_DATA}/{path.stem}", "family": _family_of(path)}
     try:
         return {**named, **capabilities(untrained(path, spec))}
     except ConfigError as error:

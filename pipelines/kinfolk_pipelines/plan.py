@@ -8,9 +8,7 @@ from torch import Tensor
 
 from kinfolk.config import Recipe, find_recipe, load_recipe, parse
 from kinfolk.contract import FIRST_STAGE, Family, Model
-from kinfolk.data.catalogue import silent
-from kinfolk.data.latents import write_latents
-from kinfolk.data.prepared import RECORD, Prepared
+from kinfolk.data.latents import latent_spec
 from kinfolk.data.source import keep
 from kinfolk.errors import ConfigError, RegistryError
 from kinfolk.families import find_family
@@ -33,7 +31,7 @@ class Plan:
     initial: Mapping[str, Tensor] = field(default_factory=dict)
     parents: Mapping[str, Loaded] = field(default_factory=dict)  # by role
     ancestry: Mapping[str, str] = field(default_factory=dict)  # versions it rests on, by role or ``init_from``
-    latents: Path | None = None
+    latents: Path | None = None  # where training finds the data as the first stage encodes it, or puts it
 
 
 def plan(settings: Settings, recipe_name: str, sets: Sequence[str] = (), name: str | None = None) -> Plan:
@@ -62,16 +60,13 @@ def plan(settings: Settings, recipe_name: str, sets: Sequence[str] = (), name: s
 
 
 def _latents(settings: Settings, data: Dataset, stage: Loaded | None) -> Path | None:
-    """The data as ``stage`` encodes it, from an earlier training if there was one."""
+    """Where the data belongs as ``stage`` encodes it: a place of exactly these weights and this data."""
     if stage is None:
         return None
+    latent_spec(stage.model, data.prepared.spec)  # what is no first stage for the data fails here
     version = stage.version
-    name = f"{data.name}-{version.name}-{version.number}-{data.digest[:12]}".lower()
-    folder = settings.dataset(".latents") / name
-    if not (folder / RECORD).exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        write_latents(folder, data.prepared, stage.model, name, silent)
-    return Prepared.open(folder).path
+    weights, contents = version.manifest_sha256[:12], data.digest[:12]
+    return settings.dataset(".latents") / f"{data.name}-{version.name}-{version.number}-{weights}-{contents}".lower()
 
 
 def _parent(settings: Settings, recipe: Recipe, role: str) -> Loaded:

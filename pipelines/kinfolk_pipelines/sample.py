@@ -93,6 +93,18 @@ def check_out(out: Path) -> None:
         raise ConfigError(f"{out} is a folder: give the name of a file.")
 
 
+def check_in_vain(task: str, **given: tuple[str, object]) -> None:
+    """Refuse settings that another task is for: each with that task and its value, None where it was left out.
+
+    Raises:
+        ConfigError: with the setting and its task.
+    """
+    for name, (purpose, value) in given.items():
+        if value is not None and task != purpose:
+            option = f"--{name.replace('_', '-')} {value}"
+            raise ConfigError(f"{option} would have no effect: it is for --task {purpose}. Leave it out.")
+
+
 def write_samples(settings: Settings, reference: str, out: Path, wanted: Wanted, sets: Sequence[str]) -> str:
     """Write samples as PNG, or as a NumPy array for a name that ends in ``.npy``; returns the model's reference.
 
@@ -101,6 +113,9 @@ def write_samples(settings: Settings, reference: str, out: Path, wanted: Wanted,
         RequestError: the model cannot do what was asked.
     """
     check_out(out)
+    check_in_vain(wanted.task, seed_to=("interpolate", wanted.seed_to), given=("inpaint", wanted.given))
+    if wanted.task == "denoise":
+        raise ConfigError(f"Denoising starts from test pictures: use `kinfolk transform {reference} --task denoise`.")
     loaded = load_model(settings, reference)
     request = _request(settings, loaded, wanted, override({}, sets))
     samples = sampling.draw(loaded.model.tasks, request, wanted.task)

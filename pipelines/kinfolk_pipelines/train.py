@@ -12,7 +12,7 @@ from rich.console import Console
 from kinfolk import sampling
 from kinfolk.bundle import save_bundle
 from kinfolk.cluster import connect
-from kinfolk.contract import Model
+from kinfolk.contract import FIRST_STAGE, Model
 from kinfolk.errors import KinfolkError, RegistryError
 from kinfolk.metrics.speed import sampling_speed
 from kinfolk.tracking import registry
@@ -20,6 +20,7 @@ from kinfolk.tracking.history import RUN_TAG, SECONDS, Earlier, earlier_run
 from kinfolk.tracking.lineage import Lineage, Version
 from kinfolk.tracking.runs import DataVersion, Run, Tracker
 from kinfolk.training.loop import check_batch
+from kinfolk_pipelines.datasets import encode_dataset
 from kinfolk_pipelines.plan import Plan
 from kinfolk_pipelines.progress import display
 from kinfolk_pipelines.settings import Settings, git_commit
@@ -82,6 +83,8 @@ def train(
     if earlier is not None and (done := _finished(settings, earlier)):
         return Trained(done, done.metrics, None, True)
     _claim(settings, workers, use_gpu)
+    if planned.latents is not None:
+        encode_dataset(planned.latents, planned.data, planned.parents[FIRST_STAGE].model)
     run = tracker.start_run(
         run_name,
         planned.recipe.model_dump(mode="json"),

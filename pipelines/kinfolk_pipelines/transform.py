@@ -18,10 +18,11 @@ from kinfolk.pictures import draw
 from kinfolk.rng import row_normal
 from kinfolk_pipelines.datasets import open_dataset
 from kinfolk_pipelines.models import load_model
-from kinfolk_pipelines.sample import check_out, picture_scale
+from kinfolk_pipelines.sample import check_in_vain, check_out, picture_scale
 from kinfolk_pipelines.settings import Settings
 
 _STEPS = 8  # of a way
+_NOISE = 0.5  # where none is given
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,8 @@ class Asked:
     task: str = "reconstruct"
     n: int = 8
     seed: int = 0
-    noise: float = 0.5  # standard deviation, of data in [-1, 1]
-    path: str = "spherical"
+    noise: float | None = None  # denoise: standard deviation, of data in [-1, 1]
+    path: str | None = None  # interpolate
 
     @property
     def seeds(self) -> Tensor:
@@ -54,15 +55,16 @@ def _denoised(model: Model, source: Source, asked: Asked) -> list[Tensor]:
     tasks, given = model.tasks, source.take(0, asked.n)
     if tasks.denoise is None:
         raise ConfigError(f"This {model.family.name} model cannot denoise.")
-    if not 0 < asked.noise < math.inf:
-        raise ConfigError(f"--noise {asked.noise:g}: use a finite standard deviation above 0, of data in [-1, 1].")
-    noisy = given.x + asked.noise * row_normal(asked.seeds, torch.zeros_like(asked.seeds), given.x.shape[1:])
+    noise = _NOISE if asked.noise is None else asked.noise
+    if not 0 < noise < math.inf:
+        raise ConfigError(f"--noise {noise:g}: use a finite standard deviation above 0, of data in [-1, 1].")
+    noisy = given.x + noise * row_normal(asked.seeds, torch.zeros_like(asked.seeds), given.x.shape[1:])
     label = given.label if "label" in tasks.conditions else None
-    shown = [given.x, noisy, tasks.denoise(noisy, torch.full((asked.n,), asked.noise), label)]
+    shown = [given.x, noisy, tasks.denoise(noisy, torch.full((asked.n,), noise), label)]
     if "denoise" not in tasks.starts:
         return shown
     labels = None if label is None else label.tolist()
-    request = sampling.make_request(model, asked.n, asked.seed, labels, {"noise_level": asked.noise})
+    request = sampling.make_request(model, asked.n, asked.seed, labels, {"noise_level": noise})
     return [*shown, sampling.draw(tasks, sampling.given(request, model.spec, noisy), "denoise")]
 
 
@@ -70,7 +72,8 @@ def _between(model: Model, source: Source, asked: Asked) -> list[Tensor]:
     """The way from each of the first pictures to one of the next."""
     a, b = source.take(0, asked.n), source.take(asked.n, 2 * asked.n)
     weights = torch.linspace(0, 1, _STEPS, dtype=torch.float64)
-    return list(latents.interpolate(model, a, b, asked.seeds, weights, cast(latents.Path, asked.path)))
+    path = "spherical" if asked.path is None else asked.path
+    return list(latents.interpolate(model, a, b, asked.seeds, weights, cast(latents.Path, path)))
 
 
 def _sum(model: Model, source: Source, asked: Asked) -> list[Tensor]:
@@ -92,11 +95,12 @@ def made(model: Model, source: Source, asked: Asked) -> Tensor:
     """Rows of pictures: what was given, then what became of it. -> (n, columns, *shape)
 
     Raises:
-        ConfigError: there is no such task, the model cannot do it, or the data has too few samples.
+        ConfigError: there is no such task, the model cannot do it, a setting is for another, or samples are too few.
         RequestError: the path or the noise is not one that the model takes.
     """
     if asked.task not in TASKS:
         raise ConfigError(f"There is no task {asked.task!r}.{nearest(asked.task, TASKS)} Use {', '.join(TASKS)}.")
+    check_in_vain(asked.task, noise=("denoise", asked.noise), path=("interpolate", asked.path))
     make, each = TASKS[asked.task]
     if each * asked.n > len(source):
         raise ConfigError(f"-n {asked.n} needs {each * asked.n} test samples, the data has {len(source)}.")

@@ -36,6 +36,7 @@ __all__ = [
     "RequestError",
     "RowTask",
     "SampleRequest",
+    "SamplerOptions",
     "SamplerState",
     "Tasks",
 ]

@@ -18,8 +18,18 @@ from kinfolk.errors import ConfigError, nearest
 LARGEST_N = 1_000_000  # of one request; more would be held in memory at once
 
 
+def _check_seed(field: str, seed: int) -> None:
+    if not 0 <= seed < 2**62:
+        raise RequestError(field, f"{field}={seed}: use an integer from 0 to 2^62 - 1.")
+
+
 def row_seeds(seed: int, n: int) -> Tensor:
-    """Seeds of ``n`` rows: picture i of seed s is picture 0 of seed s + i. -> (n,) int64"""
+    """Seeds of ``n`` rows: picture i of seed s is picture 0 of seed s + i. -> (n,) int64
+
+    Raises:
+        RequestError: ``seed`` is outside [0, 2^62).
+    """
+    _check_seed("seed", seed)
     return torch.arange(seed, seed + n, dtype=torch.int64)
 
 
@@ -63,11 +73,6 @@ def _labels(model: Model, tasks: Tasks, label: int | Sequence[int] | None, n: in
     return torch.tensor(labels, dtype=torch.int64)
 
 
-def _check_seed(field: str, seed: int) -> None:
-    if not 0 <= seed < 2**62:
-        raise RequestError(field, f"{field}={seed}: use an integer from 0 to 2^62 - 1.")
-
-
 def make_request(
     model: Model,
     n: int,
@@ -82,10 +87,9 @@ def make_request(
     """
     if not 1 <= n <= LARGEST_N:
         raise RequestError("n", f"n={n}: ask for 1 to {LARGEST_N} samples at once.")
-    _check_seed("seed", seed)
-    tasks = model.tasks
+    seeds, tasks = row_seeds(seed, n), model.tasks
     resolved = resolve_options(model.family, tasks, options or {})
-    return SampleRequest(row_seeds(seed, n), resolved, _labels(model, tasks, label, n))
+    return SampleRequest(seeds, resolved, _labels(model, tasks, label, n))
 
 
 def interpolating(request: SampleRequest, seed_to: int) -> SampleRequest:
@@ -139,6 +143,15 @@ def start(tasks: Tasks, request: SampleRequest, task: str = "sample") -> Sampler
         known = ", ".join(sorted(tasks.starts)) or "none"
         raise RequestError("task", f"This model cannot {task!r}.{nearest(task, tasks.starts)} Its tasks: {known}.")
     return tasks.starts[task](request)
+
+
+def takes(model: Model, options: Mapping[str, Any]) -> bool:
+    """Whether ``model`` draws samples with these options."""
+    try:
+        start(model.tasks, make_request(model, 1, options=options))
+    except RequestError:
+        return False
+    return True
 
 
 @torch.no_grad()

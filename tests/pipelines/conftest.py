@@ -58,7 +58,8 @@ class InProcess:
         data = Prepared.open(job.data)
         state = fresh_state(job, data.spec)
         listener({"kind": "start", "samples_seen": self.says_from, "problems": []})
-        for report in train(state, data.source("train"), job.recipe.training, job.recipe.seed):
+        learned = Prepared.open(job.latents) if job.latents else data
+        for report in train(state, learned.source("train"), job.recipe.training, job.recipe.seed):
             logs = {"logs": dict(report.logs)} if report.kind == "log" else {}
             picture = {"picture": "cGljdHVyZQ=="} if report.kind == "preview" else {}
             listener({"kind": report.kind, "samples_seen": report.samples_seen, **logs, **picture})

@@ -321,6 +321,7 @@ def test_what_is_made_of_pictures_is_asked_for_in_full(kinfolk, monkeypatch):
     assert kinfolk("transform", "ring-blob", *words)[1] == "denoise, 3 rows by ring-blob/1 in x.png\n"
     assert json.loads(kinfolk("transform", "ring-blob", "--json")[1])["task"] == "reconstruct"
     assert asked[0] == ("ring-blob", Path("x.png"), kinfolk_pipelines.transform.Asked("denoise", 3, 5, 0.2, "linear"))
+    assert asked[1] == ("ring-blob", Path("made.png"), kinfolk_pipelines.transform.Asked())
 
 
 def test_a_recipe_on_a_parent_that_has_none_keeps_no_table_back(kinfolk, tmp_path, monkeypatch):
@@ -333,6 +334,27 @@ def test_a_recipe_on_a_parent_that_has_none_keeps_no_table_back(kinfolk, tmp_pat
     found = next(row["systems"] for row in systems if row["name"] == "consistency")
     assert ["mine.yaml" in row["unknown"] for row in found] == [True, True]
     assert kinfolk("families")[1].count("mine.yaml") == 2
+
+
+def test_a_recipe_that_is_its_own_parent_or_wrong_keeps_no_table_back(kinfolk, tmp_path):
+    folder = tmp_path / "recipes" / "digits"
+    folder.mkdir(parents=True)
+    (tmp_path / "kinfolk.yaml").write_text("recipes: recipes\n")
+    recipe = "family: diffusion\ndata: digits\nparents: {base: PARENT}\ntraining: {samples: 64, batch_size: 32}\n"
+    for name, parent in (("own", "digits-own"), ("here", "digits-there"), ("there", "digits-here/2")):
+        (folder / f"{name}.yaml").write_text(recipe.replace("PARENT", parent))
+    for name, text in (("torn", "family: [gan\n"), ("wrong", "famly: gan\n"), ("folder/list", "- gan\n")):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / f"{name}.yaml").write_text(text)
+    code, out, err = kinfolk("families")
+    assert (code, err) == (0, "")
+    told = " ".join(out.split())
+    for circle in ("own on own", "here on there on here", "there on here on there"):
+        assert told.count(f"in a circle: {circle}. Name another parent.") == 1
+    assert told.count("torn.yaml cannot be read as YAML") == 1
+    assert "Did you mean 'family'" in told
+    rows = {row["name"]: row for row in json.loads(kinfolk("families", "--json")[1])}
+    assert rows["diffusion"]["recipes"] == ["digits/here", "digits/own", "digits/there"]
 
 
 def test_serving_takes_the_command_line_over_the_file(kinfolk, tmp_path, monkeypatch):

@@ -209,6 +209,10 @@ def test_samples_that_cannot_be_drawn_leave_no_file(settings, add, tmp_path):
         ("there/x.png", Wanted(1, label=10), RequestError, "label 10"),
         ("there/x.png", Wanted(1, task="smaple"), RequestError, "Did you mean 'sample'"),
         ("there/x.png", Wanted(2, task="interpolate"), ConfigError, "needs --seed-to"),
+        ("there/x.png", Wanted(2, seed_to=3), ConfigError, "--seed-to 3 would have .* it is for --task interpolate"),
+        ("there/x.png", Wanted(2, given="upper"), ConfigError, "--given upper would have .* it is for --task inpaint"),
+        ("there/x.png", Wanted(2, task="inpaint", given="upper", seed_to=3), ConfigError, "--seed-to 3 would have"),
+        ("there/x.png", Wanted(2, task="denoise"), ConfigError, "use `kinfolk transform blob --task denoise`"),
         ("there/x.png", Wanted(2, task="inpaint"), ConfigError, "needs pictures and --given"),
         ("there/x.png", Wanted(2, task="inpaint", given="uper"), ConfigError, "Did you mean 'upper'"),
     ]:

@@ -71,6 +71,8 @@ def test_noise_and_what_was_under_it(source):
     assert (noisy - clean).std() == pytest.approx(0.25, abs=0.12)
     assert torch.allclose(estimate, noisy + label + 0.25)
     assert torch.allclose(draw, noisy + label + 0.25)
+    left_out, half = (made(model_of(), source, Asked("denoise", n=4, noise=noise)) for noise in (None, 0.5))
+    assert torch.equal(left_out, half)
     again = made(model_of(), source, Asked("denoise", n=1, seed=1, noise=0.25))[:, 1]
     assert torch.allclose(again[0] - clean[0], noisy[1] - clean[1])  # row i of seed s has the noise of seed s + i
 
@@ -103,6 +105,12 @@ def test_sums_of_three_pictures(source):
         (Asked("arithmetic", n=5), every_task, "needs 15 test samples, the data has 12"),
         *((Asked("denoise", n=1, noise=noise), every_task, "above 0") for noise in (0.0, -1.0, math.inf, math.nan)),
         (Asked("interpolate", n=1, path="arc"), every_task, "use 'spherical' or 'linear'"),
+        (Asked(n=1, noise=0.5), every_task, "--noise 0.5 would have no effect: it is for --task denoise. Leave it out"),
+        (Asked("denoise", n=1, path="spherical"), every_task, "--path spherical .* it is for --task interpolate"),
+        *(
+            (Asked(n=1, seed=seed), every_task, f"seed={seed}: use an integer from 0")
+            for seed in (-1, 2**62, 2**63 - 1)
+        ),
         *((Asked(task, n=1), no_task, "This stub model cannot") for task in transform.TASKS),
     ],
 )
