@@ -233,10 +233,11 @@ def test_given_elements_come_out_as_given(case, digits):
     tasks = case.tasks
     if "inpaint" not in tasks.starts:
         pytest.skip("this model does not complete pictures")
-    x = digits.source("test").take(0, 3).x
+    given = digits.source("test").take(0, 3)
+    x, label = given.x, given.label.tolist() if "label" in tasks.conditions else None
     mask = torch.zeros(digits.spec.shape)
     mask[..., :4, :] = 1
-    request = sampling.completing(sampling.make_request(case, 3, 7, None, fewer_calls(case)), digits.spec, x, mask)
+    request = sampling.completing(sampling.make_request(case, 3, 7, label, fewer_calls(case)), digits.spec, x, mask)
     completed = sampling.draw(tasks, request, "inpaint")
     assert torch.allclose(completed[..., :4, :], x[..., :4, :], atol=1e-5)
     assert completed.isfinite().all()
