@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from kinfolk.contract import Batch, ConfigError, DataSpec, Progress
 from kinfolk.training.loop import build
@@ -156,6 +157,11 @@ def test_the_noise_embedding_is_smooth():
 def test_a_recipe_that_does_not_fit_the_data_is_refused(config, spec, named):
     with pytest.raises(ConfigError, match=named):
         build(FAMILY, DiffusionConfig(**config), spec, seed=0)
+
+
+def test_hiding_labels_from_a_model_that_knows_none_is_refused():
+    with pytest.raises(ValidationError, match=r"label_dropout=0\.3 would have no effect: it is for conditional: true"):
+        DiffusionConfig(label_dropout=0.3)
 
 
 def test_a_parent_in_a_role_there_is_not_is_refused():

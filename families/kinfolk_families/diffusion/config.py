@@ -142,6 +142,10 @@ class DiffusionConfig(Config):
     sampler: Options = Options()
     likelihood: LikelihoodConfig = LikelihoodConfig()
 
+    def idle(self) -> dict[str, str]:
+        """What is for labels where there are none; of an adapter, its base decides."""
+        return {} if self.conditional or self.adapter else {"label_dropout": "conditional: true"}
+
     @model_validator(mode="after")
     def _sampler_fits(self) -> "DiffusionConfig":
         noising, steps = self.preconditioning, self.sampler.steps
