@@ -53,8 +53,7 @@ def _basis(loaded: Loaded, data: Dataset, evaluation: Evaluation, metrics: Mappi
         basis["options"] = ", ".join(f"{key}={value}" for key, value in evaluation.options.items()) or "the model's own"
     if "likelihood_rows" in metrics:
         rows = f"the first {metrics['likelihood_rows']:.0f} test samples"
-        told = "label" in loaded.model.tasks.conditions and loaded.model.tasks.log_prob is not None
-        basis["likelihood"] = f"{rows}, given their classes" if told else rows
+        basis["likelihood"] = f"{rows}, given their classes" if "label" in loaded.model.tasks.conditions else rows
     if "importance_draws" in metrics:
         basis["importance_bound"] = f"{evaluation.importance_draws} draws a sample, {basis['likelihood']}"
     return basis
