@@ -1,9 +1,9 @@
 """The Energy Transformer: does its energy fall at every step, and does it complete better than an autoencoder?
 
 Falling energy is counted over random starts in float64, at several rates, with random weights and with trained ones.
-Completion is the mean squared error of hidden patches of the test split, beside plain transformers over the same
-patches with as many parameters (within a step of width) and no bottleneck: one, two and four blocks, trained here by
-the same loop on the same samples, masks and schedule.
+Completion is the mean squared error of hidden patches of the test split, beside networks with as many parameters
+(within a step of width), trained here by the same loop on the same samples, masks and schedule: a fully connected
+autoencoder with a bottleneck, and plain transformers over the same patches without one, of one, two and four blocks.
 Run after training: python pipelines/benchmarks/energy_monotone.py mnist-energy-transformer [starts]
 """
 
@@ -32,7 +32,7 @@ from kinfolk_pipelines.models import load_model
 from kinfolk_pipelines.settings import apply_environment, load_settings
 
 RATES = (0.1, 0.03, 0.01)
-DEPTHS = (1, 2, 4)
+DEPTHS = {"fully connected autoencoder": 0, "1 transformer block": 1, "2 blocks": 2, "4 blocks": 4}
 HEADS = 2  # of the rivals; their width is a multiple
 TEST_MASK = MaskConfig(least=0.5, most=0.5, replaced=1.0)
 CHUNK = 256
@@ -58,25 +58,42 @@ class PatchAutoencoder(nn.Module):
         return unpatchify(self.output(self.blocks(tokens + self.positions)), self.shape, self.system.patch)
 
 
+class BottleneckAutoencoder(nn.Module):
+    """A picture with hidden patches at 0, through a layer of few units, whole again. (B, C, H, W) -> (B, C, H, W)"""
+
+    def __init__(self, config: EnergyConfig, system: TransformerConfig, spec: DataSpec, width: int) -> None:
+        super().__init__()
+        C, H, W = spec.shape
+        self.config, self.system, self.shape = config, system, (C, H, W)
+        self.tokens = H * W // system.patch**2
+        self.layers = nn.Sequential(nn.Linear(spec.dims, width), nn.ReLU(), nn.Linear(width, spec.dims))
+
+    def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
+        """(B, C, H, W), (B, T) bool -> (B, C, H, W)"""
+        seen = patchify(x, self.system.patch).masked_fill(hidden[:, :, None], 0.0)
+        return self.layers(unpatchify(seen, self.shape, self.system.patch).flatten(1)).view_as(x)
+
+
 def parameters(module: nn.Module) -> int:
     """How many there are."""
     return sum(value.numel() for value in module.parameters())
 
 
 def autoencoder_of(depth: int, count: int) -> Family:
-    """A family whose network has so many blocks, as wide as comes nearest to so many parameters."""
+    """A family whose network has so many blocks, 0 for none, as wide as comes nearest to so many parameters."""
 
-    def built(config: EnergyConfig, spec: DataSpec, _: Mapping[str, Model]) -> PatchAutoencoder:
-        assert isinstance(config.system, TransformerConfig)
+    def built(config: EnergyConfig, spec: DataSpec, _: Mapping[str, Model]) -> nn.Module:
         system, width = config.system, HEADS
+        assert isinstance(system, TransformerConfig)
 
-        def excess(width: int) -> int:
-            return parameters(PatchAutoencoder(config, system, spec, width, depth)) - count
+        def rival(width: int) -> nn.Module:
+            if depth:
+                return PatchAutoencoder(config, system, spec, width, depth)
+            return BottleneckAutoencoder(config, system, spec, width)
 
-        while excess(width + HEADS) <= 0:
+        while parameters(rival(width + HEADS)) <= count:
             width += HEADS
-        width = min(width, width + HEADS, key=lambda one: abs(excess(one)))
-        return PatchAutoencoder(config, system, spec, width, depth)
+        return rival(min(width, width + HEADS, key=lambda one: abs(parameters(rival(one)) - count)))
 
     def phases(module: Any) -> list[Phase]:
         return [Phase("completion", module, partial(completion_loss, module), module.config.optimizer)]
@@ -149,10 +166,10 @@ def main(reference: str = "mnist-energy-transformer", starts: str = "1000") -> N
     print(f"{loaded.version.reference}, {told}\n")
     print("| network | parameters | error of hidden patches | ratio |\n|---|---|---|---|")
     print(f"| Energy Transformer, {module.system.steps} steps | {parameters(module)} | {own:.4f} | 1 |", flush=True)
-    for depth in DEPTHS:
+    for name, depth in DEPTHS.items():
         rival = trained(autoencoder_of(depth, parameters(module)), recipe, data)
         error = completion_error(rival, data)
-        print(f"| autoencoder, {depth} blocks | {parameters(rival)} | {error:.4f} | {own / error:.3f} |", flush=True)
+        print(f"| {name} | {parameters(rival)} | {error:.4f} | {own / error:.3f} |", flush=True)
     count_monotone(module.system, module.block, module.tokens, int(starts))
 
 
