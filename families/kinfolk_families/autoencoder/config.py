@@ -66,14 +66,9 @@ class GaussianConfig(Config):
     variance: Literal["optimal", "learned"] = "optimal"  # mean squared error of late, or a trained parameter
     halflife_samples: int = Field(2000, gt=0)  # of the average of squared errors, where the variance is optimal
 
-    @model_validator(mode="after")
-    def _averages(self) -> "GaussianConfig":
-        if self.variance == "learned" and self.halflife_samples != type(self).model_fields["halflife_samples"].default:
-            raise ValueError(
-                f"halflife_samples={self.halflife_samples} is of variance='optimal', and a learned variance is no "
-                "average; leave it out"
-            )
-        return self
+    def idle(self) -> dict[str, str]:
+        """A learned variance is no average."""
+        return {"halflife_samples": "variance: optimal"} if self.variance == "learned" else {}
 
 
 DistributionConfig = Annotated[
