@@ -68,8 +68,8 @@ class BufferConfig(Config):
 class DenoisingConfig(Config):
     """What ``denoise`` weighs noise against: the density exp(-nats E) per element of a sample.
 
-    Langevin dynamics of training is far colder than its short chains make it look, and would end at a mode. That 10
-    nats bring samples near to the clean ones was measured on the train splits of digits and MNIST.
+    Langevin dynamics of training is far colder than its short chains make it look, and would end at a mode. Some 10
+    nats were best of those tried on the train splits of digits and MNIST.
     """
 
     nats: float = Field(10.0, gt=0)  # per element, that a unit of energy counts
