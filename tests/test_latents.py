@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kinfolk.contract import Batch, Config, ConfigError, DataSpec, Family, Model, RequestError, Tasks
+from kinfolk.contract import Batch, Config, ConfigError, DataSpec, Family, Model, RequestError, SamplerOptions, Tasks
 from kinfolk.latents import arithmetic, between, interpolate
 
 SPEC = DataSpec(kind="vector", shape=(3,), classes=5)
@@ -14,7 +14,7 @@ A, B, C = (Batch(x, torch.full((4,), label)) for label, x in enumerate(X))
 TURN, _ = torch.linalg.qr(torch.randn(3, 3, generator=GENERATOR))
 
 
-class NoOptions(Config):
+class NoOptions(SamplerOptions):
     pass
 
 

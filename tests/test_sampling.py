@@ -1,6 +1,7 @@
 """Requests beyond plain samples: ways between two seeds, pictures to complete, options of which some are in vain."""
 
 from dataclasses import replace
+from typing import ClassVar
 
 import kinfolk_toy
 import pytest
@@ -86,16 +87,25 @@ def test_what_cannot_be_completed_is_refused(model, digits, x, mask, field):
 
 
 class Options(SamplerOptions):
+    task_of: ClassVar = {"resample": "inpaint"}
     solver: str = "heun"
+    resample: int = 4
     churn: float = 0.25
 
     def idle(self):
         return {} if self.solver == "heun" else {"churn": "solver heun"}
 
 
-def resolved(own, **given):
+def resolved(own, task="sample", **given):
     family = replace(kinfolk_toy.FAMILY, options=Options)
-    return sampling.resolve_options(family, Tasks(options=own), given)
+    return sampling.resolve_options(family, Tasks(options=own), given, task)
+
+
+def test_an_option_of_another_task_is_refused():
+    assert resolved(Options(), "inpaint", resample=9).resample == 9
+    with pytest.raises(RequestError, match="resample=9 would have no effect: it is for the task inpaint") as caught:
+        resolved(Options(resample=7), resample=9)
+    assert caught.value.field == "resample"
 
 
 def test_an_option_given_in_vain_is_refused_and_one_of_the_model_is_not():

@@ -33,6 +33,8 @@ RECIPES = (
     "pixelcnn-pp",
     "image-gpt",
     "glow",
+    "ict",
+    "energy",
     "energy-transformer",
 )
 TURN_S = 4.0

@@ -12,7 +12,7 @@ from torch import Tensor
 from kinfolk import sampling
 from kinfolk.config import override
 from kinfolk.contract import SampleRequest
-from kinfolk.errors import ConfigError, nearest
+from kinfolk.errors import ConfigError, nearest, no_effect
 from kinfolk.pictures import draw
 from kinfolk_pipelines.datasets import open_dataset
 from kinfolk_pipelines.models import Loaded, load_model
@@ -64,7 +64,7 @@ def _request(settings: Settings, loaded: Loaded, wanted: Wanted, options: Mappin
     model = loaded.model
     if wanted.task == "inpaint":
         return _completing(settings, loaded, wanted, options)
-    request = sampling.make_request(model, wanted.n, wanted.seed, wanted.label, options)
+    request = sampling.make_request(model, wanted.n, wanted.seed, wanted.label, options, wanted.task)
     if wanted.task != "interpolate":
         return request
     if wanted.seed_to is None:
@@ -81,7 +81,7 @@ def _completing(settings: Settings, loaded: Loaded, wanted: Wanted, options: Map
     label: int | list[int] | None = wanted.label
     if label is None and pictures.label is not None and "label" in model.tasks.conditions:
         label = pictures.label.tolist()
-    request = sampling.make_request(model, wanted.n, wanted.seed, label, options)
+    request = sampling.make_request(model, wanted.n, wanted.seed, label, options, wanted.task)
     return sampling.completing(request, model.spec, pictures.x, given_part(wanted.given, model.spec.shape))
 
 
@@ -102,7 +102,7 @@ def check_in_vain(task: str, **given: tuple[str, object]) -> None:
     for name, (purpose, value) in given.items():
         if value is not None and task != purpose:
             option = f"--{name.replace('_', '-')} {value}"
-            raise ConfigError(f"{option} would have no effect: it is for --task {purpose}. Leave it out.")
+            raise ConfigError(f"{no_effect(option, f'--task {purpose}')}.")
 
 
 def write_samples(settings: Settings, reference: str, out: Path, wanted: Wanted, sets: Sequence[str]) -> str:

@@ -64,7 +64,7 @@ def _denoised(model: Model, source: Source, asked: Asked) -> list[Tensor]:
     if "denoise" not in tasks.starts:
         return shown
     labels = None if label is None else label.tolist()
-    request = sampling.make_request(model, asked.n, asked.seed, labels, {"noise_level": noise})
+    request = sampling.make_request(model, asked.n, asked.seed, labels, {"noise_level": noise}, "denoise")
     return [*shown, sampling.draw(tasks, sampling.given(request, model.spec, noisy), "denoise")]
 
 

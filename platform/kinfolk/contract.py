@@ -11,13 +11,13 @@ tokens int64 in [0, levels).
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from kinfolk.errors import ConfigError, RequestError
+from kinfolk.errors import ConfigError, RequestError, no_effect
 
 __all__ = [
     "FIRST_STAGE",
@@ -39,6 +39,7 @@ __all__ = [
     "SamplerOptions",
     "SamplerState",
     "Tasks",
+    "no_effect",
 ]
 
 Kind = Literal["image", "audio", "video", "tokens", "vector"]
@@ -62,15 +63,21 @@ class Config(BaseModel):
     @model_validator(mode="after")
     def _nothing_is_in_vain(self) -> Self:
         for name, purpose in self.in_vain().items():
-            raise ValueError(f"{name}={getattr(self, name)} would have no effect: it is for {purpose}")
+            raise ValueError(no_effect(f"{name}={getattr(self, name)}", purpose))
+        for part, options in self:
+            for name, purpose in options.in_vain().items() if isinstance(options, SamplerOptions) else ():
+                raise ValueError(no_effect(f"{part}.{name}={getattr(options, name)}", purpose))
         return self
 
 
 class SamplerOptions(Config):
     """What a user may ask of one sample, beside label, seed and given data; each family has its own.
 
-    A model's default may be in vain once another is asked for; what a user asks for may not.
+    A recipe may set nothing in vain, nor may a request; but what a model's default sets may be, once a request sets
+    something else.
     """
+
+    task_of: ClassVar[Mapping[str, str]] = {}  # options that a single task reads, each with that task
 
     @model_validator(mode="after")
     def _nothing_is_in_vain(self) -> Self:
@@ -171,13 +178,18 @@ class OptimizerConfig(Config):
 
     kind: Literal["adam", "adamw", "radam", "rmsprop", "sgd"] = "adamw"
     lr: float = Field(1e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = (0.9, 0.999)  # rmsprop averages by the second, sgd has the first for momentum
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)  # on parameters of two or more dimensions
     clip_norm: float | None = Field(None, gt=0)  # largest norm of the whole gradient
     warmup_samples: int = Field(0, ge=0)  # linear from 0
     decay_samples: int | None = Field(None, gt=0)  # cosine from lr to final_lr over this many samples
     final_lr: float = Field(0.0, ge=0)
+
+    def idle(self) -> dict[str, str]:
+        """Where a rate ends that never falls, and what SGD does not divide."""
+        constant = {} if self.decay_samples is not None else {"final_lr": "decay_samples"}
+        return {**constant, "eps": "kind=adam and its kin"} if self.kind == "sgd" else constant
 
     def lr_at(self, samples_seen: int) -> float:
         """Learning rate after ``samples_seen`` samples: linear warm-up times cosine decay."""
@@ -209,7 +221,9 @@ class SampleRequest:
 
     seeds: Tensor  # (N,) int64, CPU
     options: SamplerOptions  # an instance of the family's options
-    label: Tensor | None = None  # (N,) int64; None on a conditional model: by each row's seed, of a given x unknown
+    label: Tensor | None = (
+        None  # (N,) int64; None on a conditional model: of each row's seed; of a given x: unknown, or refused
+    )
     caption: Tensor | None = None  # (N, E)
     x: Tensor | None = None  # (N, *) given data, for inpainting, upscaling, translation
     mask: Tensor | None = None  # (N, *) 1 where x is given, 0 where it is asked for

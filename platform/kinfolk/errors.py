@@ -36,6 +36,11 @@ class RegistryError(KinfolkError):
     """The tracking server or registry is out of reach, or lacks what was asked for."""
 
 
+def no_effect(setting: str, purpose: str) -> str:
+    """What is wrong about a setting that another one leaves without effect; ``purpose`` is what it is for."""
+    return f"{setting} would have no effect: it is for {purpose}. Leave it out"
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the closest known word, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1)

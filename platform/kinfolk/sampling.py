@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kinfolk.config import parse
 from kinfolk.contract import DataSpec, Family, Model, RequestError, SampleRequest, SamplerState, Tasks
-from kinfolk.errors import ConfigError, nearest
+from kinfolk.errors import ConfigError, nearest, no_effect
 
 LARGEST_N = 1_000_000  # of one request; more would be held in memory at once
 
@@ -33,11 +33,11 @@ def row_seeds(seed: int, n: int) -> Tensor:
     return torch.arange(seed, seed + n, dtype=torch.int64)
 
 
-def resolve_options(family: Family, tasks: Tasks, given: Mapping[str, Any]) -> Any:
+def resolve_options(family: Family, tasks: Tasks, given: Mapping[str, Any], task: str = "sample") -> Any:
     """The model's default options with ``given`` laid over them, checked.
 
     Raises:
-        RequestError: an option the family lacks, a value beyond its limits, or one that would have no effect.
+        RequestError: an option the family lacks, a value beyond its limits, or one without effect in ``task``.
     """
     known = family.options.model_fields
     for key in given:
@@ -51,9 +51,10 @@ def resolve_options(family: Family, tasks: Tasks, given: Mapping[str, Any]) -> A
     except ConfigError as error:
         wrong = next((key for key in given if re.search(rf" {re.escape(key)}[.:]", str(error))), "options")
         raise RequestError(wrong, str(error)) from None
-    for key, purpose in resolved.in_vain().items():
+    foreign = {key: f"the task {own}" for key, own in resolved.task_of.items() if own != task}
+    for key, purpose in {**resolved.in_vain(), **foreign}.items():
         if key in given:
-            raise RequestError(key, f"{key}={given[key]} would have no effect: it is for {purpose}. Leave it out.")
+            raise RequestError(key, f"{no_effect(f'{key}={given[key]}', purpose)}.")
     return resolved
 
 
@@ -79,6 +80,7 @@ def make_request(
     seed: int = 0,
     label: int | Sequence[int] | None = None,
     options: Mapping[str, Any] | None = None,
+    task: str = "sample",
 ) -> SampleRequest:
     """A checked request for ``n`` samples of ``model``; the same checks serve scripts, the command line and HTTP.
 
@@ -88,7 +90,7 @@ def make_request(
     if not 1 <= n <= LARGEST_N:
         raise RequestError("n", f"n={n}: ask for 1 to {LARGEST_N} samples at once.")
     seeds, tasks = row_seeds(seed, n), model.tasks
-    resolved = resolve_options(model.family, tasks, options or {})
+    resolved = resolve_options(model.family, tasks, options or {}, task)
     return SampleRequest(seeds, resolved, _labels(model, tasks, label, n))
 
 

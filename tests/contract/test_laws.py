@@ -5,6 +5,7 @@ Weights are stirred: where a network starts as nothing, rows, classes and parent
 
 import copy
 import gc
+from dataclasses import replace
 from pathlib import Path
 
 import kinfolk_toy
@@ -216,13 +217,14 @@ def test_rows_of_different_requests_stand_in_one_state(case):
             assert torch.allclose(pictures[seed], alone[row], atol=1e-5)
 
 
-def test_the_ends_of_a_way_are_the_samples_of_its_seeds(case):
+@pytest.mark.parametrize("told", [True, False], ids=["told", "not told"])
+def test_the_ends_of_a_way_are_the_samples_of_its_seeds(case, told):
     tasks = case.tasks
     if "interpolate" not in tasks.starts:
         pytest.skip("this model does not interpolate")
-    label = 3 if "label" in tasks.conditions else None
+    label = 3 if told and "label" in tasks.conditions else None
     options = fewer_calls(case)
-    request = sampling.make_request(case, 3, 11, label, options)
+    request = sampling.make_request(case, 3, 11, label, options, "interpolate")
     way = sampling.draw(tasks, sampling.interpolating(request, 40), "interpolate")
     for row, seed in ((0, 11), (2, 40)):
         assert torch.allclose(way[row], sampling.sample(case, 1, seed, label, options)[0], atol=1e-4)
@@ -243,6 +245,20 @@ def test_given_elements_come_out_as_given(case, digits):
     assert completed.isfinite().all()
     alone = sampling.draw(tasks, sampling.rows_of(request, slice(1, 2)), "inpaint")
     assert torch.allclose(alone[0], completed[1], atol=1e-4)
+
+
+def test_a_task_names_what_its_request_lacks(case):
+    request, rows = sampling.make_request(case, 2), case.spec.shape
+    needs = {
+        "interpolate": {"seed_to": torch.ones(2, dtype=torch.int64), "weight": torch.ones(3, dtype=torch.float64)},
+        "inpaint": {"x": torch.zeros(2, *rows), "mask": torch.ones(1, *rows)},
+    }
+    for task in case.tasks.starts.keys() & needs:
+        (first, value), (second, misshapen) = needs[task].items()
+        for field, given in ((first, {}), (second, {first: value}), (second, {first: value, second: misshapen})):
+            with pytest.raises(RequestError) as caught:
+                sampling.start(case.tasks, replace(request, **given), task)
+            assert caught.value.field == field
 
 
 def test_sampling_leaves_the_global_generator_alone_and_is_finite(case, digits):

@@ -347,7 +347,7 @@ def test_options_beyond_their_limits_are_refused_by_name(options, field, named):
     ],
 )
 def test_a_completion_of_nothing_or_of_another_shape_is_refused(x, mask, field):
-    with pytest.raises(RequestError, match="of shape") as caught:
+    with pytest.raises(RequestError, match="one for each row") as caught:
         sampling.start(model_of().tasks, SampleRequest(torch.tensor([1]), Options(), x=x, mask=mask), "inpaint")
     assert caught.value.field == field
 

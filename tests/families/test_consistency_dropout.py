@@ -41,9 +41,10 @@ def stirred(model):
     return model
 
 
-def teacher_of(network="mlp", dropout=0.0, parents=None, **values):
-    family, (config, spec) = find_family("diffusion"), NETWORKS[network]
-    told = {"network": config.model_copy(update={"dropout": dropout}).model_dump(), "conditional": True, **values}
+def teacher_of(kind="mlp", dropout=0.0, parents=None, **values):
+    family, (config, spec) = find_family("diffusion"), NETWORKS[kind]
+    network = {"network": config.model_copy(update={"dropout": dropout}).model_dump(), "conditional": True}
+    told = values if "adapter" in values else network | values
     return stirred(build(family, family.config.model_validate(told), spec, 0, parents=parents))
 
 

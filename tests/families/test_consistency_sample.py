@@ -192,7 +192,7 @@ def test_filling_in_starts_from_what_is_given():
 
 def test_filling_in_needs_something_given_and_a_second_step():
     which = model()
-    with pytest.raises(RequestError, match="needs x and mask") as caught:
+    with pytest.raises(RequestError, match="needs one for each row") as caught:
         sampling.start(which.tasks, request(which, sigmas=[2.0]), "inpaint")
     assert caught.value.field == "x"
     with pytest.raises(RequestError, match="sees nothing that is given") as caught:

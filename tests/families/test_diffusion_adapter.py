@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from kinfolk import sampling
 from kinfolk.bundle import load_bundle, save_bundle
@@ -39,8 +40,12 @@ def base_of(network=UNET, spec=SPEC, **config):
 
 
 def adapted(base, spec=SPEC, adapter=None, parents=None, **config):
-    config = DiffusionConfig(adapter=adapter or AdapterConfig(rank=2, alpha=3.0), **config)
+    config = DiffusionConfig(adapter=adapter or low_rank(), **config)
     return build(FAMILY, config, spec, seed=3, parents={"base": base} if parents is None else parents)
+
+
+def low_rank(**values):
+    return AdapterConfig(rank=2, alpha=3.0, **values)
 
 
 def inputs(rows=4):
@@ -137,7 +142,7 @@ def test_a_change_has_its_rank_and_its_size():
 
 def test_what_the_recipe_leaves_out_is_the_bases():
     base = base_of(preconditioning=DdpmConfig(timesteps=50), max_frequency=4.0)
-    model = adapted(base, sampler=Options(solver="ddim", steps=20, guidance=2.0))
+    model = adapted(base, adapter=low_rank(sampler={"solver": "ddim", "steps": 20, "guidance": 2.0}))
     module = model.module
     assert module.preconditioner is base.module.preconditioner
     assert module.classes == 3
@@ -146,10 +151,17 @@ def test_what_the_recipe_leaves_out_is_the_bases():
 
 
 def test_an_adapter_samples_as_its_base_but_for_what_it_asks():
-    base = base_of(sampler=Options(solver="ddim", steps=50, clamp=True), likelihood=LikelihoodConfig(steps=9))
-    assert adapted(base).tasks.options == base.tasks.options
-    assert adapted(base, sampler=Options(steps=20)).tasks.options == Options(solver="ddim", steps=20, clamp=True)
-    assert adapted(base).module.config.likelihood.steps == 9
+    sampler = Options(solver="ddim", steps=50, eta=1.0, guidance=3.0, clamp=True)
+    likelihood = LikelihoodConfig(method="adaptive", steps=9, tolerance=1e-5)
+    base = base_of(sampler=sampler, likelihood=likelihood)
+    assert adapted(base).tasks.options == sampler
+    assert adapted(base).module.config.likelihood == likelihood
+    asked = low_rank(sampler={"solver": "heun", "steps": 18, "guidance": 1.0}, likelihood={"method": "rk4"})
+    model = adapted(base, adapter=asked)
+    assert model.tasks.options == Options(solver="heun", steps=18, guidance=1.0, clamp=True)
+    assert model.module.config.likelihood == LikelihoodConfig(method="rk4", steps=9)
+    finer = adapted(base, adapter=low_rank(likelihood={"tolerance": 1e-6})).module.config.likelihood
+    assert finer == likelihood.model_copy(update={"tolerance": 1e-6})
 
 
 def test_an_adapter_on_a_base_that_always_knew_the_class_asks_for_it_too():
@@ -167,7 +179,7 @@ def test_another_spread_of_the_data_leaves_the_denoiser_as_the_base_learnt_it():
 
 
 def test_a_bundle_of_an_adapter_holds_its_base_and_draws_the_same(tmp_path):
-    model = adapted(base_of())
+    model = adapted(base_of(), adapter=low_rank(sampler={"steps": 4}))
     stirred(model.module)
     save_bundle(model, tmp_path / "bundle")
     again = load_bundle(tmp_path / "bundle")
@@ -188,8 +200,6 @@ def test_a_likelihood_runs_through_the_adapter():
     ("spec", "config", "named"),
     [
         (SPEC, {"adapter": AdapterConfig(targets=("atention",))}, "no layer's path holds 'atention'.*attention"),
-        (SPEC, {"network": TRANSFORMER}, "model.network is not the base's"),
-        (SPEC, {"preconditioning": DdpmConfig()}, "model.preconditioning is not the base's"),
         (SPEC.model_copy(update={"shape": (1, 4, 4)}), {}, r"learned image of shape \(1, 8, 8\)"),
         (SPEC.model_copy(update={"classes": 5}), {}, "knows 3 classes, the data has 5"),
         (SPEC, {"parents": {}}, "adapter needs a base"),
@@ -200,9 +210,35 @@ def test_an_adapter_that_does_not_fit_its_base_is_refused(spec, config, named):
         adapted(base_of(), spec, **config)
 
 
-def test_what_the_base_cannot_sample_is_refused_before_training():
-    with pytest.raises(ConfigError, match="steps=60 is more than"):
-        adapted(base_of(preconditioning=DdpmConfig(timesteps=50)), sampler=Options(steps=60))
+@pytest.mark.parametrize(
+    ("base", "asked", "named"),
+    [
+        ({"preconditioning": DdpmConfig(timesteps=50)}, {"sampler": {"steps": 60}}, r"base: sampler\.steps=60 is more"),
+        ({}, {"sampler": {"step": 60}}, r"adapter\.sampler: step: Extra inputs are not permitted\.$"),
+        ({}, {"sampler": {"eta": 0.5}}, r"adapter\.sampler: eta=0\.5 would have no effect: it is for solver=ddim"),
+        ({}, {"likelihood": {"tolerance": 0.1}}, r"adapter\.likelihood: tolerance=0\.1 would have no effect"),
+        ({"label_dropout": 0.0}, {"label_dropout": 0.3}, r"adapter\.label_dropout=0\.3: the base always knew"),
+        ({"label_dropout": 0.0}, {"sampler": {"guidance": 2.0}}, "base: sampler.guidance other than 1 needs"),
+    ],
+)
+def test_what_does_not_fit_the_base_is_refused_before_training(base, asked, named):
+    with pytest.raises(ConfigError, match=named) as caught:
+        adapted(base_of(**base), adapter=low_rank(**asked))
+    assert "pydantic" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("beside", "instead"),
+    [
+        ({"network": TRANSFORMER}, "leave it out"),
+        ({"conditional": False}, "leave it out"),
+        ({"label_dropout": 0.1}, "set adapter.label_dropout instead"),
+        ({"sampler": Options()}, "set adapter.sampler instead"),
+    ],
+)
+def test_what_the_base_decides_is_refused_beside_an_adapter_even_at_its_default(beside, instead):
+    with pytest.raises(ValidationError, match=f"{next(iter(beside))} is what an adapter's base decides; {instead}"):
+        DiffusionConfig(adapter=low_rank(), **beside)
 
 
 def test_a_base_without_an_adapter_or_with_one_of_its_own_is_refused():

@@ -149,7 +149,7 @@ def test_an_adapter_on_a_latent_base_keeps_its_scale_and_first_stage():
     stage = stage_of()
     base = latent_model(stage)
     base.module.scale.fill_(0.2)
-    config = DiffusionConfig(adapter=AdapterConfig(rank=2), sampler=Options(steps=3))
+    config = DiffusionConfig(adapter=AdapterConfig(rank=2, sampler={"steps": 3}))
     model = build(FAMILY, config, SPEC, seed=1, parents={"base": base, FIRST_STAGE: stage})
     FAMILY.initialise(model.module, Batch(latents()), progress())
     assert float(base.module.scale) == pytest.approx(0.2)

@@ -64,8 +64,19 @@ def test_a_network_that_returns_no_numbers_ends_the_integration():
     assert found.isnan().all()
 
 
+def test_a_step_that_overflows_is_taken_shorter():
+    """y' = -50 y^3 from 1 is 1 / sqrt(1 + 100 s); one step over all of it squares beyond float32."""
+    config = LikelihoodConfig(method="adaptive", steps=1, tolerance=1e-4)
+
+    def steep(s, y, rows):
+        return Point(-50 * y**3, torch.zeros_like(s))
+
+    found = integrate(steep, torch.ones(2, 1), 0.0, 1.0, config).y
+    assert torch.allclose(found, torch.full_like(found, 101**-0.5), atol=1e-3)
+
+
 def test_a_tolerance_of_even_steps_is_refused():
-    with pytest.raises(ValidationError, match=r"tolerance=0\.1 would have no effect: it is for method: adaptive"):
+    with pytest.raises(ValidationError, match=r"tolerance=0\.1 would have no effect: it is for method=adaptive"):
         LikelihoodConfig(tolerance=0.1)
 
 

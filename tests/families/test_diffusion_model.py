@@ -160,7 +160,7 @@ def test_a_recipe_that_does_not_fit_the_data_is_refused(config, spec, named):
 
 
 def test_hiding_labels_from_a_model_that_knows_none_is_refused():
-    with pytest.raises(ValidationError, match=r"label_dropout=0\.3 would have no effect: it is for conditional: true"):
+    with pytest.raises(ValidationError, match=r"label_dropout=0\.3 would have no effect: it is for conditional=true"):
         DiffusionConfig(label_dropout=0.3)
 
 

@@ -118,11 +118,11 @@ def test_smooth_levels_stay_below_the_largest_that_was_trained():
 def test_linear_betas_that_fall_and_settings_of_the_other_schedule_are_refused():
     with pytest.raises(ValidationError, match=r"beta_first=0\.5 must not be above beta_last=0\.02"):
         DdpmConfig(beta_first=0.5)
-    with pytest.raises(ValidationError, match=r"beta_last=0\.5 would have no effect: it is for schedule: linear"):
+    with pytest.raises(ValidationError, match=r"beta_last=0\.5 would have no effect: it is for schedule=linear"):
         DdpmConfig(schedule="cosine", beta_last=0.5)
     with pytest.raises(ValidationError, match=r"cosine_offset=0\.1 would have no effect"):
         DdpmConfig(cosine_offset=0.1)
-    with pytest.raises(ValidationError, match=r"p_mean=3\.0 would have no effect: it is for times: skewed"):
+    with pytest.raises(ValidationError, match=r"p_mean=3\.0 would have no effect: it is for times=skewed"):
         FlowConfig(p_mean=3.0)
 
 
@@ -231,6 +231,12 @@ def test_a_run_may_start_at_any_level_and_falls_from_there(conditioner, smooth, 
     assert (sigma.diff() <= 0).all()
     assert sigma[-1] == 0
     assert sigma[-2] > 0
+
+
+@pytest.mark.parametrize(("timesteps", "beta_last"), [(100, 0.2), (1000, 0.2)])
+def test_noise_beyond_float32_is_refused_with_what_to_lower(timesteps, beta_last):
+    with pytest.raises(ConfigError, match=rf"{timesteps} times grows to .* Lower beta_last={beta_last}"):
+        preconditioner(DdpmConfig(timesteps=timesteps, beta_last=beta_last), 0.5)
 
 
 SHORT = Ddpm(DdpmConfig(timesteps=100))

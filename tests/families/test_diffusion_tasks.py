@@ -246,6 +246,17 @@ def test_rows_made_from_a_sample_draw_no_class(start):
     assert caught.value.field == "label"
 
 
+@pytest.mark.parametrize("start", ["inpaint", "denoise"])
+def test_guidance_of_what_is_given_needs_its_class(start):
+    """Unknown is what guidance leads away from: led to it, a sample would be its unguided self at twice the cost."""
+    given = SampleRequest(torch.arange(2), Options(steps=3, guidance=2.0), x=torch.ones(2, 2), mask=torch.zeros(2, 2))
+    begin = model_of(conditional=True).tasks.starts[start]
+    assert begin(replace(given, label=torch.tensor([2, 0]))).cost.tolist() == [2, 2]
+    with pytest.raises(RequestError, match=r"guidance=2\.0 leads away from no class") as caught:
+        begin(given)
+    assert caught.value.field == "label"
+
+
 @pytest.mark.parametrize("preconditioning", [EdmConfig(), DdpmConfig(), FlowConfig()], ids=["edm", "ddpm", "flow"])
 def test_denoising_what_has_no_noise_returns_it(preconditioning):
     model, x_t = model_of(preconditioning=preconditioning), torch.tensor([[1.0, -2.0], [0.5, 3.0]])
@@ -254,13 +265,13 @@ def test_denoising_what_has_no_noise_returns_it(preconditioning):
     assert torch.equal(found[1], model.module(x_t, torch.ones(2))[1])
 
 
-@pytest.mark.parametrize(("base", "adapter"), [(0.1, 0.1), (0.1, 0.0), (0.0, 0.1)])
+@pytest.mark.parametrize(("base", "adapter"), [(0.1, None), (0.1, 0.3), (0.1, 0.0), (0.0, None), (0.0, 0.0)])
 def test_an_adapter_asks_for_labels_where_it_or_its_base_has_always_learnt_with_them(base, adapter):
     parent = model_of(conditional=True, label_dropout=base)
-    config = DiffusionConfig(adapter=AdapterConfig(rank=1), label_dropout=adapter)
+    config = DiffusionConfig(adapter=AdapterConfig(rank=1, label_dropout=adapter))
     denoise = build(FAMILY, config, VECTOR, seed=0, parents={"base": parent}).tasks.denoise
     x_t, sigma = torch.ones(2, 2), torch.ones(2)
-    if base and adapter:
+    if base and adapter != 0:
         assert torch.equal(denoise(x_t, sigma, None), denoise(x_t, sigma, torch.tensor([3, 3])))
     else:
         with pytest.raises(RequestError, match="give labels"):

@@ -4,13 +4,14 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import ClassVar
 
 import pytest
 import torch
 from pydantic import Field
 from torch import nn
 
-from kinfolk.contract import Config, DataSpec, Family, Model, SamplerState, Tasks
+from kinfolk.contract import Config, DataSpec, Family, Model, SamplerOptions, SamplerState, Tasks
 from kinfolk.rng import row_normal
 from kinfolk.serving.config import Limits, ServedModel
 from kinfolk.serving.host import ModelHost
@@ -21,7 +22,9 @@ class Pace(StrEnum):
     UNEVEN = "uneven"
 
 
-class StepOptions(Config):
+class StepOptions(SamplerOptions):
+    task_of: ClassVar = {"resample": "inpaint"}  # nothing that is served
+    resample: int = 1
     steps: int = Field(3, ge=1, le=1000)
     cost: int = Field(1, ge=1, le=4)
     scale: float = Field(1.0, gt=0)

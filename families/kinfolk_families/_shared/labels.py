@@ -15,7 +15,8 @@ def device_of(module: nn.Module) -> torch.device:
 def row_labels(request: SampleRequest, classes: int, unknown: bool = False) -> Tensor:
     """The class of each row: as asked, or drawn uniformly from the row's own seed. -> (N,) int64 on the CPU
 
-    A row that is made from a given sample is of that one's class: told, or ``classes`` where there is an unknown one.
+    Between two seeds it is the class of the nearer one. A row that is made from a given sample is of that one's class:
+    told, or ``classes`` where there is an unknown one.
 
     Raises:
         RequestError: a sample is given without its class, and the model cannot do without.
@@ -23,10 +24,17 @@ def row_labels(request: SampleRequest, classes: int, unknown: bool = False) -> T
     if request.label is not None:
         return request.label
     if request.x is None:
-        return row_integers(request.seeds, classes)
+        return row_integers(_nearer(request), classes)
     if not unknown:
         raise RequestError("label", f"A sample is given without its class: give labels, 0 to {classes - 1}.")
     return torch.full_like(request.seeds, classes)
+
+
+def _nearer(request: SampleRequest) -> Tensor:
+    """The seed that each row has most of. -> (N,) int64"""
+    if request.seed_to is None or request.weight is None:
+        return request.seeds
+    return torch.where(request.weight < 0.5, request.seeds, request.seed_to)
 
 
 def check_told(first_stage: Model, conditional: bool) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kinfolk.contract import DataSpec, SampleRequest, SamplerState
 from kinfolk.rng import row_between
+from kinfolk_families._shared.given import check_given
 from kinfolk_families._shared.labels import device_of, row_labels
 
 
@@ -34,6 +35,15 @@ class OneCall:
             carry["label"] = row_labels(request, self.classes).to(device)
         x = torch.zeros(len(noise), *self.spec.shape, device=device)
         return SamplerState.start(x, request, calls=1, cost=1, **carry)
+
+    def start_way(self, request: SampleRequest) -> SamplerState:
+        """Rows with noise between that of two seeds.
+
+        Raises:
+            RequestError: it is not said which, or how far between them.
+        """
+        check_given(request, self.spec.shape, "seed_to", "weight")
+        return self.start(request)
 
     def advance(self, state: SamplerState) -> SamplerState:
         """One pass of the network for all rows."""

@@ -68,7 +68,7 @@ class GaussianConfig(Config):
 
     def idle(self) -> dict[str, str]:
         """A learned variance is no average."""
-        return {"halflife_samples": "variance: optimal"} if self.variance == "learned" else {}
+        return {"halflife_samples": "variance=optimal"} if self.variance == "learned" else {}
 
 
 DistributionConfig = Annotated[

@@ -149,7 +149,7 @@ def _with_prior(module: VariationalAutoencoder, common: Tasks) -> Tasks:
     rows = OneCall(module, module.spec, module.latent_shape, module.classes, module.decode, temperature)
     return replace(
         common,
-        starts={"sample": rows.start, "interpolate": rows.start},
+        starts={"sample": rows.start, "interpolate": rows.start_way},
         advance=rows.advance,
         render=rows.render,
         log_prob=None if of is None else Likelihood(partial(importance_bound, module, draws=1), "lower_bound", of),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kinfolk.contract import Batch, Likelihood, RequestError, SampleRequest, SamplerState, Tasks
 from kinfolk.rng import row_uniform
+from kinfolk_families._shared.given import given_elements
 from kinfolk_families._shared.labels import device_of, row_labels
 from kinfolk_families.autoregressive.config import Options
 from kinfolk_families.autoregressive.model import Autoregressive
@@ -95,21 +96,14 @@ def start_inpaint(module: Autoregressive, request: SampleRequest) -> SamplerStat
     Raises:
         RequestError: there is no x or mask, one is not of the data's shape, or something is given after a gap.
     """
-    shape = (len(request.seeds), *module.spec.shape)
-    for field, value in (("x", request.x), ("mask", request.mask)):
-        if value is None or tuple(value.shape) != shape:
-            got = "none" if value is None else f"shape {tuple(value.shape)}"
-            raise RequestError(field, f"inpaint needs {field} of shape {shape}, got {got}.")
-    assert request.x is not None
-    assert request.mask is not None
-    mask = request.mask.bool()
+    x, mask = given_elements(request, module.spec.shape)
     if not bool(is_prefix(module.tokeniser, mask).all()):
         raise RequestError(
             "mask",
             "mask gives elements that come after one asked for. This model draws line by line, a pixel's channels in "
             "turn, and does not look ahead. Give a first part alone, e.g. the upper half.",
         )
-    return _rows_with(module, request, request.x, mask)
+    return _rows_with(module, request, x, mask)
 
 
 def is_prefix(tokeniser: Tokeniser, mask: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kinfolk.contract import RequestError, SampleRequest, SamplerState, Tasks
+from kinfolk_families._shared.given import check_given
 from kinfolk_families._shared.labels import device_of, row_labels
 from kinfolk_families._shared.noise import noise_between, per_row
 from kinfolk_families.consistency.config import MAX_LEVELS, Options
@@ -76,14 +77,23 @@ def advance(module: Consistency, state: SamplerState) -> SamplerState:
     return state.step(torch.where(carry["mask"], carry["given"], estimate))
 
 
+def start_way(module: Consistency, request: SampleRequest) -> SamplerState:
+    """Rows with noise between that of two seeds.
+
+    Raises:
+        RequestError: it is not said which, or how far between them.
+    """
+    check_given(request, module.spec.shape, "seed_to", "weight")
+    return start(module, request)
+
+
 def start_inpainting(module: Consistency, request: SampleRequest) -> SamplerState:
     """Rows whose given elements are put back after every call, for the next one to fill in the rest around them.
 
     Raises:
         RequestError: nothing is given, or there is no second call that could see it.
     """
-    if request.x is None or request.mask is None:
-        raise RequestError("x", "inpaint needs x and mask, 1 where x is given. Send both.")
+    check_given(request, module.spec.shape, "x", "mask")
     assert isinstance(request.options, Options)
     if not request.options.sigmas:
         raise RequestError(
@@ -99,10 +109,10 @@ def tasks(module: Consistency) -> Tasks:
     ``denoise`` is f: it ends the path through x_t in one draw of what x can be, where a diffusion model's ends in the
     mean of all of them.
     """
-    begin = partial(start, module)
+    starts = {"sample": start, "interpolate": start_way, "inpaint": start_inpainting}
     return Tasks(
         options=module.config.sampler,
-        starts={"sample": begin, "interpolate": begin, "inpaint": partial(start_inpainting, module)},
+        starts={task: partial(begin, module) for task, begin in starts.items()},
         advance=partial(advance, module),
         render=lambda state: state.x.float(),
         conditions=frozenset({"label"} if module.classes else ()),

@@ -7,15 +7,16 @@ Source: Hu et al., 2022, https://arxiv.org/abs/2106.09685.
 
 import math
 from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from kinfolk.contract import ConfigError
+from kinfolk.contract import Config, ConfigError, no_effect
 from kinfolk_families.diffusion.config import AdapterConfig, DiffusionConfig
 
-INHERITED = ("network", "preconditioning", "max_frequency", "conditional")  # what a base has decided
-REPLACEABLE = ("sampler", "likelihood")  # what it has chosen, and an adapter may choose otherwise, field by field
+SomeConfig = TypeVar("SomeConfig", bound=Config)
 
 
 class LowRank(nn.Module):
@@ -47,28 +48,48 @@ def adapted_weights(module: nn.Module, targets: tuple[str, ...]) -> Mapping[str,
     return {name: module.get_parameter(name) for name, path in paths.items() if set(targets) & set(path)}
 
 
-def inherited(config: DiffusionConfig, base: DiffusionConfig) -> DiffusionConfig:
-    """``config`` with what the base is, and how it is sampled, in place of what is left at its default.
-
-    The embedding of "unknown" is not adapted, so a base that has not learnt to do without labels stays so.
+def laid_over(base: SomeConfig, own: Mapping[str, Any], where: str) -> SomeConfig:
+    """``base`` with the settings of ``own``; what these leave without effect goes back to its default.
 
     Raises:
-        ConfigError: the recipe asks for something else than the base is, or the base cannot sample as asked.
+        ConfigError: one of them is unknown, beyond its limits or without effect itself.
     """
-    default, changes = DiffusionConfig(), {}
-    for name in INHERITED:
-        asked, there = getattr(config, name), getattr(base, name)
-        if asked not in (getattr(default, name), there):
-            raise ConfigError(f"model.{name} is not the base's, which an adapter cannot change. Leave it out.")
-        changes[name] = there
-    for name in REPLACEABLE:
-        asked, usual = getattr(config, name), dict(getattr(default, name))
-        own = {key: value for key, value in dict(asked).items() if value != usual[key]}
-        changes[name] = getattr(base, name).model_copy(update=own)
-    if not base.label_dropout:
-        changes["label_dropout"] = 0.0
+    kind = type(base)
+    values = {**base.model_dump(), **own}
+    idle = kind.model_construct(**values).idle().keys() - own.keys()
     try:
-        DiffusionConfig.model_validate({**dict(config), **changes, "adapter": None})
-    except ValueError as error:
-        raise ConfigError(f"The recipe does not fit its base: {error}") from None
-    return config.model_copy(update=changes)
+        laid = kind.model_validate({name: value for name, value in values.items() if name not in idle})
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {said(error)}.") from None
+    for name, purpose in laid.in_vain().items():
+        raise ConfigError(f"{where}: {no_effect(f'{name}={own[name]}', purpose)}.")
+    return laid
+
+
+def said(error: ValidationError) -> str:
+    """What is wrong, without what pydantic says about itself."""
+    lines = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_url=False))
+    return "; ".join(line.removeprefix(": ").removeprefix("Value error, ") for line in lines)
+
+
+def inherited(config: DiffusionConfig, adapter: AdapterConfig, base: DiffusionConfig) -> DiffusionConfig:
+    """The base's settings with the adapter's over them, and an optimiser of its own.
+
+    Raises:
+        ConfigError: what the adapter sets does not fit the base.
+    """
+    if adapter.label_dropout and not base.label_dropout:
+        raise ConfigError(
+            f"adapter.label_dropout={adapter.label_dropout}: the base always knew the class, and its embedding of an "
+            "unknown one is not adapted. Leave it out."
+        )
+    own = {
+        "label_dropout": base.label_dropout if adapter.label_dropout is None else adapter.label_dropout,
+        "sampler": laid_over(base.sampler, adapter.sampler, "adapter.sampler"),
+        "likelihood": laid_over(base.likelihood, adapter.likelihood, "adapter.likelihood"),
+        "optimizer": config.optimizer,
+    }
+    try:
+        return DiffusionConfig.model_validate({**dict(base), **own})
+    except ValidationError as error:
+        raise ConfigError(f"The adapter does not fit its base: {said(error)}.") from None

@@ -1,8 +1,9 @@
 """Settings of a diffusion model: network, preconditioning, conditioning, adapter, optimiser, sampler, likelihood."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from kinfolk.contract import Config, ConfigError, DataSpec, OptimizerConfig, SamplerOptions
 from kinfolk_families._shared.network_config import Network, TransformerConfig, check_network
@@ -10,11 +11,13 @@ from kinfolk_families._shared.network_config import Network, TransformerConfig, 
 SolverName = Literal["ddpm", "ddim", "heun", "dpmpp_2m"]
 SOLVER_OF: dict[str, SolverName] = {"eta": "ddim", "variance": "ddpm", "churn": "heun"}  # options of one solver alone
 GUIDED = ("guidance_low", "guidance_high")
+OF_AN_ADAPTER = {"adapter", "optimizer"}  # settings of an adapted model that are not its base's
 
 
 class Options(SamplerOptions):
     """How rows are sampled. Every solver runs over every trained model."""
 
+    task_of: ClassVar[Mapping[str, str]] = {"resample": "inpaint", "noise_level": "denoise"}
     solver: SolverName = Field("heun", description="ddpm: ancestral; ddim; heun: of EDM; dpmpp_2m: DPM-Solver++(2M)")
     steps: int = Field(18, ge=1, le=1000, description="noise levels visited; heun calls the network 2 steps - 1 times")
     guidance: float = Field(
@@ -74,7 +77,7 @@ class FlowConfig(Levels):
 
     def idle(self) -> dict[str, str]:
         """What skews."""
-        return {} if self.times == "skewed" else dict.fromkeys(("p_mean", "p_std"), "times: skewed")
+        return {} if self.times == "skewed" else dict.fromkeys(("p_mean", "p_std"), "times=skewed")
 
 
 class DdpmConfig(Config):
@@ -97,19 +100,25 @@ class DdpmConfig(Config):
     def idle(self) -> dict[str, str]:
         """What the other schedule is made of."""
         if self.schedule == "cosine":
-            return dict.fromkeys(("beta_first", "beta_last"), "schedule: linear")
-        return {"cosine_offset": "schedule: cosine"}
+            return dict.fromkeys(("beta_first", "beta_last"), "schedule=linear")
+        return {"cosine_offset": "schedule=cosine"}
 
 
 Preconditioning = Annotated[EdmConfig | FlowConfig | DdpmConfig, Field(discriminator="kind")]
 
 
 class AdapterConfig(Config):
-    """LoRA: what is trained is a matrix of low rank on top of each chosen layer of a frozen base."""
+    """LoRA: what is trained is a matrix of low rank on top of each chosen layer of a frozen base.
+
+    The model is what its base is; how it samples and integrates may be set apart from that, key by key.
+    """
 
     rank: int = Field(8, ge=1)
     alpha: float = Field(8.0, gt=0)  # the matrix counts alpha / rank
     targets: tuple[str, ...] = Field(("network",), min_length=1)  # words in a layer's path, e.g. attention, mlp
+    label_dropout: float | None = Field(None, ge=0, lt=1)  # None: the base's
+    sampler: dict[str, Any] = Field(default_factory=dict)  # what is not as in the base's
+    likelihood: dict[str, Any] = Field(default_factory=dict)  # what is not as in the base's
 
 
 class LikelihoodConfig(Config):
@@ -123,11 +132,11 @@ class LikelihoodConfig(Config):
 
     def idle(self) -> dict[str, str]:
         """The tolerance of even steps; adaptive ones start with ``steps``."""
-        return {} if self.method == "adaptive" else {"tolerance": "method: adaptive"}
+        return {} if self.method == "adaptive" else {"tolerance": "method=adaptive"}
 
 
 class DiffusionConfig(Config):
-    """A diffusion model as a recipe writes it. With an adapter, what is left out here is the base's."""
+    """A diffusion model as a recipe writes it. Beside an adapter stands its optimiser; all else is the base's."""
 
     network: Network = TransformerConfig()
     preconditioning: Preconditioning = EdmConfig()
@@ -143,20 +152,32 @@ class DiffusionConfig(Config):
     likelihood: LikelihoodConfig = LikelihoodConfig()
 
     def idle(self) -> dict[str, str]:
-        """What is for labels where there are none; of an adapter, its base decides."""
-        return {} if self.conditional or self.adapter else {"label_dropout": "conditional: true"}
+        """What is for labels where there are none."""
+        return {} if self.conditional else {"label_dropout": "conditional=true"}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _base_decides(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("adapter") is not None:
+            for name in sorted(values.keys() & cls.model_fields.keys() - OF_AN_ADAPTER):
+                own = f"set adapter.{name} instead" if name in AdapterConfig.model_fields else "leave it out"
+                raise ValueError(f"{name} is what an adapter's base decides; {own}")
+        return values
+
+    @model_serializer(mode="wrap")
+    def _without_what_the_base_decides(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if self.adapter is None:
+            return values
+        return {name: value for name, value in values.items() if name in OF_AN_ADAPTER}
 
     @model_validator(mode="after")
     def _sampler_fits(self) -> "DiffusionConfig":
         noising, steps = self.preconditioning, self.sampler.steps
-        if self.adapter is not None:
-            return self  # what the base is decides, and only build knows it
         if isinstance(noising, DdpmConfig) and steps > noising.timesteps:
             raise ValueError(f"sampler.steps={steps} is more than preconditioning.timesteps={noising.timesteps}")
         if self.sampler.guidance != 1 and not (self.conditional and self.label_dropout):
             raise ValueError("sampler.guidance other than 1 needs conditional: true and label_dropout above 0")
-        for name, purpose in self.sampler.in_vain().items():
-            raise ValueError(f"sampler.{name} would have no effect: it is for {purpose}")
         return self
 
 

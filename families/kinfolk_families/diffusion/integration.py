@@ -97,11 +97,13 @@ def _adaptive(slope: Slope, rule: Tableau, at: Point, start: float, stop: float,
     while len(rows := (s < stop).nonzero().flatten()):
         taken = torch.minimum(h[rows], stop - s[rows])
         change, error = _step(slope, rule, s[rows], y[rows], taken, rows)
-        good = (error <= config.tolerance) | (taken <= finest) | ~error.isfinite()  # no step mends a NaN
+        good = (error <= config.tolerance) | (taken <= finest)
         y[rows[good]] += change.y[good]
         nats[rows[good]] += change.nats[good]
         s[rows[good]] += taken[good]
-        factor = SAFETY * (config.tolerance / error.nan_to_num(0.0, 0.0).clamp(min=1e-30)) ** (1 / rule.order)
+        known = error.nan_to_num(torch.inf).clamp(min=1e-30)  # a step that overflows may be too long
+        factor = SAFETY * (config.tolerance / known) ** (1 / rule.order)
         h[rows] = (taken * factor.clamp(SLOWEST, FASTEST)).clamp(min=finest)
         s[(stop - s).abs() < finest * 1e-3] = stop  # rounding leaves no way to go
+        s[~(y.flatten(1).isfinite().all(1) & nats.isfinite())] = stop  # no step leads back
     return Point(y, nats)

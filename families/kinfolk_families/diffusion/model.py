@@ -178,7 +178,7 @@ def _adapted(
         raise ConfigError(f"The base learned {core.spec.kind} of shape {core.spec.shape}, this is {spec.shape}.")
     if core.classes and core.classes != spec.classes:
         raise ConfigError(f"The base knows {core.classes} classes, the data has {spec.classes}. Use other data.")
-    whole = inherited(config, core.config)
+    whole = inherited(config, adapter, core.config)
     _check(whole, spec, stage)
     return Adapted(whole, adapter, spec, base)
 

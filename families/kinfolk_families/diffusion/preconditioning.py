@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
+from kinfolk.contract import ConfigError
 from kinfolk_families._shared.noise import Scales, edm_scales, log_normal, rho_level
 from kinfolk_families.diffusion.config import DdpmConfig, EdmConfig, FlowConfig, Levels
 
@@ -201,7 +202,8 @@ def ddpm_sigmas(config: DdpmConfig) -> Tensor:
 def ddpm_betas(config: DdpmConfig) -> Tensor:
     """Variance added at times 1 to T: linear (DDPM section 4) or cosine (Nichol & Dhariwal eq. 17). -> (T,) float64
 
-    With other than 1,000 times the linear ones add up to as much noise all the same, as in improved-diffusion.
+    With other than 1,000 times the sum of the linear ones is kept, as in improved-diffusion. Sigma at the end is then
+    much the same down to some 50 times, and larger with fewer.
     """
     if config.schedule == "linear":
         betas = torch.linspace(config.beta_first, config.beta_last, config.timesteps, dtype=torch.float64)
@@ -212,11 +214,25 @@ def ddpm_betas(config: DdpmConfig) -> Tensor:
 
 
 def preconditioner(config: EdmConfig | FlowConfig | DdpmConfig, data_std: float) -> Preconditioner:
-    """The preconditioner a recipe asks for; ``data_std`` is sigma_data unless the recipe says otherwise."""
+    """The preconditioner a recipe asks for; ``data_std`` is sigma_data unless the recipe says otherwise.
+
+    Raises:
+        ConfigError: it asks for more noise than float32 can hold.
+    """
     match config:
         case DdpmConfig():
+            _check_range(config)
             return Ddpm(config)
         case FlowConfig():
             return Flow(config, data_std)
         case EdmConfig():
             return Edm(config, config.sigma_data or data_std)
+
+
+def _check_range(config: DdpmConfig) -> None:
+    highest = ddpm_sigmas(config)[-1]
+    if not bool(highest.float().square().isfinite()):
+        raise ConfigError(
+            f"preconditioning: the noise of {config.timesteps} times grows to sigma={float(highest):.1e}, which "
+            f"float32 cannot square. Lower beta_last={config.beta_last}: it is for 1,000 times, whatever timesteps is."
+        )

@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from kinfolk.contract import Batch, RequestError, SampleRequest, SamplerState, Tasks
 from kinfolk.rng import generator, row_normal
 from kinfolk_families._shared.dropout import dropouts
+from kinfolk_families._shared.given import check_given
 from kinfolk_families._shared.labels import device_of
 from kinfolk_families._shared.noise import per_row
 from kinfolk_families.diffusion.likelihood import ProbabilityFlow
@@ -80,8 +81,7 @@ def _start(
 ) -> SamplerState:
     """Rows of a request that the model can serve and that says all it needs to."""
     _check(module, request)
-    for name in needs:
-        _check_given(name, getattr(request, name), len(request.seeds), module.spec.shape)
+    check_given(request, module.spec.shape, *needs)
     return start(request)
 
 
@@ -100,12 +100,9 @@ def _check(module: Diffusion | Adapted, request: SampleRequest) -> None:
         raise RequestError(
             "guidance", f"guidance={options.guidance}: this model was not trained with and without labels. Use 1."
         )
+    if options.guidance != 1 and request.x is not None and request.label is None:
+        raise RequestError(
+            "label", f"guidance={options.guidance} leads away from no class and towards one: give labels, or use 1."
+        )
     if options.clamp and module.spec.levels is None:
         raise RequestError("clamp", "clamp=true: this model's data has no range to keep to. Leave it out.")
-
-
-def _check_given(name: str, value: Tensor | None, rows: int, shape: tuple[int, ...]) -> None:
-    wanted = (rows, *shape) if name in ("x", "mask") else (rows,)
-    if value is None or tuple(value.shape) != wanted:
-        got = "nothing" if value is None else f"shape {tuple(value.shape)}"
-        raise RequestError(name, f"{name}: this task needs one for each row, {wanted}, got {got}.")

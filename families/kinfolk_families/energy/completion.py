@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kinfolk.contract import Batch, RequestError, SampleRequest, SamplerState, Tasks
 from kinfolk.rng import row_uniform
+from kinfolk_families._shared.given import given_elements
 from kinfolk_families._shared.labels import device_of
 from kinfolk_families._shared.noise import per_row
 from kinfolk_families._shared.transformer import patchify
@@ -29,20 +30,8 @@ def start(module: EnergyTransformer, request: SampleRequest) -> SamplerState:
 
 def start_inpaint(module: EnergyTransformer, request: SampleRequest) -> SamplerState:
     """Rows of which some is given; a patch that is given in part is completed from the others, its pixels kept."""
-    x, known = given(request)
+    x, known = given_elements(request, module.shape)
     return _rows(module, request, torch.where(known, x, 0.0), known)
-
-
-def given(request: SampleRequest) -> tuple[Tensor, Tensor]:
-    """The data to complete and where it is given, bool, on the CPU. -> (N, *), (N, *)
-
-    Raises:
-        RequestError: one of them is missing.
-    """
-    if request.x is None or request.mask is None:
-        missing = "x" if request.x is None else "mask"
-        raise RequestError(missing, f"inpaint needs x and mask, {missing} is missing. A mask is 1 where x is given.")
-    return request.x.cpu(), request.mask.cpu() > 0
 
 
 def check_options(request: SampleRequest, kind: SystemKind) -> Options:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from kinfolk.contract import Batch, SampleRequest, SamplerState, Tasks
 from kinfolk.rng import row_normal, row_uniform
+from kinfolk_families._shared.given import given_elements
 from kinfolk_families._shared.labels import device_of, row_labels
 from kinfolk_families._shared.noise import per_row
-from kinfolk_families.energy.completion import check_options, completion_tasks, given
+from kinfolk_families.energy.completion import check_options, completion_tasks
 from kinfolk_families.energy.langevin import energy_gradient, is_bounded, langevin_step, limited
 from kinfolk_families.energy.model import EnergyModel
 from kinfolk_families.energy.transformer import EnergyTransformer
@@ -36,7 +37,7 @@ def start(module: EnergyModel, request: SampleRequest) -> SamplerState:
 
 def start_inpaint(module: EnergyModel, request: SampleRequest) -> SamplerState:
     """Rows of noise where nothing is given."""
-    x, known = given(request)
+    x, known = given_elements(request, module.spec.shape)
     return _rows(module, request, torch.where(known, x, first_point(module, request.seeds)), known)
 
 

@@ -79,7 +79,7 @@ def tasks(module: Flow) -> Tasks:
     rows = OneCall(module, module.spec, (module.spec.dims,), module.classes, module.decode, temperature)
     return Tasks(
         options=module.config.sampler,
-        starts={"sample": rows.start, "interpolate": rows.start},
+        starts={"sample": rows.start, "interpolate": rows.start_way},
         advance=rows.advance,
         render=rows.render,
         conditions=frozenset({"label"} if module.classes else ()),

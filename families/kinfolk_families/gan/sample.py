@@ -17,7 +17,7 @@ def tasks(gan: GAN) -> Tasks:
     rows = OneCall(gan, gan.spec, (gan.config.latent,), gan.classes, gan.generator, truncation)
     return Tasks(
         options=gan.config.sampler,
-        starts={"sample": rows.start, "interpolate": rows.start},
+        starts={"sample": rows.start, "interpolate": rows.start_way},
         advance=rows.advance,
         render=rows.render,
         conditions=frozenset({"label"}) if gan.classes else frozenset(),

@@ -40,8 +40,10 @@ def body_model(tasks: Tasks, spec: DataSpec, max_n: int) -> type[BaseModel]:
         one = Annotated[int, Field(strict=True, ge=0, lt=spec.classes)]
         text = "The class of all samples, or one for each. Left out: each sample's class follows from its seed."
         fields["label"] = (one | list[one] | None, Field(None, description=text))
-    defaults = tasks.options.model_dump()
+    defaults, task_of = tasks.options.model_dump(), tasks.options.task_of
     for name, field in type(tasks.options).model_fields.items():
+        if task_of.get(name, "sample") != "sample":
+            continue
         annotation = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
         fields[name] = (annotation, Field(defaults[name], description=field.description))
     return create_model("Sample", __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields)
