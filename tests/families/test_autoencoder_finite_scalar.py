@@ -44,7 +44,7 @@ def test_an_output_of_zero_learns_with_any_number_of_levels(levels):
 
 
 def test_two_levels_are_refused():
-    with pytest.raises(ConfigError, match=r"levels.*greater than or equal to 3"):
+    with pytest.raises(ConfigError, match=r"levels.*holds 2.*use 3 or more"):
         parse(FiniteScalarConfig, {"levels": [2, 3]}, "objective")
 
 

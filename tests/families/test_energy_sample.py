@@ -173,6 +173,30 @@ def test_denoising_a_gaussian_energy_ends_at_the_likeliest_clean_sample(sigma):
     assert torch.allclose(found, x_t / (1 + 4 * sigma**2 / temperature), atol=1e-5)
 
 
+def test_denoising_of_much_noise_ends_with_its_steps():
+    """With the steps it has by default: each goes p eta down the energy and a share of the way back to x_t."""
+    model, sigma, strength = gaussian(0.0, 4.0), 1.0, 4.0
+    langevin = LangevinConfig(step_size=1e-3, gradient_limit=None)
+    model.module.system = model.module.system.model_copy(update={"langevin": langevin})
+    back = 1e-3 / (10 * LINE.dims) / (sigma**2 + 1e-3 / (10 * LINE.dims))
+    keep = (1 - back) * (1 - 1e-3 * strength)
+    expected = keep**60 + back * (1 - keep**60) / (1 - keep)
+    found = denoise(model.module, torch.tensor([[1.0, -2.0]]), torch.tensor([sigma]), None)
+    assert torch.allclose(found, expected * torch.tensor([[1.0, -2.0]]), atol=1e-5)
+    assert expected > 0.7  # the end of the way is at 1 / 81
+
+
+def test_denoising_without_a_class_is_by_the_free_energy_of_its_own_temperature():
+    """One step of size 1 from x_t, of which a temperature of 1 and sigma 1 keep a half."""
+    own = {"denoising": DenoisingConfig(steps=1, nats=1 / IMAGE.dims), "langevin": LangevinConfig(gradient_limit=None)}
+    model = network(conditional=True, network=MlpConfig(width=64, depth=1), **own)
+    for parameter in model.module.parameters():
+        parameter.data *= 3
+    x_t = torch.rand(2, *IMAGE.shape, requires_grad=True)
+    (slope,) = torch.autograd.grad(-(-model.module.energies(x_t)).logsumexp(1).sum(), x_t)
+    assert torch.allclose(denoise(model.module, x_t, torch.ones(2), None), (x_t - slope / 2).clamp(-1, 1), atol=1e-6)
+
+
 def test_denoising_without_noise_returns_its_input():
     x_t = torch.randn(2, 2)
     assert torch.equal(network(LINE).tasks.denoise(x_t, torch.zeros(2), None), x_t)

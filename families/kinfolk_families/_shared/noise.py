@@ -49,7 +49,7 @@ def noise_between(seed: Tensor, seed_to: Tensor, weight: Tensor, call: Tensor, s
 
 
 def rho_level(way: Tensor, rho: float, low: float, high: float | Tensor) -> Tensor:
-    """Sigma ``way`` from ``high`` to ``low``, 0 to 1, evenly spaced in the rho-th root (EDM eq. 5)."""
+    """Sigma ``way`` from ``high`` (0) to ``low`` (1), evenly spaced in the rho-th root (EDM eq. 5). (N,) -> (N,)"""
     first, last = high ** (1 / rho), low ** (1 / rho)
     return (first + way * (last - first)) ** rho
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from kinfolk.contract import Config, OptimizerConfig, SamplerOptions
 
@@ -67,7 +67,7 @@ class GaussianConfig(Config):
     halflife_samples: int = Field(2000, gt=0)  # of the average of squared errors, where the variance is optimal
 
     def idle(self) -> dict[str, str]:
-        """A learned variance is no average."""
+        """The half-life of an average, which a learned variance is not."""
         return {"halflife_samples": "variance=optimal"} if self.variance == "learned" else {}
 
 
@@ -110,8 +110,17 @@ class FiniteScalarConfig(Config):
     """FSQ: each latent position is rounded to a fixed grid, so there is no codebook that could die."""
 
     kind: Literal["finite_scalar"] = "finite_scalar"
-    # Of each channel; Table 1 there. Between 2, tanh would stand where it has no slope left: 0.001 at an output of 0.
-    levels: tuple[Annotated[int, Field(ge=3)], ...] = Field((8, 6, 5), min_length=1)
+    levels: tuple[Annotated[int, Field(ge=2)], ...] = Field((8, 6, 5), min_length=1)  # of each channel; Table 1 there
+
+    @field_validator("levels")
+    @classmethod
+    def _with_a_slope(cls, levels: tuple[int, ...]) -> tuple[int, ...]:
+        if 2 in levels:
+            raise ValueError(
+                f"levels={levels} holds 2, between which the shifted tanh of this grid stands where it has no slope "
+                "left (0.001 at an output of 0); use 3 or more"
+            )
+        return levels
 
 
 class CapacityConfig(Config):
@@ -150,6 +159,10 @@ class IwaeConfig(Config):
     growth_samples: int = Field(0, ge=0)  # over which draws grow from 1, each by the same factor; the cost is theirs
     gradient: Literal["standard", "doubly_reparameterised"] = "standard"  # the latter's noise falls with more draws
     backward_draws: int | None = Field(None, ge=1)  # gradients go through so many, taken by weight; None: through all
+
+    def idle(self) -> dict[str, str]:
+        """How draws grow where there is one."""
+        return {"growth_samples": "draws above 1"} if self.draws == 1 else {}
 
     def draws_at(self, samples_seen: int) -> int:
         """Draws of z for each sample after ``samples_seen`` samples."""
@@ -195,6 +208,11 @@ class AutoencoderConfig(Config):
     anomaly: Literal["bound", "error", "unexplained"] | None = None  # what scores; None: the bound where there is one
     optimizer: OptimizerConfig = OptimizerConfig(kind="adam", lr=1e-3)
     sampler: Options = Options()
+
+    def idle(self) -> dict[str, str]:
+        """Options of samples where there is no prior to draw from."""
+        has_prior = isinstance(self.objective, ElboConfig | IwaeConfig)
+        return {} if has_prior else {"sampler": "objective.kind=elbo or iwae"}
 
     @property
     def on_grid(self) -> bool:

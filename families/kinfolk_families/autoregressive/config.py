@@ -15,6 +15,12 @@ class Options(SamplerOptions):
     top_k: int = Field(0, ge=0, description="draw among so many likeliest tokens; 0: among all")
     top_p: float = Field(1.0, gt=0, le=1, description="draw among the fewest tokens that hold this probability")
 
+    def excess(self, vocabulary: int) -> str:
+        """What is wrong about these for a model that draws among ``vocabulary`` tokens, or nothing."""
+        if self.top_k <= vocabulary:
+            return ""
+        return f"top_k={self.top_k}: this model draws among {vocabulary} tokens. Use 0 to {vocabulary}."
+
 
 class BernoulliConfig(Config):
     """Pixels on or off; x is binarised anew each time it is seen."""

@@ -12,7 +12,6 @@ from kinfolk_families.autoregressive.config import (
     AutoregressiveConfig,
     GatedPixelCnnConfig,
     NetworkConfig,
-    Options,
     TransformerConfig,
     check,
 )
@@ -49,7 +48,8 @@ class Autoregressive(nn.Module):
             check_told(first_stage, config.conditional)
         self.classes = (spec.classes or 0) if config.conditional else 0
         self.tokeniser = make_tokeniser(config, learned)
-        _check_sampler(config.sampler, self.tokeniser.vocabulary)
+        if wrong := config.sampler.excess(self.tokeniser.vocabulary):
+            raise ConfigError(f"sampler.{wrong}")
         self.distribution = make_distribution(config.output, self.tokeniser)
         self.network = make_network(config.network, self.tokeniser, self.classes, self.distribution.outputs)
         bias = self.network.head.bias
@@ -76,13 +76,6 @@ class Autoregressive(nn.Module):
     def step(self, tokens: Tensor, position: Tensor, label: Tensor | None, cache: Cache) -> Tensor:
         """Outputs of the network at one position of each row; changes ``cache``. (R, T, G), (R,) -> (R, O)"""
         return self.network.step(tokens, position, self._known(label), cache)
-
-
-def _check_sampler(options: Options, vocabulary: int) -> None:
-    if options.top_k > vocabulary:
-        raise ConfigError(
-            f"sampler.top_k={options.top_k}: this model draws among {vocabulary} tokens. Use 0 to {vocabulary}."
-        )
 
 
 def learned_spec(spec: DataSpec, first_stage: Model | None) -> DataSpec:

@@ -44,19 +44,12 @@ def race(log_probs: Tensor, uniform: Tensor) -> Tensor:
     return (log_probs.double() - (-uniform.log()).log()).argmax(1)
 
 
-def _check(module: Autoregressive, options: Options) -> None:
-    vocabulary = module.tokeniser.vocabulary
-    if options.top_k > vocabulary:
-        raise RequestError(
-            "top_k", f"top_k={options.top_k}: this model draws among {vocabulary} tokens. Use 0 to {vocabulary}."
-        )
-
-
 def _rows(module: Autoregressive, request: SampleRequest, forced: Tensor, **carry: Tensor) -> SamplerState:
     """Rows before their first position; ``forced`` (N, T, G) holds tokens that are given, -1 where one is drawn."""
     options, device = request.options, device_of(module)
     assert isinstance(options, Options)
-    _check(module, options)
+    if wrong := options.excess(module.tokeniser.vocabulary):
+        raise RequestError("top_k", wrong)
     seeds = request.seeds
     carry |= {
         "forced": forced,

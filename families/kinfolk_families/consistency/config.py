@@ -43,6 +43,10 @@ class EasyTuningConfig(Config):
     huber: float | None = Field(0.0, ge=0)  # c of the pseudo-Huber distance; 0: Euclidean; None: iCT's
     dropout: float = Field(0.0, ge=0, lt=1)  # of the student, whatever its teacher's was; 0.2 in run_ecm.sh there
 
+    def idle(self) -> dict[str, str]:
+        """How fast k wears off where there is none."""
+        return {} if self.k else {"b": "k above 0"}
+
     @model_validator(mode="after")
     def _levels_differ(self) -> "EasyTuningConfig":
         if self.q**self.stages > 2**16:

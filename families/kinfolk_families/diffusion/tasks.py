@@ -8,7 +8,8 @@ import torch
 from torch import Generator, Tensor
 
 from kinfolk.contract import Batch, RequestError, SampleRequest, SamplerState, Tasks
-from kinfolk.rng import generator, row_normal
+from kinfolk.rng import generator as generator_of
+from kinfolk.rng import row_normal
 from kinfolk_families._shared.dropout import dropouts
 from kinfolk_families._shared.given import check_given
 from kinfolk_families._shared.labels import device_of
@@ -27,7 +28,7 @@ def denoising_error(module: Diffusion | Adapted, batch: Batch, seeds: Tensor) ->
     The class is not told where the model has learnt to do without.
     """
     label = None if module.config.label_dropout else batch.label
-    levels = module.preconditioner.draw(ANOMALY_DRAWS, generator("denoising error"))
+    levels = module.preconditioner.draw(ANOMALY_DRAWS, generator_of("denoising error"))
     errors = []
     for draw, level in enumerate(levels.tolist()):
         noise = row_normal(seeds, torch.full_like(seeds, draw), batch.x.shape[1:], "anomaly").to(batch.x.device)

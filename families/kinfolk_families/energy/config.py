@@ -68,12 +68,13 @@ class BufferConfig(Config):
 class DenoisingConfig(Config):
     """What ``denoise`` weighs noise against: the density exp(-nats E) per element of a sample.
 
-    Langevin dynamics of training is far colder than its short chains make it look, and would end at a mode. Some 10
-    nats were best of those tried on the train splits of digits and MNIST.
+    Langevin dynamics of training is far colder than its short chains make it look, and would end at a mode. Much noise
+    is left to the number of steps: they stop long before the descent would end. Some 10 nats and 60 steps were best of
+    those tried on the train splits of digits and MNIST.
     """
 
     nats: float = Field(10.0, gt=0)  # per element, that a unit of energy counts
-    steps: int = Field(60, ge=1)  # of gradient descent, as long as those of training
+    steps: int = Field(60, ge=1)  # of gradient descent, each of langevin.step_size
 
 
 class ContrastiveConfig(Config):
@@ -108,6 +109,11 @@ class ComposedConfig(ContrastiveConfig):
     kind: Literal["composed"] = "composed"
     weights: dict[Role, float] = Field({"first": 1.0, "second": 1.0}, min_length=1)  # one for each parent, by role
     learn_weights: bool = False
+
+    def idle(self) -> dict[str, str]:
+        """What training is made of where nothing trains."""
+        of_training = ("buffer", "loss", "input_noise", "energy_l2", "energy_limit", "gap_limit")
+        return {} if self.learn_weights else dict.fromkeys(of_training, "learn_weights=true")
 
     @model_validator(mode="after")
     def _weights_are_positive(self) -> "ComposedConfig":

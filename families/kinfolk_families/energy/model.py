@@ -116,14 +116,17 @@ class EnergyModel(nn.Module):
         """The energy with each class. (B, *) -> (B, K) float32"""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
-        """(B, *), (B,) -> (B,) float32; without a label, a conditional model's free energy over its classes."""
+    def forward(self, x: Tensor, label: Tensor | None = None, temperature: float | None = None) -> Tensor:
+        """(B, *), (B,) -> (B,) float32; without a label, a conditional model's free energy over its classes.
+
+        Its ``temperature`` is that of Langevin dynamics unless told.
+        """
         energies = self.energies(x)
         if not self.classes:
             return energies[:, 0]
         if label is not None:
             return energies.gather(1, label[:, None])[:, 0]
-        return free_energy(energies, self.system.langevin.temperature)
+        return free_energy(energies, self.system.langevin.temperature if temperature is None else temperature)
 
     def settle(self) -> None:
         """Move, once per step, what follows from the weights and not from a gradient."""

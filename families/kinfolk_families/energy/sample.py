@@ -69,16 +69,18 @@ def render(state: SamplerState) -> Tensor:
 def denoise(module: EnergyModel, x_t: Tensor, sigma: Tensor, label: Tensor | None) -> Tensor:
     """Gradient descent on E(x) / T + |x - x_t|^2 / (2 sigma^2) from x_t. (B, *), (B,), (B,) -> (B, *)
 
-    Where it goes to is the likeliest clean sample under exp(-E / T) and Gaussian noise. Each step is explicit in the
-    energy and implicit in the distance, which keeps it stable at every sigma. Without noise there is nothing to do.
+    Where it goes to is the likeliest clean sample under exp(-E / T) and Gaussian noise; how far it gets in its steps is
+    less the larger sigma is. Each step is explicit in the energy and implicit in the distance, which keeps it stable at
+    every sigma. Without noise there is nothing to do but to keep images within [-1, 1].
     """
     config, own = module.system.langevin, module.system.denoising
     temperature = 1 / (own.nats * module.spec.dims)
+    energy = partial(module, temperature=temperature)
     variance = per_row(sigma.square(), x_t).to(x_t)
     share = variance / (variance + config.step_size * temperature)
     x = x_t
     for _ in range(own.steps):
-        gradient = limited(energy_gradient(module, x, label), config.gradient_limit)
+        gradient = limited(energy_gradient(energy, x, label), config.gradient_limit)
         x = torch.lerp(x_t, x - config.step_size * gradient, share)
         x = x.clamp(-1, 1) if is_bounded(module.spec) else x
     return x

@@ -109,6 +109,10 @@ class GANConfig(Config):
     critic_optimizer: OptimizerConfig = OptimizerConfig(kind="adam", lr=2e-4, betas=(0.0, 0.99))
     sampler: GANOptions = GANOptions()
 
+    def idle(self) -> dict[str, str]:
+        """The size of what says the class."""
+        return {} if self.conditional else {"embedding": "conditional=true"}
+
     @model_validator(mode="after")
     def _one_penalty_of_a_kind(self) -> "GANConfig":
         kind, count = (

@@ -1,0 +1,33 @@
+"""Settings that others leave without effect, family by family: refused with what they are for, and else accepted."""
+
+import pytest
+
+from kinfolk.config import parse
+from kinfolk.errors import ConfigError
+from kinfolk.families import find_family
+
+ECT = {"kind": "ect"}
+COMPOSED = {"kind": "composed"}
+CASES = [
+    ("autoencoder", {"objective": {"kind": "iwae", "draws": 1, "growth_samples": 9}}, "objective.draws", 2),
+    ("autoencoder", {"objective": {"kind": "denoising"}, "sampler": {"temperature": 0.5}}, "objective.kind", "elbo"),
+    ("gan", {"embedding": 8}, "conditional", True),
+    ("consistency", {"objective": {**ECT, "k": 0, "b": 2}}, "objective.k", 1),
+    ("energy", {"system": {**COMPOSED, "gap_limit": 3.0}}, "system.learn_weights", True),
+    ("energy", {"system": {**COMPOSED, "buffer": {"size": 9}}}, "system.learn_weights", True),
+    ("autoencoder", {"optimizer": {"final_lr": 1e-5}}, "optimizer.decay_samples", 100),
+    ("flow", {"optimizer": {"kind": "sgd", "eps": 1e-6}}, "optimizer.kind", "adam"),
+]
+
+
+def with_setting(values, path, value):
+    first, _, rest = path.partition(".")
+    return {**values, first: with_setting(values.get(first, {}), rest, value) if rest else value}
+
+
+@pytest.mark.parametrize(("family", "values", "path", "value"), CASES)
+def test_a_setting_in_vain_is_refused_until_what_it_is_for_is_there(family, values, path, value):
+    config, purpose = find_family(family).config, path.rpartition(".")[2]
+    with pytest.raises(ConfigError, match=rf"would have no effect: it is for [a-z.]*{purpose}"):
+        parse(config, values, "model")
+    parse(config, with_setting(values, path, value), "model")
