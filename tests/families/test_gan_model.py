@@ -22,7 +22,8 @@ B, Z = 4, 6
 
 
 def build(shape=(1, 8, 8), network="conv", kind="image", classes=10, **changes):
-    values = {"conditional": True, "latent": Z, "embedding": 4, **changes}
+    values = {"conditional": True, "latent": Z, **changes}
+    values |= {"embedding": 4} if values["conditional"] else {}
     values = {"generator": NETWORKS[network], "critic": NETWORKS[network], **values}
     with torch.random.fork_rng():
         torch.manual_seed(3)
