@@ -55,12 +55,13 @@ def compare(
 ) -> list[Compared]:
     """Train what is not trained yet, its data's feature classifier first, and measure everything alike."""
     _train_features(settings, planned[0], console, workers, use_gpu)
-    count = samples or min(each.recipe.evaluation.samples for each in planned)  # equal, as fd_local falls with it
+    counts = [each.recipe.evaluation.samples for each in planned if each.draws]
+    count = samples or min(counts, default=None)  # equal, as fd_local falls with it
     compared = []
     for each in planned:
         trained = train(settings, each, console, workers=workers, use_gpu=use_gpu)
         console.print(f"{trained.version.reference}: {_how(trained)}, measuring")
-        evaluated = evaluate(settings, trained.version.reference, samples=count)
+        evaluated = evaluate(settings, trained.version.reference, samples=count if each.draws else None)
         compared.append(Compared(each, trained, evaluated))
     return compared
 
@@ -84,14 +85,14 @@ def _train_features(settings: Settings, first: Plan, console: Console, workers: 
 def report(compared: Sequence[Compared], workers: int) -> str:
     """The comparison as an HTML page."""
     first = compared[0]
-    data = first.plan.data
+    data, now = first.plan.data, [each.trained.version.reference for each in compared if each.trained.seconds]
+    here = f" Trained now with {workers} {'worker' if workers == 1 else 'workers'}: {', '.join(now)}." if now else ""
     features = first.evaluated.figures.basis.get("features", "none")
     counts = sorted({count for each in compared if (count := each.evaluated.figures.basis.get("samples"))})
     basis = [
-        f"Data set {data.name} ({data.digest}), trained with {workers} workers, averaged weights measured.",
+        f"Data set {data.name} ({data.digest}); averaged weights measured.{here}",
         f"{' or '.join(counts) or 'No'} samples of each model; features of {features}; class-conditional models were "
-        "asked for every class equally often. Figures are measured alike, on the rows and draws shown; the best is "
-        "shaded.",
+        "asked for every class equally often. The best of figures that were measured alike is shaded.",
     ]
     return render(f"Comparison on {data.name}", basis, [_entry(each) for each in compared])
 
@@ -107,6 +108,7 @@ def _entry(each: Compared) -> Entry:
         family=each.plan.family.name,
         reference=each.trained.version.reference,
         metrics=figures.metrics,
+        basis=figures.basis,
         train_seconds=each.trained.version.metrics.get("train_seconds"),
         train_samples=each.plan.recipe.training.samples,
         grid_png=picture,

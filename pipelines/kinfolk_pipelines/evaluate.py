@@ -6,7 +6,7 @@ from typing import Any
 
 from kinfolk.config import Evaluation, parse
 from kinfolk.contract import Model
-from kinfolk.errors import DataError, RegistryError
+from kinfolk.errors import ConfigError, DataError, RegistryError
 from kinfolk.tracking import registry
 from kinfolk.tracking.lineage import Version
 from kinfolk_pipelines.datasets import Dataset, open_dataset
@@ -66,6 +66,7 @@ def evaluate(settings: Settings, reference: str, **given: Any) -> Evaluated:
     recipe's.
 
     Raises:
+        ConfigError, RequestError: something is asked that the model cannot do.
         RegistryError: there is no such model.
         DataError: its data changed, or ``against`` is not prepared or of another shape.
     """
@@ -74,6 +75,8 @@ def evaluate(settings: Settings, reference: str, **given: Any) -> Evaluated:
     wanted = {key: value for key, value in given.items() if value is not None}
     wanted["options"] = {**own.get("options", {}), **wanted.get("options", {})}
     evaluation = parse(Evaluation, {**own, **wanted}, "evaluation")
+    if "samples" in wanted and "sample" not in loaded.model.tasks.starts:
+        raise ConfigError(f"{loaded.version.reference} draws no samples: leave --samples out.")
     data = open_dataset(settings, loaded.version.lineage.data)
     _check_data(loaded.version, data)
     against = open_dataset(settings, evaluation.against) if evaluation.against else None

@@ -11,6 +11,7 @@ from kinfolk.config import Evaluation
 from kinfolk.contract import Model
 from kinfolk.data.prepared import Prepared
 from kinfolk.data.source import Source, keep
+from kinfolk.errors import ConfigError
 from kinfolk.metrics.speed import parameter_count, sampling_speed
 from kinfolk_pipelines.figures_on_data import on_data
 from kinfolk_pipelines.figures_on_samples import on_features
@@ -45,10 +46,8 @@ def measure(
     Raises:
         ConfigError, DataError, RequestError: something is asked that the model cannot do; before anything is measured.
     """
+    check(model, evaluation)
     tasks, whole = model.tasks, data.source("test")
-    sampling.resolve_options(model.family, tasks, evaluation.options)
-    if "sample" in tasks.starts:
-        sampling.start(tasks, sampling.make_request(model, 1, 0, None, evaluation.options))
     strange = {"against": against} if against is not None else {}
     if rest := set(range(data.spec.classes or 0)) - set(learned) if learned else set():
         strange["rest"] = keep(whole, sorted(rest))
@@ -57,7 +56,7 @@ def measure(
     metrics |= on_data(model, test, evaluation, strange, learned)
     samples = None
     if "sample" in tasks.starts:
-        labels = _even_labels(model, evaluation.samples, learned)
+        labels = even_labels(model, evaluation.samples, learned)
         samples = sampling.sample(model, evaluation.samples, seed, labels, evaluation.options)
         metrics |= _cost(model, evaluation)
         if features is not None:
@@ -65,7 +64,28 @@ def measure(
     return Figures(metrics, samples)
 
 
-def _even_labels(model: Model, n: int, learned: Sequence[int]) -> list[int] | None:
+def check(model: Model, evaluation: Evaluation) -> None:
+    """Refuse what the model cannot be asked.
+
+    Raises:
+        ConfigError, RequestError: with what is asked.
+    """
+    tasks, name = model.tasks, model.family.name
+    asked = {
+        "likelihood_samples (--likelihood)": (evaluation.likelihood_samples, tasks.log_prob, "likelihood"),
+        "importance_draws (--importance)": (evaluation.importance_draws, tasks.importance_bound, "bound of many draws"),
+        "against": (evaluation.against, tasks.anomaly_score, "anomaly score"),
+    }
+    for entry, (given, task, thing) in asked.items():
+        if given is not None and task is None:
+            raise ConfigError(f"This {name} model has no {thing}: leave evaluation.{entry} out.")
+    if "sample" in tasks.starts:
+        sampling.start(tasks, sampling.make_request(model, 1, 0, None, evaluation.options))
+    elif evaluation.options:
+        raise ConfigError(f"This {name} model draws no samples: leave evaluation.options (--set) out.")
+
+
+def even_labels(model: Model, n: int, learned: Sequence[int] = ()) -> list[int] | None:
     """As many samples of each class it learned as the count allows, for a model that can be asked."""
     if "label" not in model.tasks.conditions:
         return None

@@ -10,7 +10,7 @@ from torch import Tensor
 from kinfolk.config import Evaluation
 from kinfolk.contract import Batch, DataSpec, Model, RequestError, RowTask, Tasks
 from kinfolk.data.source import Source
-from kinfolk.errors import ConfigError, DataError
+from kinfolk.errors import DataError
 from kinfolk.metrics.anomaly import auroc
 from kinfolk.metrics.codes import perplexity, usage
 from kinfolk.metrics.likelihood import likelihood_figures
@@ -39,11 +39,11 @@ def on_data(
     ``learned`` are the classes the model was trained on; none given: all.
 
     Raises:
-        ConfigError: a bound or an anomaly score is asked for that the model does not have.
         DataError: strange data is of another shape.
     """
     tasks = model.tasks
-    _check(model, evaluation, strange)
+    for other in strange.values():
+        _check_shape(model.spec, other.spec)
     return {
         **_likelihood(tasks, test, evaluation),
         **_reconstruction(tasks, test),
@@ -52,20 +52,6 @@ def on_data(
         **_codes(tasks, test),
         **_anomaly(model, test, strange, learned),
     }
-
-
-def _check(model: Model, evaluation: Evaluation, strange: Mapping[str, Source]) -> None:
-    """Refuse what the model cannot be asked, before anything is measured."""
-    asked = {
-        "likelihood": (evaluation.likelihood_samples, model.tasks.log_prob, "likelihood"),
-        "importance": (evaluation.importance_draws, model.tasks.importance_bound, "importance-weighted bound"),
-        "against": (strange.get("against"), model.tasks.anomaly_score, "anomaly score"),
-    }
-    for option, (given, task, name) in asked.items():
-        if given is not None and task is None:
-            raise ConfigError(f"This {model.family.name} model has no {name}: leave --{option} out.")
-    for other in strange.values():
-        _check_shape(model.spec, other.spec)
 
 
 def _likelihood(tasks: Tasks, test: Source, evaluation: Evaluation) -> dict[str, float]:
@@ -144,5 +130,6 @@ def _check_shape(ours: DataSpec, theirs: DataSpec) -> None:
     if ours.shape != theirs.shape:
         raise DataError(
             f"The data to compare with has samples of shape {theirs.shape}, the model's of {ours.shape}. Prepare it "
-            "in that shape, e.g. kinfolk data prepare patches --set size=8, or a folder with --set size and channels."
+            f"in that shape, e.g. kinfolk data prepare patches --set size={ours.shape[-1]}, or a folder with --set "
+            "size and channels."
         )

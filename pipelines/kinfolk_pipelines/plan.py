@@ -15,6 +15,7 @@ from kinfolk.families import find_family
 from kinfolk.tracking.reference import parse_name
 from kinfolk.training.loop import build
 from kinfolk_pipelines.datasets import Dataset, open_dataset
+from kinfolk_pipelines.figures import check
 from kinfolk_pipelines.models import Loaded, load_model
 from kinfolk_pipelines.settings import Settings
 
@@ -31,6 +32,7 @@ class Plan:
     initial: Mapping[str, Tensor] = field(default_factory=dict)
     parents: Mapping[str, Loaded] = field(default_factory=dict)  # by role
     ancestry: Mapping[str, str] = field(default_factory=dict)  # versions it rests on, by role or ``init_from``
+    draws: bool = True  # whether there will be samples
     latents: Path | None = None  # where training finds the data as the first stage encodes it, or puts it
 
 
@@ -52,11 +54,13 @@ def plan(settings: Settings, recipe_name: str, sets: Sequence[str] = (), name: s
     parents = {role: _parent(settings, recipe, role) for role in recipe.parents}
     models = {role: loaded.model for role, loaded in parents.items()}
     untrained = build(family, config, data.prepared.spec, recipe.seed, parents=models)  # what does not fit fails here
+    check(untrained, recipe.evaluation)
     initial, ancestry = _initial(settings, recipe, untrained)
     ancestry |= {role: loaded.version.reference for role, loaded in parents.items()}
     latents = _latents(settings, data, parents.get(FIRST_STAGE))
     digest = recipe.digest(data.digest, *ancestry.values())
-    return Plan(recipe, family, data, model_name, f"{model_name}-{digest}", initial, parents, ancestry, latents)
+    run, draws = f"{model_name}-{digest}", "sample" in untrained.tasks.starts
+    return Plan(recipe, family, data, model_name, run, initial, parents, ancestry, draws, latents)
 
 
 def _latents(settings: Settings, data: Dataset, stage: Loaded | None) -> Path | None:

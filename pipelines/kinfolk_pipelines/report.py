@@ -5,7 +5,7 @@ import html
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kinfolk_pipelines.meaning import MEANING
 
@@ -29,6 +29,14 @@ td.meaning, th.meaning { text-align: left; white-space: normal; color: var(--sof
 """
 
 
+_RESTS_ON = {  # entries of the basis that may differ between models
+    "options": "How samples were drawn.",
+    "likelihood": "What log-probabilities and evidence bounds rest on; compared where it is the same.",
+    "importance_bound": "What the tighter bound rests on; compared where it is the same.",
+    "against": "The data that ought to look strange.",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One model in a comparison."""
@@ -40,6 +48,7 @@ class Entry:
     train_seconds: float | None
     train_samples: int
     grid_png: bytes | None = None
+    basis: Mapping[str, str] = field(default_factory=dict)  # what the metrics rest on, in words
 
 
 def columns(entries: Sequence[Entry]) -> list[str]:
@@ -49,12 +58,20 @@ def columns(entries: Sequence[Entry]) -> list[str]:
 
 
 def best(entries: Sequence[Entry], metric: str) -> float | None:
-    """The best value of a column, or None where there is no better or only one value; NaN is none."""
-    values = [value for entry in entries if (value := entry.metrics.get(metric, math.nan)) == value]
-    better = MEANING[metric].better
-    if better is None or len(values) < 2:
+    """The best value of a column, or None where they do not compare or there is one alone; NaN is none."""
+    having = [entry for entry in entries if not math.isnan(entry.metrics.get(metric, math.nan))]
+    values, better = [entry.metrics[metric] for entry in having], MEANING[metric].better
+    alike = len({entry.basis.get(likelihood_basis(metric)) for entry in having}) == 1
+    if better is None or len(values) < 2 or not alike:
         return None
     return min(values) if better == "lower" else max(values)
+
+
+def likelihood_basis(metric: str) -> str:
+    """The entry of the basis that says which likelihoods compare; models have none for other figures."""
+    if metric.startswith("importance_bound"):
+        return "importance_bound"
+    return "likelihood" if metric.startswith(("elbo", "log_prob", "ode_log_prob")) else ""
 
 
 def number(value: float) -> str:
@@ -124,6 +141,9 @@ def _table(entries: Sequence[Entry]) -> str:
         values = [entry.metrics.get(name) for entry in entries]
         cells = ["" if value is None else number(value) for value in values]
         lines.append(_row(name, cells, meaning(name), [value is not None and value == top for value in values]))
+    for name, says in _RESTS_ON.items():
+        said = [html.escape(entry.basis.get(name, "")) for entry in entries]
+        lines += [_row(name.replace("_", " "), said, says)] if any(said) else []
     return (
         f'<div class="scroll"><table><thead><tr><th>figure</th>{head}<th class=meaning>what it is</th></tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"

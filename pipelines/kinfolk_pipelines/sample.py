@@ -113,10 +113,11 @@ def write_samples(settings: Settings, reference: str, out: Path, wanted: Wanted,
         RequestError: the model cannot do what was asked.
     """
     check_out(out)
-    check_in_vain(wanted.task, seed_to=("interpolate", wanted.seed_to), given=("inpaint", wanted.given))
     if wanted.task == "denoise":
         raise ConfigError(f"Denoising starts from test pictures: use `kinfolk transform {reference} --task denoise`.")
     loaded = load_model(settings, reference)
+    sampling.check_task(loaded.model.tasks, wanted.task)
+    check_in_vain(wanted.task, seed_to=("interpolate", wanted.seed_to), given=("inpaint", wanted.given))
     request = _request(settings, loaded, wanted, override({}, sets))
     samples = sampling.draw(loaded.model.tasks, request, wanted.task)
     out.parent.mkdir(parents=True, exist_ok=True)

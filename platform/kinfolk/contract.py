@@ -8,6 +8,7 @@ Shapes: B batch, R rows, N samples asked, ``*`` the data shape. ``x`` is clean d
 tokens int64 in [0, levels).
 """
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -352,7 +353,8 @@ class Model:
     """A built network with what it takes to build it again: what a parent is, and what a server holds.
 
     A parent is frozen and in eval mode. A module holds it as a plain attribute, never as a submodule, so that it is
-    in no checkpoint, average or phase of the child's; a copy of the child shares it.
+    in no checkpoint, average or phase of the child's. A copy of the child has layers of its own over the same tensors:
+    two threads may call both, and a call may put other weights in their place.
     """
 
     family: Family
@@ -367,4 +369,5 @@ class Model:
         return self.family.tasks(self.module)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self
+        memo |= {id(tensor): tensor for tensor in (*self.module.parameters(), *self.module.buffers())}
+        return replace(self, module=copy.deepcopy(self.module, memo), parents=copy.deepcopy(dict(self.parents), memo))

@@ -135,15 +135,24 @@ def completing(request: SampleRequest, spec: DataSpec, x: Tensor, mask: Tensor) 
     return replace(given(request, spec, x), mask=mask.to(x.dtype).expand(wanted).contiguous())
 
 
+def check_task(tasks: Tasks, task: str) -> None:
+    """Refuse a sampling task that the model does not have.
+
+    Raises:
+        RequestError: with those it has, the nearest first.
+    """
+    if task not in tasks.starts:
+        known = ", ".join(sorted(tasks.starts)) or "none"
+        raise RequestError("task", f"This model cannot {task!r}.{nearest(task, tasks.starts)} Its tasks: {known}.")
+
+
 def start(tasks: Tasks, request: SampleRequest, task: str = "sample") -> SamplerState:
     """Rows of a fresh request.
 
     Raises:
         RequestError: the model has no such sampling task.
     """
-    if task not in tasks.starts:
-        known = ", ".join(sorted(tasks.starts)) or "none"
-        raise RequestError("task", f"This model cannot {task!r}.{nearest(task, tasks.starts)} Its tasks: {known}.")
+    check_task(tasks, task)
     return tasks.starts[task](request)
 
 

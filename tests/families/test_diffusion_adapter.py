@@ -186,6 +186,15 @@ def test_a_bundle_of_an_adapter_holds_its_base_and_draws_the_same(tmp_path):
     assert torch.equal(sampling.sample(again, 2, 5, 1, {"steps": 3}), sampling.sample(model, 2, 5, 1, {"steps": 3}))
 
 
+def test_a_copy_is_called_while_its_original_is_in_a_call():
+    """As a preview's thread does beside training: merged weights stand in the base's layers for the time of a call."""
+    module = adapted(base_of()).module
+    twin, seen = copy.deepcopy(module), []
+    module.core.network.register_forward_hook(lambda *_: seen.append(twin(*inputs())))
+    assert torch.equal(module(*inputs()), seen[0])
+    assert all(a is b for a, b in zip(twin.core.parameters(), module.core.parameters(), strict=True))
+
+
 def test_a_likelihood_runs_through_the_adapter():
     base = base_of(MlpConfig(width=8, depth=1), DataSpec(kind="vector", shape=(2,), classes=3))
     model = adapted(base, base.spec)

@@ -20,12 +20,12 @@ CLASSED = DataSpec(kind="vector", shape=(2,), classes=8)
 PLAIN = DataSpec(kind="vector", shape=(2,))
 
 
-def planned(name, data="ring", spec=CLASSED):
-    recipe = Recipe(name=name, family="gaussian", data=data, training={"samples": 100 + len(name)})
+def planned(name, data="ring", spec=CLASSED, draws=True, samples=2000):
+    training, evaluation = {"samples": 100 + len(name)}, {"samples": samples}
+    recipe = Recipe(name=name, family="gaussian", data=data, training=training, evaluation=evaluation)
     dataset = SimpleNamespace(name=data, digest="d1", prepared=SimpleNamespace(spec=spec))
-    return SimpleNamespace(
-        recipe=recipe, family=SimpleNamespace(name=f"family of {name}"), data=dataset, model_name=f"{data}-{name}"
-    )
+    family, model = SimpleNamespace(name=f"family of {name}"), f"{data}-{name}"
+    return SimpleNamespace(recipe=recipe, family=family, data=dataset, model_name=model, draws=draws)
 
 
 @pytest.fixture
@@ -42,7 +42,8 @@ def played(monkeypatch, tmp_path):
     def train(settings, each, console, *, workers, use_gpu):
         done.append(("train", each.model_name, workers, use_gpu))
         version = SimpleNamespace(reference=f"{each.model_name}/3", metrics={"train_seconds": 7.5, "fd_local": 99.0})
-        return Trained(version, version.metrics, None, True)
+        seconds = 7.5 if "vae" in each.model_name else None
+        return Trained(version, version.metrics, seconds, True)
 
     def evaluate(settings, reference, *, samples):
         done.append(("evaluate", reference, samples))
@@ -106,13 +107,19 @@ def test_the_page_holds_each_model_with_its_own_figures(played, settings, tmp_pa
     assert (tmp_path / "new" / "report.html").read_text() == "page"
     title, (data, how), (vae, ddpm) = seen
     assert title == "Comparison on ring"
-    assert "ring (d1), trained with 4 workers" in data
+    assert "ring (d1); averaged weights measured. Trained now with 4 workers: ring-vae/3." in data
     assert how.startswith("50 samples of each model; features of ring-features/3;")
     assert (vae.recipe, vae.family, vae.reference) == ("ring/vae", "family of vae", "ring-vae/3")
     assert vae.metrics == {"fd_local": 10.0}  # as measured now, not as registered earlier
     assert (vae.train_seconds, vae.train_samples) == (7.5, 103)
     assert (ddpm.recipe, ddpm.metrics, ddpm.train_samples) == ("ring/ddpm", {"fd_local": 11.0}, 104)
     assert vae.grid_png.startswith(b"\x89PNG")
+
+
+def test_samples_are_as_many_as_the_fewest_of_those_that_draw(played, settings):
+    three = [planned("vae"), planned("vq", draws=False, samples=8), planned("edm", samples=500)]
+    compare(settings, three, QUIET)
+    assert [count for kind, *_, count in played if kind == "evaluate"] == [500, None, 500]
 
 
 def test_counts_that_differ_are_all_named(played, settings):

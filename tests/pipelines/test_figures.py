@@ -227,18 +227,21 @@ def test_likelihoods_rest_on_as_many_rows_and_draws_as_asked(data):
 
 
 def test_what_a_model_lacks_is_refused_where_it_is_asked_for(data, bank):
-    with pytest.raises(ConfigError, match="no importance-weighted bound: leave --importance out"):
+    with pytest.raises(ConfigError, match=r"no bound of many draws: leave evaluation\.importance_draws \("):
         measure(replaying(bank), data, Evaluation(samples=8, importance_draws=7))
-    with pytest.raises(ConfigError, match="no anomaly score: leave --against out"):
-        measure(replaying(bank), data, Evaluation(samples=8), against=data.source("test"))
-    with pytest.raises(ConfigError, match="no likelihood: leave --likelihood out"):
+    with pytest.raises(ConfigError, match=r"no anomaly score: leave evaluation\.against out"):
+        measure(replaying(bank), data, Evaluation(samples=8, against="patches"), against=data.source("test"))
+    with pytest.raises(ConfigError, match=r"no likelihood: leave evaluation\.likelihood_samples \(--likelihood\) out"):
         measure(replaying(bank), data, Evaluation(samples=8, likelihood_samples=5))
     measure(replaying(bank), data, Evaluation(samples=8), learned=[0])  # the rest was not asked for
 
 
 @pytest.mark.parametrize(
     ("options", "against", "named"),
-    [({"stepz": 1}, SPEC, "Did you mean 'steps'"), ({}, SPEC.model_copy(update={"shape": (1, 5, 5)}), "of shape")],
+    [
+        ({"steps": 1}, SPEC, "draws no samples"),
+        ({}, SPEC.model_copy(update={"shape": (1, 5, 5)}), "of shape"),
+    ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_is(data, options, against, named):
     def used(*_):
@@ -247,7 +250,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(data, options, ag
     tasks = Tasks(options=Options(), anomaly_score=used, log_prob=Likelihood(used, "exact", "levels"))
     model = Model(family(lambda _: tasks), Config(), SPEC, nn.Identity())
     strangers = TensorSource(against, torch.zeros(2, *against.shape, dtype=torch.uint8), torch.zeros(2).long())
-    with pytest.raises((RequestError, DataError), match=named):
+    with pytest.raises((ConfigError, DataError), match=named):
         measure(model, data, Evaluation(options=options), against=strangers)
 
 

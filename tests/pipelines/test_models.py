@@ -208,13 +208,11 @@ def test_samples_that_cannot_be_drawn_leave_no_file(settings, add, tmp_path):
         ("folder.png", Wanted(1), ConfigError, "is a folder"),
         ("there/x.png", Wanted(1, label=10), RequestError, "label 10"),
         ("there/x.png", Wanted(1, task="smaple"), RequestError, "Did you mean 'sample'"),
-        ("there/x.png", Wanted(2, task="interpolate"), ConfigError, "needs --seed-to"),
+        ("there/x.png", Wanted(2, task="interpolate"), RequestError, "cannot 'interpolate'. Its tasks: sample"),
+        ("there/x.png", Wanted(2, task="inpiant", given="upper"), RequestError, "cannot 'inpiant'"),
         ("there/x.png", Wanted(2, seed_to=3), ConfigError, "--seed-to 3 would have .* it is for --task interpolate"),
         ("there/x.png", Wanted(2, given="upper"), ConfigError, "--given upper would have .* it is for --task inpaint"),
-        ("there/x.png", Wanted(2, task="inpaint", given="upper", seed_to=3), ConfigError, "--seed-to 3 would have"),
         ("there/x.png", Wanted(2, task="denoise"), ConfigError, "use `kinfolk transform blob --task denoise`"),
-        ("there/x.png", Wanted(2, task="inpaint"), ConfigError, "needs pictures and --given"),
-        ("there/x.png", Wanted(2, task="inpaint", given="uper"), ConfigError, "Did you mean 'upper'"),
     ]:
         with pytest.raises(error, match=said):
             write_samples(settings, "blob", tmp_path / out, wanted, [])
@@ -231,6 +229,7 @@ def test_what_a_task_needs_reaches_the_sampler(settings, add, tmp_path, monkeypa
         samples, "open_dataset", lambda _, name: SimpleNamespace(prepared=Prepared.open(tmp_path / name))
     )
     prepare("digits", tmp_path / "digits")
+    monkeypatch.setattr(sampling, "check_task", lambda tasks, task: None)  # this model only samples
     write_samples(settings, "blob", tmp_path / "x.npy", Wanted(3, 5, task="interpolate", seed_to=9), [])
     write_samples(settings, "blob", tmp_path / "x.npy", Wanted(3, 5, task="inpaint", given="left"), [])
     write_samples(settings, "blob", tmp_path / "x.npy", Wanted(3, 5, 7, task="inpaint", given="left"), [])
@@ -242,6 +241,14 @@ def test_what_a_task_needs_reaches_the_sampler(settings, add, tmp_path, monkeypa
     assert torch.equal(hole.label, pictures.label)
     assert told.label.tolist() == [7, 7, 7]
     assert torch.equal(hole.mask[1], given_part("left", (1, 8, 8)))
+    for wanted, said in [
+        (Wanted(2, task="interpolate"), "needs --seed-to"),
+        (Wanted(2, task="inpaint"), "needs pictures and --given"),
+        (Wanted(2, task="inpaint", given="uper"), "Did you mean 'upper'"),
+        (Wanted(2, task="inpaint", given="upper", seed_to=3), "--seed-to 3 would have"),
+    ]:
+        with pytest.raises(ConfigError, match=said):
+            write_samples(settings, "blob", tmp_path / "x.npy", wanted, [])
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from kinfolk_pipelines.report import Entry, best, columns, meaning, number, qual
 PNG = b"\x89PNG of a grid"
 
 
-def entry(recipe, seconds=12.5, grid=PNG, **metrics):
-    return Entry(f"digits/{recipe}", f"family of {recipe}", f"digits-{recipe}/7", metrics, seconds, 64_000, grid)
+def entry(recipe, seconds=12.5, grid=PNG, basis=None, **metrics):
+    named = f"digits/{recipe}", f"family of {recipe}", f"digits-{recipe}/7"
+    return Entry(*named, metrics, seconds, 64_000, grid, basis or {})
 
 
 VAE = entry("vae", fd_local=3.0, recall=0.25, elbo_nats=-90.5, samples_per_second=10_000.0, parameters=1234.0)
@@ -86,6 +87,21 @@ def test_best_is_what_the_glossary_calls_better(name):
     pair = [entry("a", **{name: 1.0}), entry("b", **{name: 2.0})]
     assert best(pair, name) == {"lower": 1, "higher": 2, None: None}[MEANING[name].better]
     assert best(pair[:1], name) is None
+
+
+@pytest.mark.parametrize("metric", ["log_prob_nats", "elbo_bits_per_dim", "ode_log_prob_nats"])
+def test_likelihoods_of_different_rows_or_classes_have_no_best_and_say_so(metric):
+    rows_of_each = ["the first 300 test samples", "the first 300 test samples, given their classes"]
+    pair = [entry(f"r{at}", basis={"likelihood": said}, **{metric: 1.0 + at}) for at, said in enumerate(rows_of_each)]
+    assert best(pair, metric) is None
+    assert [text for text, _ in rows(pair)["likelihood"]][:2] == rows_of_each
+    assert best([pair[0], pair[0]], metric) == 1.0
+    assert "likelihood" not in rows([entry("a", fd_local=1.0)])
+
+
+def test_a_tighter_bound_is_best_among_those_of_as_many_draws():
+    pair = [entry(f"r{n}", basis={"importance_bound": f"{n} draws"}, importance_bound_nats=-n) for n in (5, 50)]
+    assert best(pair, "importance_bound_nats") is None
 
 
 def test_what_a_figure_is_says_which_way_is_better():

@@ -111,6 +111,20 @@ def test_figures_of_different_data_are_not_compared(three: str, bundle: Path, ru
     assert "do not compare" in promote(three, "vae", number, LOWER).decision.reason
 
 
+def test_figures_measured_otherwise_are_not_compared(three: str) -> None:
+    rule = LOWER.model_copy(update={"rests_on": ("samples", "options")})
+    assert promote(three, "vae", 1, rule).decision.promote
+    basis = {"samples": "2000", "options": "steps=9", "features": "other"}
+    log_model_metrics(three, find(three, "vae/2"), {"fd_local": 0.5}, basis=basis)
+    refused = promote(three, "vae", 2, rule).decision
+    assert not refused.promote
+    assert refused.reason == "fd_local was measured on samples: 2000, the champion's on unknown; evaluate both alike"
+    log_model_metrics(three, find(three, "vae/1"), {}, basis={"samples": "2000", "options": "the model's own"})
+    assert "on options: steps=9" in promote(three, "vae", 2, rule).decision.reason
+    log_model_metrics(three, find(three, "vae/1"), {}, basis={"options": "steps=9"})
+    assert promote(three, "vae", 2, rule).decision.promote
+
+
 def test_ten_promotions_at_once_leave_the_best_in_place(uri: str, bundle: Path, run_id: str, lineage: Lineage) -> None:
     rule = PromotionRule(metric="fd_local", better="lower")
     figures = [5.0, 2.0, 8.0, 1.0, 9.0, 3.0, 7.0, 0.5, 6.0, 4.0]

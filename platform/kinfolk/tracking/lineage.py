@@ -10,7 +10,8 @@ from typing import Any
 
 from kinfolk.errors import RegistryError
 
-_METRIC = "metric."  # tag prefix
+_METRIC = "metric."  # tag prefixes
+_BASIS = "basis."
 _ALARMS = "alarms"
 MANIFEST_TAG = "manifest_sha256"
 MODEL_ID_TAG = "model_id"
@@ -70,6 +71,7 @@ class Version:
     manifest_sha256: str  # of the bundle's manifest, so the bundle cannot change behind the registry's back
     lineage: Lineage
     metrics: Mapping[str, float] = field(default_factory=dict)
+    basis: Mapping[str, str] = field(default_factory=dict)  # what they rest on, in words
     alarms: tuple[str, ...] = ()  # names of what evaluation found wrong
     aliases: tuple[str, ...] = ()
     created_ms: int = 0  # Unix time
@@ -84,6 +86,11 @@ def metric_tags(metrics: Mapping[str, float], alarms: tuple[str, ...] | None = N
     """Tags for figures, exact to the last bit, and for alarms; None leaves the alarms as they are."""
     tags = {f"{_METRIC}{name}": repr(float(value)) for name, value in metrics.items()}
     return tags if alarms is None else {**tags, _ALARMS: json.dumps(alarms)}
+
+
+def basis_tags(basis: Mapping[str, str]) -> dict[str, str]:
+    """Tags for what figures rest on."""
+    return {f"{_BASIS}{name}": said for name, said in basis.items()}
 
 
 def version_from(stored: Any, aliases: tuple[str, ...]) -> Version:
@@ -102,6 +109,7 @@ def version_from(stored: Any, aliases: tuple[str, ...]) -> Version:
             manifest_sha256=tags[MANIFEST_TAG],
             lineage=Lineage.from_tags(tags),
             metrics={key.removeprefix(_METRIC): float(tags[key]) for key in sorted(tags) if key.startswith(_METRIC)},
+            basis={key.removeprefix(_BASIS): tags[key] for key in sorted(tags) if key.startswith(_BASIS)},
             alarms=tuple(json.loads(tags.get(_ALARMS, "[]"))),
             aliases=tuple(sorted(aliases)),
             created_ms=stored.creation_timestamp,

@@ -26,6 +26,7 @@ class PromotionRule(Config):
     min_improvement: float = Field(0.0, ge=0)  # in the metric's own unit; equal figures never promote
     at_least: dict[str, float] = Field(default_factory=dict)  # bounds on other metrics of the candidate
     at_most: dict[str, float] = Field(default_factory=dict)
+    rests_on: tuple[str, ...] = ()  # entries of the figures' basis in which both versions must agree to be compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,12 @@ def _decide_versions(candidate: Version, champion: Version | None, rule: Promoti
     if ours != theirs:
         words = (f"{name!r} ({digest[:8]})" for name, digest in (ours, theirs))
         return Decision(False, "it learned {}, the champion {}: their figures do not compare".format(*words))
+    for name in rule.rests_on:
+        mine, its = (version.basis.get(name, "unknown") for version in (candidate, champion))
+        if mine != its:
+            return Decision(
+                False, f"{rule.metric} was measured on {name}: {mine}, the champion's on {its}; evaluate both alike"
+            )
     return decide(candidate.metrics, champion.metrics, rule, candidate.alarms)
 
 

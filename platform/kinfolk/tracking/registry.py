@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kinfolk.errors import RegistryError, nearest
 from kinfolk.manifest import verify_sealed
 from kinfolk.tracking.connection import connect, registry_errors
-from kinfolk.tracking.lineage import MANIFEST_TAG, MODEL_ID_TAG, Lineage, Version, metric_tags, version_from
+from kinfolk.tracking.lineage import MANIFEST_TAG, MODEL_ID_TAG, Lineage, Version, basis_tags, metric_tags, version_from
 from kinfolk.tracking.package import manifest_digest, pack
 from kinfolk.tracking.reference import CHAMPION, Reference, parse_name, parse_reference
 
@@ -122,8 +122,7 @@ def log_model_metrics(
     """
     client = connect(tracking_uri)
     with registry_errors(tracking_uri, f"add metrics to {version.reference}"):
-        words = {f"basis.{name}": value for name, value in (basis or {}).items()}
-        for key, value in {**metric_tags(metrics, alarms), **words}.items():
+        for key, value in {**metric_tags(metrics, alarms), **basis_tags(basis or {})}.items():
             client.set_model_version_tag(version.name, str(version.number), key, value)
         _log_figures(client, version, metrics)
 
