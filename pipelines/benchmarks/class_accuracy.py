@@ -11,10 +11,12 @@ import torch
 from sklearn.svm import SVC
 
 from kinfolk import sampling
+from kinfolk.errors import ConfigError
 from kinfolk.tracking.connection import mlflow_environment
 from kinfolk_pipelines.datasets import open_dataset
 from kinfolk_pipelines.figures_on_samples import as_shown
 from kinfolk_pipelines.models import load_model
+from kinfolk_pipelines.scripts import plain_mistakes
 from kinfolk_pipelines.settings import apply_environment, load_settings
 
 PER_CLASS = 100
@@ -25,6 +27,7 @@ def flat(x: torch.Tensor) -> np.ndarray:
     return x.flatten(1).numpy()
 
 
+@plain_mistakes
 def main(references: list[str]) -> None:
     """Fit the judge and print a row for each model."""
     apply_environment(mlflow_environment())
@@ -39,6 +42,8 @@ def main(references: list[str]) -> None:
     print("| model | samples | classified as asked | worst class | classes covered |\n|---|---|---|---|---|")
     for reference in references:
         loaded = load_model(settings, reference)
+        if "label" not in loaded.model.tasks.conditions:
+            raise ConfigError(f"{loaded.version.reference} is not class-conditional: nothing can be asked of it.")
         labels = torch.arange(10).repeat_interleave(PER_CLASS)
         x = as_shown(sampling.sample(loaded.model, len(labels), 10_000, labels.tolist()), data.spec)
         found = torch.from_numpy(judge.predict(flat(x)))

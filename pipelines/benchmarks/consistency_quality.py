@@ -12,10 +12,12 @@ from typing import Any
 
 from kinfolk.config import Evaluation
 from kinfolk.contract import Model
+from kinfolk.errors import ConfigError
 from kinfolk.tracking.connection import mlflow_environment
 from kinfolk_pipelines.datasets import open_dataset
 from kinfolk_pipelines.figures import measure
 from kinfolk_pipelines.models import Loaded, feature_model, load_model
+from kinfolk_pipelines.scripts import plain_mistakes
 from kinfolk_pipelines.settings import apply_environment, load_settings
 
 SAMPLES = 5000
@@ -32,6 +34,12 @@ def rows(student: Loaded, teacher: Loaded, level: float) -> Iterator[tuple[str, 
         yield f"{student.version.reference} | {1 + len(sigmas)}{through}", student.model, {"sigmas": sigmas}
 
 
+def evaluation_of(model: Model, samples: int, options: Mapping[str, Any]) -> Evaluation:
+    """As many samples as asked, and as little of a likelihood as there can be."""
+    return Evaluation(samples=samples, options=dict(options), likelihood_samples=1 if model.tasks.log_prob else None)
+
+
+@plain_mistakes
 def main(
     student_name: str, teacher_name: str, samples: int = SAMPLES, seed: int = SEED, level: float | None = None
 ) -> None:
@@ -41,17 +49,21 @@ def main(
     student, teacher = load_model(settings, student_name), load_model(settings, teacher_name)
     learned, taught = student.version.lineage.data, teacher.version.lineage.data
     if learned != taught:
-        raise SystemExit(f"{student_name} learned {learned}, {teacher_name} {taught}. Name two models of one data set.")
+        raise ConfigError(
+            f"{student_name} learned {learned}, {teacher_name} {taught}. Name two models of one data set."
+        )
     data, features = open_dataset(settings, learned).prepared, feature_model(settings, learned)
-    own = student.model.tasks.options.model_dump()["sigmas"]
+    own = student.model.tasks.options.model_dump().get("sigmas")
+    if own is None:
+        raise ConfigError(f"{student_name} is no consistency model: it has no levels between steps.")
     if level is None and len(own) != 1:
-        raise SystemExit(
+        raise ConfigError(
             f"{student_name} draws in {1 + len(own)} steps by itself. Name the level of the second of two."
         )
     print(f"{HEAD}\n{'|---' * HEAD.count(' | ')}|---|")
     first: Mapping[str, float] = {}
     for name, model, options in rows(student, teacher, level or own[0]):
-        evaluation = Evaluation(samples=samples, options=options, likelihood_samples=1)
+        evaluation = evaluation_of(model, samples, options)
         found = measure(model, data, evaluation, features.model, seed).metrics
         first = first or found
         worse, faster = (found[key] / first[key] for key in ("fd_local", "samples_per_second"))
@@ -65,4 +77,6 @@ def main(
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:5]), *map(float, sys.argv[5:]))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from kinfolk.config import Recipe, parse
 from kinfolk.contract import DataSpec, Family, Model, Phase, Tasks
 from kinfolk.data.prepared import Prepared
+from kinfolk.errors import ConfigError
 from kinfolk.rng import generator
 from kinfolk.tracking.connection import mlflow_environment
 from kinfolk.training.loop import build, prepare, train
@@ -29,6 +30,7 @@ from kinfolk_families.energy.losses import completion_loss, hidden_patches
 from kinfolk_families.energy.transformer import EnergyBlock, EnergyTransformer
 from kinfolk_pipelines.datasets import open_dataset
 from kinfolk_pipelines.models import load_model
+from kinfolk_pipelines.scripts import plain_mistakes
 from kinfolk_pipelines.settings import apply_environment, load_settings
 
 RATES = (0.1, 0.03, 0.01)
@@ -153,13 +155,15 @@ def count_monotone(system: TransformerConfig, trained_block: EnergyBlock, tokens
             print(f"| {name} | {rate} | {fallen} of {starts} |", flush=True)
 
 
+@plain_mistakes
 def main(reference: str = "mnist-energy-transformer", starts: str = "1000") -> None:
     """Train rivals of the registered Energy Transformer by its own recipe, compare them, and count."""
     apply_environment(mlflow_environment())
     settings = load_settings()
     loaded = load_model(settings, reference)
     module, recipe = loaded.model.module, parse(Recipe, loaded.recipe, "recipe")
-    assert isinstance(module, EnergyTransformer)
+    if not isinstance(module, EnergyTransformer):
+        raise ConfigError(f"{loaded.version.reference} is no Energy Transformer.")
     data = open_dataset(settings, loaded.version.lineage.data).prepared
     own = completion_error(module, data)
     told = f"{recipe.training.samples} training samples, half of the patches of the test split hidden"

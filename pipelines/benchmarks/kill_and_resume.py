@@ -57,12 +57,12 @@ class Killer:
     """Kills one worker once, at ``moment`` samples or the next report with a worker alive, and sees what comes next."""
 
     def __init__(self, moment: int) -> None:
-        self.moment, self.killed_at, self.resumed_at = moment, 0, 0
+        self.moment, self.killed_at, self.resumed_at = moment, -1, -1
 
     def __call__(self, report: Mapping[str, Any]) -> None:
-        if report["kind"] == "start" and self.killed_at:
+        if report["kind"] == "start" and self.killed_at >= 0:
             self.resumed_at = report["samples_seen"]
-        if not self.killed_at and report["samples_seen"] >= self.moment and (alive := workers()):
+        if self.killed_at < 0 and report["samples_seen"] >= self.moment and (alive := workers()):
             self.killed_at = report["samples_seen"]
             random.choice(alive).kill()
 
@@ -109,6 +109,8 @@ def main(kills: int, names: list[str]) -> None:
             for kill in range(kills):
                 killer = Killer(random.randrange(1, STEPS - 3) * batch)
                 found = differing(run(job, storage, f"kill{kill}", killer), undisturbed)
+                if killer.resumed_at < 0:
+                    sys.exit(f"{name}, kill {kill + 1}: no worker was seen to kill, or none started again.")
                 steps = f"{killer.killed_at // batch} | {killer.resumed_at // batch}"
                 print(f"| {name} | {kill + 1} | {steps} | {len(found)} of {len(undisturbed.tensors)} |", flush=True)
 

@@ -11,10 +11,12 @@ from rich.console import Console
 from kinfolk.tracking.connection import mlflow_environment
 from kinfolk_pipelines.evaluate import evaluate
 from kinfolk_pipelines.plan import plan
+from kinfolk_pipelines.scripts import plain_mistakes
 from kinfolk_pipelines.settings import apply_environment, load_settings
 from kinfolk_pipelines.train import train
 
 
+@plain_mistakes
 def main() -> None:
     recipe, workers = (sys.argv[1:2] or ["mnist/one-class"])[0], int((sys.argv[2:3] or ["1"])[0])
     apply_environment(mlflow_environment())

@@ -9,19 +9,25 @@ Run: python pipelines/benchmarks/same_seed.py [http] [model ...]
 import io
 import json
 import sys
+import tempfile
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from kinfolk import sampling
+from kinfolk.bundle import save_bundle
 from kinfolk.cluster import free_port
 from kinfolk.contract import Model, SamplerState
+from kinfolk.errors import ConfigError
 from kinfolk.serving.config import ServedModel, ServeFile
 from kinfolk.tracking.connection import mlflow_environment
+from kinfolk_pipelines.figures import even_labels
 from kinfolk_pipelines.models import load_model
+from kinfolk_pipelines.scripts import plain_mistakes
 from kinfolk_pipelines.serve import start_serving
 from kinfolk_pipelines.settings import Settings, apply_environment, load_settings
 
@@ -86,9 +92,10 @@ def over_http(address: str, model: Model, labels: Labels) -> torch.Tensor:
 
 def compare(settings: Settings, reference: str, http: bool) -> None:
     """Draw alone, together, mixed and over HTTP, and print how much differs."""
-    model = load_model(settings, reference).model
-    conditional = "label" in model.tasks.conditions
-    labels = [seed % (model.spec.classes or 1) for seed in range(ROWS)] if conditional else None
+    loaded = load_model(settings, reference)
+    model, labels = loaded.model, even_labels(loaded.model, ROWS)
+    if "sample" not in model.tasks.starts:
+        raise ConfigError(f"{loaded.version.reference} draws no samples.")
     shown = model.spec.to_levels if model.spec.kind == "tokens" else model.spec.to_uint8
     rows = [sampling.sample(model, 1, seed, labels[seed] if labels else None) for seed in range(ROWS)]
     alone = shown(torch.cat(rows)).int()
@@ -97,9 +104,11 @@ def compare(settings: Settings, reference: str, http: bool) -> None:
         "beside rows of other requests": shown(mixed(model, labels)),
     }
     if http:
-        file = ServeFile(port=free_port(), models=[ServedModel(name=reference.partition("@")[0], num_cpus=1)])
-        (address,) = start_serving(settings, file)
-        found["over HTTP, 16 connections, others in flight"] = over_http(address, model, labels)
+        with tempfile.TemporaryDirectory() as folder:
+            save_bundle(model, Path(folder) / "bundle")  # this version, whatever is champion now
+            served = ServedModel(name=loaded.version.name, bundle=Path(folder) / "bundle", num_cpus=1)
+            (address,) = start_serving(settings, ServeFile(port=free_port(), models=[served]))
+            found["over HTTP, 16 connections, others in flight"] = over_http(address, model, labels)
     for name, samples in found.items():
         difference = (samples.int() - alone).abs()
         differ = int(difference.flatten(1).any(dim=1).sum())
@@ -107,6 +116,7 @@ def compare(settings: Settings, reference: str, http: bool) -> None:
         print(f"| {reference} | {name} | {differ} of {ROWS} | {elements} | {int(difference.max())} |", flush=True)
 
 
+@plain_mistakes
 def main(*words: str) -> None:
     """A line for each model and way."""
     apply_environment(mlflow_environment())

@@ -8,18 +8,21 @@ Run after training: python pipelines/benchmarks/solver_quality.py mnist-edm mnis
 
 import argparse
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from kinfolk import sampling
 from kinfolk.contract import Model
 from kinfolk.data.prepared import Prepared
+from kinfolk.errors import ConfigError
 from kinfolk.tracking.connection import mlflow_environment
 from kinfolk_pipelines.datasets import open_dataset
+from kinfolk_pipelines.figures import even_labels
 from kinfolk_pipelines.figures_on_samples import on_features
 from kinfolk_pipelines.models import feature_model, load_model
-from kinfolk_pipelines.settings import apply_environment, load_settings
+from kinfolk_pipelines.scripts import plain_mistakes
+from kinfolk_pipelines.settings import Settings, apply_environment, load_settings
 
 SEED = 1  # as `kinfolk evaluate` draws
 RUNS: Mapping[str, Mapping[str, Any]] = {
@@ -57,7 +60,7 @@ def runs_of(model: Model) -> dict[str, dict[str, Any]]:
 
 def run(model: Model, features: Model, data: Prepared, options: Mapping[str, Any], samples: int) -> Run:
     """Draw and measure."""
-    labels = [i % (model.spec.classes or 1) for i in range(samples)] if "label" in model.tasks.conditions else None
+    labels = even_labels(model, samples)
     started = time.perf_counter()
     x = sampling.sample(model, samples, SEED, labels, options)
     seconds = time.perf_counter() - started
@@ -66,18 +69,30 @@ def run(model: Model, features: Model, data: Prepared, options: Mapping[str, Any
     return Run(figures["fd_local"], nfe, samples / seconds)
 
 
-def report(name: str, runs: Mapping[str, Run], samples: int) -> None:
-    """Print a table of the runs and whether each bar holds."""
-    print(f"\n{name}, {samples} samples a row\n")
-    print("| solver and steps | network evaluations | fd_local | samples/s |\n|---|---|---|---|")
-    for solver, found in runs.items():
-        print(f"| {solver} | {found.nfe} | {found.fd_local:.3f} | {found.samples_per_second:.1f} |")
-    print("\n| ratio of fd_local | measured | at most | holds |\n|---|---|---|---|")
+def bars(runs: Mapping[str, Run]) -> Iterator[str]:
+    """A line for each ratio to expect."""
     for a, b, most in BARS:
         ratio = runs[a].fd_local / runs[b].fd_local
-        print(f"| {a} / {b} | {ratio:.2f} | {most:g} | {'yes' if ratio <= most else 'no'} |")
+        yield f"| {a} / {b} | {ratio:.2f} | {most:g} | {'yes' if ratio <= most else 'no'} |"
 
 
+def measure(settings: Settings, reference: str, samples: int) -> None:
+    """Print a row for each solver as it comes, then what becomes of each bar."""
+    loaded = load_model(settings, reference)
+    data = open_dataset(settings, loaded.version.lineage.data).prepared
+    features = feature_model(settings, loaded.version.lineage.data).model
+    if not sampling.takes(loaded.model, RUNS["Heun 18"]):
+        raise ConfigError(f"{loaded.version.reference} is no diffusion model: it has no solvers to choose.")
+    print(f"\n{loaded.version.reference}, {samples} samples a row\n")
+    print("| solver and steps | network evaluations | fd_local | samples/s |\n|---|---|---|---|", flush=True)
+    runs = {}
+    for name, options in runs_of(loaded.model).items():
+        found = runs[name] = run(loaded.model, features, data, options, samples)
+        print(f"| {name} | {found.nfe} | {found.fd_local:.3f} | {found.samples_per_second:.1f} |", flush=True)
+    print("\n| ratio of fd_local | measured | at most | holds |\n|---|---|---|---|", *bars(runs), sep="\n")
+
+
+@plain_mistakes
 def main() -> None:
     """Measure every model named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -87,12 +102,7 @@ def main() -> None:
     apply_environment(mlflow_environment())
     settings = load_settings()
     for reference in given.models:
-        loaded = load_model(settings, reference)
-        data = open_dataset(settings, loaded.version.lineage.data).prepared
-        features = feature_model(settings, loaded.version.lineage.data).model
-        wanted = runs_of(loaded.model)
-        runs = {name: run(loaded.model, features, data, options, given.samples) for name, options in wanted.items()}
-        report(loaded.version.reference, runs, given.samples)
+        measure(settings, reference, given.samples)
 
 
 if __name__ == "__main__":

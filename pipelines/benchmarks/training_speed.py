@@ -16,12 +16,14 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from kinfolk.config import Recipe, load_recipe, parse
+from kinfolk.config import Recipe, find_recipe, load_recipe, parse
 from kinfolk.data.prepared import Prepared
+from kinfolk.errors import ConfigError
 from kinfolk.families import find_family
 from kinfolk.memory import keep_freed_memory
 from kinfolk.step import World
 from kinfolk.training.loop import TrainState, build, prepare, take_step
+from kinfolk_pipelines.scripts import plain_mistakes
 
 RECIPES = (
     "vae",
@@ -110,9 +112,15 @@ def peak(precision: str) -> float:
 
 
 def made(make: Callable[[], Training]) -> Training | str:
-    """The training, or why it cannot be."""
+    """The training, or why it cannot be.
+
+    Raises:
+        ConfigError: the recipe is at fault.
+    """
     try:
         return make()
+    except ConfigError:
+        raise
     except Exception as error:  # what a compiler raises is of no one kind
         return type(error).__name__
 
@@ -135,6 +143,7 @@ def measure(recipe: Recipe, data: Prepared, rounds: int, peaks: dict[str, float]
     return f"| {' | '.join(cells)} |"
 
 
+@plain_mistakes
 def main(folder: str, rounds: str = "3", threads: str = "2", *recipes: str) -> None:
     """Print the limit and a line for each recipe."""
     keep_freed_memory()  # as workers do
@@ -146,9 +155,11 @@ def main(folder: str, rounds: str = "3", threads: str = "2", *recipes: str) -> N
     print("| recipe | precision | samples/s | MFLOP a sample | of the limit |", " | ".join(others), "|")
     print("|---" * (5 + len(others)) + "|", flush=True)
     for name in recipes or RECIPES:
-        recipe = load_recipe(Path(__file__).parents[1] / "recipes" / "mnist" / f"{name}.yaml")
+        recipe = load_recipe(find_recipe(f"mnist/{name}", Path(__file__).parents[1] / "recipes"))
         print(measure(recipe, data, int(rounds), peaks), flush=True)
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -6,7 +6,6 @@ Each recipe is trained whole, parents before what is built on them, unless it ha
 Run: python pipelines/benchmarks/zoo.py [data] [recipe ...]
 """
 
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,12 +13,13 @@ from pathlib import Path
 from rich.console import Console
 
 from kinfolk.config import find_recipe, load_recipe
-from kinfolk.errors import KinfolkError
+from kinfolk.errors import ConfigError, KinfolkError
 from kinfolk.tracking.connection import mlflow_environment
 from kinfolk_pipelines.evaluate import Evaluated, evaluate
-from kinfolk_pipelines.families import capabilities
+from kinfolk_pipelines.families import capabilities, parent_recipes
 from kinfolk_pipelines.meaning import MEANING
 from kinfolk_pipelines.plan import plan
+from kinfolk_pipelines.scripts import plain_mistakes
 from kinfolk_pipelines.settings import Settings, apply_environment, load_settings
 from kinfolk_pipelines.train import InterruptedTrainingError, train
 
@@ -42,6 +42,14 @@ def chosen(folder: Path, names: Sequence[str]) -> list[str]:
     return found
 
 
+def parents(path: Path) -> list[str]:
+    """Names of the recipes that a recipe is built on; of one that cannot be read, none."""
+    try:
+        return list(parent_recipes(load_recipe(path)).values())
+    except ConfigError:  # its own row will say so
+        return []
+
+
 def ordered(folder: Path, names: Sequence[str]) -> Iterator[str]:
     """Recipes of a data set, each after those it is built on and after the features that figures rest on."""
     done: set[str] = set()
@@ -49,8 +57,8 @@ def ordered(folder: Path, names: Sequence[str]) -> Iterator[str]:
     def visit(name: str) -> Iterator[str]:
         if name not in done and (folder / f"{name}.yaml").is_file():
             done.add(name)
-            for parent in load_recipe(folder / f"{name}.yaml").parents.values():
-                yield from visit(re.split("[@/]", parent)[0].removeprefix(f"{folder.name}-"))
+            for parent in parents(folder / f"{name}.yaml"):
+                yield from visit(parent)
             yield name
 
     for name in ("features", *names):
@@ -94,17 +102,16 @@ def system(settings: Settings, recipe: str, console: Console) -> str:
     return line(recipe, planned.recipe.training.samples, evaluated)
 
 
+@plain_mistakes
 def main(data: str = "digits", *recipes: str) -> None:
+    """Print the table, a row as each system is measured."""
     apply_environment(mlflow_environment())
     settings, console = load_settings(), Console(stderr=True)
     folder = settings.recipe_folder / data
-    try:
-        names = chosen(folder, recipes)
-        print(f"| {' | '.join(TITLE)} |\n|{'---|' * len(TITLE)}", flush=True)
-        for name in ordered(folder, names):
-            print(system(settings, f"{data}/{name}", console), flush=True)
-    except KinfolkError as error:
-        sys.exit(f"zoo: {error}")
+    names = chosen(folder, recipes)
+    print(f"| {' | '.join(TITLE)} |\n|{'---|' * len(TITLE)}", flush=True)
+    for name in ordered(folder, names):
+        print(system(settings, f"{data}/{name}", console), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kinfolk import sampling
-from kinfolk.config import load_recipe, parse
+from kinfolk.config import Recipe, load_recipe, parse
 from kinfolk.contract import DataSpec, Family, Model
 from kinfolk.data import catalogue
 from kinfolk.errors import ConfigError
@@ -60,10 +60,16 @@ def rows(settings: Settings) -> list[dict[str, Any]]:
     ]
 
 
+def parent_recipes(recipe: Recipe) -> dict[str, str]:
+    """The recipe of each parent, by role: a model of ``kinfolk train`` is called ``DATA-RECIPE``."""
+    names = {role: parse_reference(reference).name for role, reference in recipe.parents.items()}
+    return {role: name.removeprefix(f"{recipe.data}-") for role, name in names.items()}
+
+
 def untrained(path: Path, spec: DataSpec, children: tuple[Path, ...] = ()) -> Model:
     """The model of a recipe before training, on parents that are untrained too; ``children`` are what it is built for.
 
-    A parent is taken for what the recipe of its name makes: ``DATA-RECIPE``, as ``kinfolk train`` calls models.
+    A parent is taken for what the recipe of its name makes.
 
     Raises:
         ConfigError: a parent has another name or is its own ancestor, or the recipe is wrong.
@@ -74,10 +80,7 @@ def untrained(path: Path, spec: DataSpec, children: tuple[Path, ...] = ()) -> Mo
         raise ConfigError(f"Recipes are built on each other in a circle: {circle}. Name another parent.")
     recipe = load_recipe(path)
     family = find_family(recipe.family)
-    parents = {}
-    for role, reference in recipe.parents.items():
-        name = parse_reference(reference).name.removeprefix(f"{recipe.data}-")
-        parents[role] = untrained(path.with_name(f"{name}.yaml"), spec, line)
+    parents = {role: untrained(path.with_name(f"{n}.yaml"), spec, line) for role, n in parent_recipes(recipe).items()}
     return build(family, parse(family.config, recipe.model, "model"), spec, recipe.seed, parents=parents)
 
 
