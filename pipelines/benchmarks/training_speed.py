@@ -146,6 +146,7 @@ def measure(recipe: Recipe, data: Prepared, rounds: int, peaks: dict[str, float]
 @plain_mistakes
 def main(folder: str, rounds: str = "3", threads: str = "2", *recipes: str) -> None:
     """Print the limit and a line for each recipe."""
+    found = [find_recipe(f"mnist/{name}", Path(__file__).parents[1] / "recipes") for name in recipes or RECIPES]
     keep_freed_memory()  # as workers do
     torch.set_num_threads(int(threads))
     data = Prepared.open(Path(folder))
@@ -154,9 +155,8 @@ def main(folder: str, rounds: str = "3", threads: str = "2", *recipes: str) -> N
     others = ("other precision", "channels last", "batch x 4", "compiled")
     print("| recipe | precision | samples/s | MFLOP a sample | of the limit |", " | ".join(others), "|")
     print("|---" * (5 + len(others)) + "|", flush=True)
-    for name in recipes or RECIPES:
-        recipe = load_recipe(find_recipe(f"mnist/{name}", Path(__file__).parents[1] / "recipes"))
-        print(measure(recipe, data, int(rounds), peaks), flush=True)
+    for path in found:
+        print(measure(load_recipe(path), data, int(rounds), peaks), flush=True)
 
 
 if __name__ == "__main__":

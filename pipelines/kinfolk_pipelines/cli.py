@@ -43,11 +43,11 @@ def doctor(as_json: Json = False) -> None:
 @app.command()
 def families(as_json: Json = False) -> None:
     """The installed families, and what each system on digits can do. Example: `kinfolk families`"""
-    from kinfolk_pipelines.families import TITLE, line, rows, systems
+    from kinfolk_pipelines.families import TITLE, line, nested, rows, systems
 
     found, able = rows(load_settings()), systems(load_settings())
     if as_json:
-        print_json([{**row, "systems": [each for each in able if each["family"] == row["name"]]} for row in found])
+        print_json(nested(found, able))
         return
     print_table(["family", "data", "what it is"], [[r["name"], ", ".join(r["kinds"]), r["summary"]] for r in found])
     print_table(TITLE, [line(system) for system in able])

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from kinfolk.tracking.reference import parse_reference
 from kinfolk.training.loop import build
 from kinfolk_pipelines.settings import Settings
 
+Row = dict[str, Any]
 _DATA = "digits"  # the embedded data set, on which every system has a recipe
 _ROW_TASKS = (
     "encode",
@@ -43,7 +45,7 @@ def _family_of(path: Path) -> str:
         return ""
 
 
-def rows(settings: Settings) -> list[dict[str, Any]]:
+def rows(settings: Settings) -> list[Row]:
     """Each installed family with what it learns and the recipes that use it."""
     recipes: dict[str, list[str]] = {}
     for path in sorted(settings.recipe_folder.glob("*/*.yaml")):
@@ -103,14 +105,14 @@ def capabilities(model: Model) -> dict[str, Any]:
     }
 
 
-def systems(settings: Settings) -> list[dict[str, Any]]:
+def systems(settings: Settings) -> list[Row]:
     """Every system that has a recipe for the embedded data, with what it can do, by family."""
     spec = catalogue.entry(_DATA).spec
     found = [_system(path, spec) for path in sorted((settings.recipe_folder / _DATA).glob("*.yaml"))]
     return sorted(found, key=lambda row: (row["family"], row["recipe"]))
 
 
-def _system(path: Path, spec: DataSpec) -> dict[str, Any]:
+def _system(path: Path, spec: DataSpec) -> Row:
     """What the recipe's system can do, or why that cannot be told."""
     named = {"recipe": f"{_DATA}/{path.stem}", "family": _family_of(path)}
     try:
@@ -119,10 +121,18 @@ def _system(path: Path, spec: DataSpec) -> dict[str, Any]:
         return {**named, "unknown": str(error)}
 
 
+def nested(families: Sequence[Row], systems: Sequence[Row]) -> list[Row]:
+    """Each family with its systems; at the end those of families that are not installed, or that cannot be told."""
+    found = [{**row, "systems": [each for each in systems if each["family"] == row["name"]]} for row in families]
+    if others := [each for each in systems if each["family"] not in {row["name"] for row in families}]:
+        found.append({"name": "", "kinds": [], "recipes": [], "summary": "No installed family.", "systems": others})
+    return found
+
+
 TITLE = ["system", "family", "network calls", "told", "log-probability", "draws", "tasks", "parameters"]
 
 
-def line(system: dict[str, Any]) -> list[str]:
+def line(system: Row) -> list[str]:
     """A system's row of the table, in the order of ``TITLE``."""
     if "unknown" in system:
         return [system["recipe"], system["family"], *[""] * (len(TITLE) - 3), system["unknown"]]

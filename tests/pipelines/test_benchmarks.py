@@ -15,7 +15,8 @@ from kinfolk.contract import SamplerState
 from kinfolk.data import catalogue
 from kinfolk.errors import ConfigError, RegistryError
 from kinfolk_pipelines.families import untrained
-from kinfolk_pipelines.figures import Figures
+from kinfolk_pipelines.figures import Figures, check
+from kinfolk_pipelines.scripts import plain_mistakes
 from kinfolk_pipelines.train import InterruptedTrainingError
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
@@ -87,6 +88,36 @@ def test_a_worker_that_has_ended_is_not_killed_and_none_is_waited_for(monkeypatc
     assert (killed, kill.killed_at, kill.resumed_at) == ([1], 30, 25)
 
 
+def test_nothing_is_killed_before_its_moment():
+    kill = script("kill_and_resume").Killer(20)
+    kill({"kind": "log", "samples_seen": 10})
+    kill({"kind": "start", "samples_seen": 10})
+    assert (kill.killed_at, kill.resumed_at) == (-1, -1)
+
+
+def test_a_consistency_model_and_its_teacher_can_have_what_is_asked_of_both():
+    quality, spec = script("consistency_quality"), catalogue.entry("digits").spec
+    for name, options in (("ect", {"sigmas": (0.8,)}), ("edm", quality.HEUN)):
+        model = untrained(DIGITS[0].with_name(f"{name}.yaml"), spec)
+        check(model, quality.evaluation_of(model, 12, options))
+
+
+def test_a_mistake_ends_a_script_with_what_to_do(monkeypatch):
+    def mistaken(name):
+        raise ConfigError(f"no {name}: use another")
+
+    monkeypatch.setattr(sys, "argv", ["benchmarks/speed.py"])
+    with pytest.raises(SystemExit, match="speed: no vae: use another"):
+        plain_mistakes(mistaken)("vae")
+
+
+def test_linear_denoising_is_the_best_straight_line():
+    """For a Gaussian pixel that is the posterior's mean: of variance 4 and noise 1, four fifths of the way."""
+    known = 3 + 2 * torch.randn(200_000, 1, generator=torch.Generator().manual_seed(0))
+    found = script("denoising").linear(torch.tensor([[8.0]]), known, 1.0)
+    assert float(found) == pytest.approx(3 + 0.8 * 5, abs=0.05)
+
+
 def test_what_one_checkpoint_lacks_differs():
     a = Snapshot({"x": torch.ones(2), "y": torch.ones(2), "a": torch.ones(1)}, {"step": 1})
     b = Snapshot({"x": torch.ones(2), "y": torch.zeros(2), "b": torch.ones(1)}, {"step": 2})
@@ -109,6 +140,8 @@ def test_the_zoo_trains_parents_first_and_knows_its_recipes(zoo, tmp_path):
     folder = tmp_path / "digits"
     assert list(zoo.ordered(folder, ["c", "a"])) == ["a", "b", "c"]
     assert zoo.chosen(folder, []) == ["a", "b", "c"]
+    (folder / "b.yaml").write_text("family: [")
+    assert list(zoo.ordered(folder, ["c", "a"])) == ["b", "c", "a"]  # what is wrong with it is for its row to say
     assert zoo.chosen(folder, ["c", "g-gpu"]) == ["c", "g-gpu"]
     with pytest.raises(ConfigError, match="Did you mean 'digits/g-gpu'"):
         zoo.chosen(folder, ["a", "g-gpus"])

@@ -352,6 +352,8 @@ def test_a_recipe_that_is_its_own_parent_or_wrong_keeps_no_table_back(kinfolk, t
     for circle in ("own on own", "here on there on here", "there on here on there"):
         assert told.count(f"in a circle: {circle}. Name another parent.") == 1
     assert told.count("torn.yaml cannot be read as YAML") == 1
+    others = json.loads(kinfolk("families", "--json")[1])[-1]
+    assert [each["recipe"] for each in others["systems"]] == ["digits/torn", "digits/wrong"]
     assert "Did you mean 'family'" in told
     rows = {row["name"]: row for row in json.loads(kinfolk("families", "--json")[1])}
     assert rows["diffusion"]["recipes"] == ["digits/here", "digits/own", "digits/there"]

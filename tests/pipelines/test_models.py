@@ -171,6 +171,7 @@ def test_figures_on_features_rest_on_the_classifier_of_the_same_data(settings, a
     assert "train ring-features" in missing
     judge, _ = add("ring-features", seed=5)
     assert evaluate(settings, "blob").figures.basis["features"] == "ring-features/1"
+    assert kept_basis(settings)["features"] == "ring-features/1"
     assert torch.equal(measured[1][1].module.mean, judge.module.mean)
     add("plain", digest=digest, spec=PICTURES.model_copy(update={"classes": None}))
     assert evaluate(settings, "plain").figures.basis["features"] == "not needed"
