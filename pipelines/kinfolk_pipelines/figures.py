@@ -16,7 +16,7 @@ from kinfolk.metrics.speed import parameter_count, sampling_speed
 from kinfolk_pipelines.figures_on_data import on_data
 from kinfolk_pipelines.figures_on_samples import on_features
 
-_SPEED_ROWS = 64
+SPEED_ROWS = 64  # drawn together to time a model
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,5 +99,5 @@ def _cost(model: Model, evaluation: Evaluation) -> dict[str, float]:
 
     one = sampling.make_request(model, 1, 0, None, evaluation.options)
     nfe = sampling.evaluations(model.tasks, one)
-    speed = sampling_speed(draw, _SPEED_ROWS, time.perf_counter, warmup=1, repeats=3)
+    speed = sampling_speed(draw, SPEED_ROWS, time.perf_counter, warmup=1, repeats=3)
     return {"nfe": float(nfe), "samples_per_second": speed.samples_per_s}

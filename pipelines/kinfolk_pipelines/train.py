@@ -21,14 +21,13 @@ from kinfolk.tracking.lineage import Lineage, Version
 from kinfolk.tracking.runs import DataVersion, Run, Tracker
 from kinfolk.training.loop import check_batch
 from kinfolk_pipelines.datasets import encode_dataset
+from kinfolk_pipelines.figures import SPEED_ROWS
 from kinfolk_pipelines.plan import Plan
 from kinfolk_pipelines.progress import display
 from kinfolk_pipelines.settings import Settings, git_commit
 
 if TYPE_CHECKING:
     from kinfolk.training.worker import Job  # loads Ray
-
-_SPEED_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +213,7 @@ def _listener(
 def _speed(model: Model) -> dict[str, float]:
     if "sample" not in model.tasks.starts:
         return {}
-    speed = sampling_speed(lambda n: sampling.sample(model, n), _SPEED_ROWS, time.perf_counter, warmup=0, repeats=1)
+    speed = sampling_speed(lambda n: sampling.sample(model, n), SPEED_ROWS, time.perf_counter, warmup=0, repeats=1)
     return {"samples_per_second": speed.samples_per_s}
 
 
