@@ -68,7 +68,7 @@ def ordered(folder: Path, names: Sequence[str]) -> Iterator[str]:
 def ability(evaluated: Evaluated) -> str:
     """What the system can do, read off its tasks."""
     able = capabilities(evaluated.model)
-    words = [*able["starts"], *able["tasks"]]
+    words = list(dict.fromkeys([*able["starts"], *able["tasks"]]))  # denoise is both: of rows, and of a level
     if able["log_prob"]:
         words.append(f"log_prob ({able['log_prob']})")
     return ", ".join(words) + "".join(f"; told its {condition}" for condition in able["conditions"])

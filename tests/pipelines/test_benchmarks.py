@@ -164,12 +164,20 @@ def test_a_stop_ends_the_table_and_a_mistake_is_a_row(zoo, monkeypatch):
     assert zoo.system(None, "digits/a", None) == "| digits/a | no parent |"
 
 
+def test_what_a_system_can_do_by_rows_and_at_once_is_named_once(zoo):
+    model = untrained(DIGITS[0].with_name("edm.yaml"), catalogue.entry("digits").spec)
+    words = zoo.ability(SimpleNamespace(model=model)).split(", ")
+    assert words.count("denoise") == 1
+    assert words[-1] == "log_prob (ode of levels); told its label"
+
+
 def test_a_row_holds_every_figure_that_compares_models_and_its_basis(zoo):
     model = untrained(DIGITS[0].with_name("vae.yaml"), catalogue.entry("digits").spec)
     compared = {"auroc_rest": 0.9, "elbo_density_nats": -3.0, "importance_bound_bits_per_dim": 2.5, "recall": 0.25}
     metrics = {"parameters": 1234.0, "samples_per_second": 50.0, "nfe": 18.0, "likelihood_rows": 300.0, **compared}
     figures = Figures(metrics, None, {"data": "digits 0", "samples": "12"})
     evaluated = SimpleNamespace(model=model, figures=figures, version=SimpleNamespace(metrics={"train_seconds": 9.0}))
+    assert zoo.ability(evaluated).startswith("interpolate, sample, encode, decode")
     cells = zoo.line("digits/vae", 64, evaluated).strip("| ").split(" | ")
     assert len(cells) == len(zoo.TITLE)
     assert cells[2:7] == ["1,234", "64", "9", "50", "18"]

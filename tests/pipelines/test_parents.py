@@ -12,7 +12,7 @@ from kinfolk import sampling
 from kinfolk.data import catalogue
 from kinfolk.data.prepared import Prepared
 from kinfolk.data.version import content_hash
-from kinfolk.errors import ConfigError, DataError, RegistryError
+from kinfolk.errors import ConfigError, DataError, RegistryError, RequestError
 from kinfolk_pipelines.evaluate import evaluate
 from kinfolk_pipelines.families import untrained
 from kinfolk_pipelines.models import load_model
@@ -97,6 +97,26 @@ def test_training_on_some_classes_is_measured_on_them_and_against_the_rest(setti
 def test_a_class_that_is_not_in_the_data_is_refused_before_training(settings):
     with pytest.raises(DataError, match="keep_labels=11 is not a class"):
         plan(settings, "digits/vae", ["keep_labels=[11]"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "asked", "said"),
+    [
+        ("dcgan", "likelihood_samples=100", r"gan model has no likelihood: leave evaluation\.likelihood_samples"),
+        ("dcgan", "against=patches", r"gan model has no anomaly score: leave evaluation\.against out"),
+        ("vq-vae", "options.temperature=0.5", r"draws no samples: leave evaluation\.options"),
+        ("vae", "options.temprature=0.5", "Did you mean 'temperature'"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_had_is_refused_before_training(settings, recipe, asked, said):
+    with pytest.raises((ConfigError, RequestError), match=said):
+        plan(settings, f"digits/{recipe}", [f"evaluation.{asked}"])
+
+
+def test_samples_of_a_model_that_draws_none_are_refused(settings, ray_cluster):
+    trained(settings, "digits/autoencoder")
+    with pytest.raises(ConfigError, match=r"digits-autoencoder/1 draws no samples: leave --samples out"):
+        evaluate(settings, "digits-autoencoder", samples=50)
 
 
 def test_fine_tuning_wants_the_same_network(settings, ray_cluster):
