@@ -3,7 +3,6 @@
 Weights are stirred: where a network starts as nothing, rows, classes and parents could not be told apart.
 """
 
-import copy
 import gc
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 from kinfolk import sampling
 from kinfolk.bundle import load_bundle, save_bundle
+from kinfolk.checkpoint import load_checkpoint, save_checkpoint
 from kinfolk.config import parse
 from kinfolk.contract import FIRST_STAGE, Batch, Progress, SamplerState
 from kinfolk.data.latents import encoded, latent_spec
@@ -157,11 +157,12 @@ def test_building_and_training_leave_the_global_generator_alone(case, digits):
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_resuming_gives_the_same_bits(case, digits):
+def test_resuming_gives_the_same_bits(case, digits, tmp_path):
     whole = trained(case, digits, steps=4)
     half = trained(case, digits, steps=2)
     plan, resumed = plan_of(), prepare(again(case, seed=99), plan_of())
-    resumed.load(copy.deepcopy(half.snapshot()))
+    save_checkpoint(tmp_path / "state", half.snapshot())
+    resumed.load(load_checkpoint(tmp_path / "state"))
     for _ in range(2):
         take_step(resumed, learned(case, digits), plan, 5, World())
     assert equal(dict(whole.snapshot().tensors), dict(resumed.snapshot().tensors))

@@ -23,7 +23,7 @@ def check_given(request: SampleRequest, shape: Sequence[int], *names: str) -> No
 
 
 def given_elements(request: SampleRequest, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The sample to complete, and where it is given. -> (N, *shape), (N, *shape) bool
+    """The sample to complete, and where it is given, on the CPU. -> (N, *shape), (N, *shape) bool
 
     Raises:
         RequestError: one of the two is missing, or of another shape.
@@ -31,4 +31,4 @@ def given_elements(request: SampleRequest, shape: Sequence[int]) -> tuple[Tensor
     check_given(request, shape, "x", "mask")
     assert request.x is not None
     assert request.mask is not None
-    return request.x, request.mask.bool()
+    return request.x.cpu(), request.mask.bool().cpu()

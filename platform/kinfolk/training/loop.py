@@ -82,10 +82,14 @@ class TrainState:
 
 
 def _load_optimizer(optimizer: optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Fused optimisers walk through memory, so what they hold lies there in the order of the parameter's elements."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     slots: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         index, _, slot = name.partition(".")
-        slots.setdefault(int(index), {})[slot] = value.clone()
+        parameter = parameters[int(index)]
+        like = parameter if parameter.shape == value.shape else value
+        slots.setdefault(int(index), {})[slot] = torch.empty_like(like, dtype=value.dtype, device="cpu").copy_(value)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
 
 
