@@ -26,7 +26,7 @@ from kinfolk.errors import ConfigError
 from kinfolk.serving.config import ServedModel, ServeFile
 from kinfolk.tracking.connection import mlflow_environment
 from kinfolk_pipelines.figures import even_labels
-from kinfolk_pipelines.models import load_model
+from kinfolk_pipelines.models import Loaded, load_model
 from kinfolk_pipelines.scripts import plain_mistakes
 from kinfolk_pipelines.serve import start_serving
 from kinfolk_pipelines.settings import Settings, apply_environment, load_settings
@@ -90,6 +90,20 @@ def over_http(address: str, model: Model, labels: Labels) -> torch.Tensor:
     return torch.cat(answers[::2])
 
 
+def served(settings: Settings, loaded: Loaded, labels: Labels) -> torch.Tensor:
+    """The rows from an endpoint of exactly this version, which is taken down again."""
+    from kinfolk.serving.launch import stop_serving  # loads Ray
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_bundle(loaded.model, Path(folder) / "bundle")
+        endpoint = ServedModel(name=loaded.version.name, bundle=Path(folder) / "bundle", num_cpus=1)
+        (address,) = start_serving(settings, ServeFile(port=free_port(), models=[endpoint]))
+        try:
+            return over_http(address, loaded.model, labels)
+        finally:
+            stop_serving()
+
+
 def compare(settings: Settings, reference: str, http: bool) -> None:
     """Draw alone, together, mixed and over HTTP, and print how much differs."""
     loaded = load_model(settings, reference)
@@ -104,11 +118,7 @@ def compare(settings: Settings, reference: str, http: bool) -> None:
         "beside rows of other requests": shown(mixed(model, labels)),
     }
     if http:
-        with tempfile.TemporaryDirectory() as folder:
-            save_bundle(model, Path(folder) / "bundle")  # this version, whatever is champion now
-            served = ServedModel(name=loaded.version.name, bundle=Path(folder) / "bundle", num_cpus=1)
-            (address,) = start_serving(settings, ServeFile(port=free_port(), models=[served]))
-            found["over HTTP, 16 connections, others in flight"] = over_http(address, model, labels)
+        found["over HTTP, 16 connections, others in flight"] = served(settings, loaded, labels)
     for name, samples in found.items():
         difference = (samples.int() - alone).abs()
         differ = int(difference.flatten(1).any(dim=1).sum())
