@@ -7,14 +7,11 @@ from kinfolk.errors import ConfigError
 from kinfolk.families import find_family
 
 ECT = {"kind": "ect"}
-COMPOSED = {"kind": "composed"}
 CASES = [
     ("autoencoder", {"objective": {"kind": "iwae", "draws": 1, "growth_samples": 9}}, "objective.draws", 2),
     ("autoencoder", {"objective": {"kind": "denoising"}, "sampler": {"temperature": 0.5}}, "objective.kind", "elbo"),
     ("gan", {"embedding": 8}, "conditional", True),
     ("consistency", {"objective": {**ECT, "k": 0, "b": 2}}, "objective.k", 1),
-    ("energy", {"system": {**COMPOSED, "gap_limit": 3.0}}, "system.learn_weights", True),
-    ("energy", {"system": {**COMPOSED, "buffer": {"size": 9}}}, "system.learn_weights", True),
     ("autoencoder", {"optimizer": {"final_lr": 1e-5}}, "optimizer.decay_samples", 100),
     ("flow", {"optimizer": {"kind": "sgd", "eps": 1e-6}}, "optimizer.kind", "adam"),
 ]
