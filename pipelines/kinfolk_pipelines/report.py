@@ -25,7 +25,8 @@ td.best { background: var(--best); font-weight: 600; }
 figure { margin: 0; } figcaption { font-size: .9rem; margin-top: .35rem; }
 img { image-rendering: pixelated; width: 100%; border: 1px solid var(--line); border-radius: 4px; }
 img.plot { image-rendering: auto; max-width: 46rem; border: 0; }
-td.meaning, th.meaning { text-align: left; white-space: normal; color: var(--soft); }
+td.meaning, th.meaning { text-align: left; white-space: normal; color: var(--soft); min-width: 14rem; }
+.said { display: inline-block; max-width: 11rem; white-space: normal; }
 """
 
 
@@ -143,7 +144,8 @@ def _table(entries: Sequence[Entry]) -> str:
         lines.append(_row(name, cells, meaning(name), [value is not None and value == top for value in values]))
     for name, says in _RESTS_ON.items():
         said = [html.escape(entry.basis.get(name, "")) for entry in entries]
-        lines += [_row(name.replace("_", " "), said, says)] if any(said) else []
+        cells = [f"<span class=said>{words}</span>" for words in said]
+        lines += [_row(name.replace("_", " "), cells, says)] if any(said) else []
     return (
         f'<div class="scroll"><table><thead><tr><th>figure</th>{head}<th class=meaning>what it is</th></tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
