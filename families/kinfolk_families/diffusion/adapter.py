@@ -55,6 +55,8 @@ def laid_over(base: SomeConfig, own: Mapping[str, Any], where: str) -> SomeConfi
         ConfigError: one of them is unknown, beyond its limits or without effect itself.
     """
     kind = type(base)
+    if strange := sorted(own.keys() - kind.model_fields.keys()):
+        raise ConfigError(f"{where}.{strange[0]} is no setting. Use some of {', '.join(kind.model_fields)}.")
     values = {**base.model_dump(), **own}
     idle = kind.model_construct(**values).idle().keys() - own.keys()
     try:
