@@ -29,13 +29,14 @@ if TYPE_CHECKING:
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "digits"
 STEPS, WORKERS = 60, 2
+CHECKPOINT = 10  # steps between two; from the second on, one to go on from has been noted
 
 
 def short(name: str) -> Recipe:
     """The recipe for a few steps, with a report after each and a checkpoint after every tenth."""
     recipe = load_recipe(RECIPES / f"{name}.yaml")
     batch = recipe.training.batch_size
-    changes = {"samples": STEPS * batch, "log_every_samples": batch, "checkpoint_every_samples": 10 * batch}
+    changes = {"samples": STEPS * batch, "log_every_samples": batch, "checkpoint_every_samples": CHECKPOINT * batch}
     plan = recipe.training.model_copy(update={**changes, "preview_every_samples": STEPS * batch})
     return recipe.model_copy(update={"training": plan})
 
@@ -107,7 +108,7 @@ def main(kills: int, names: list[str]) -> None:
             batch = job.recipe.training.batch_size
             undisturbed = run(job, storage, "undisturbed")
             for kill in range(kills):
-                killer = Killer(random.randrange(1, STEPS - 3) * batch)
+                killer = Killer(random.randrange(2 * CHECKPOINT, STEPS - 3) * batch)
                 found = differing(run(job, storage, f"kill{kill}", killer), undisturbed)
                 if killer.resumed_at < 0:
                     sys.exit(f"{name}, kill {kill + 1}: no worker was seen to kill, or none started again.")

@@ -222,9 +222,7 @@ class SampleRequest:
 
     seeds: Tensor  # (N,) int64, CPU
     options: SamplerOptions  # an instance of the family's options
-    label: Tensor | None = (
-        None  # (N,) int64; None on a conditional model: of each row's seed; of a given x: unknown, or refused
-    )
+    label: Tensor | None = None  # (N,) int64; None: by each row's seed; of a given x: unknown, or refused
     caption: Tensor | None = None  # (N, E)
     x: Tensor | None = None  # (N, *) given data, for inpainting, upscaling, translation
     mask: Tensor | None = None  # (N, *) 1 where x is given, 0 where it is asked for
