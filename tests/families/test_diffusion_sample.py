@@ -65,7 +65,7 @@ def test_rows_of_all_solvers_share_a_state_and_do_not_notice(conditioner):
     rows = sampler(conditioner=conditioner)
     requests = [
         request([1, 2], 0, solver="heun", steps=6, guidance=2.5),
-        request([3], 1, solver="heun", steps=9, churn=3.0),
+        request([3], 1, solver="heun", steps=9, churn=3.0, churn_low=0.1, churn_noise=1.01),
         request([4, 5], 2, solver="dpmpp_2m", steps=11),
         request([6], 0, solver="ddim", steps=7, eta=0.5, guidance=0.0),
         request([10], 0, solver="heun", steps=8, guidance=4.0, guidance_low=0.1, guidance_high=3.0),
@@ -204,6 +204,9 @@ def model_of(spec=VECTOR, **config):
         ({}, {"solver": "ddim", "churn": 40}, "churn", "it is for solver=heun"),
         ({"conditional": True}, {"guidance_low": 0.5}, "guidance_low", "it is for guidance other than 1"),
         ({}, {"solver": "dpmpp_2m", "variance": "large"}, "variance", "it is for solver=ddpm"),
+        ({}, {"churn_low": 0.05}, "churn_low", "it is for churn above 0"),
+        ({}, {"solver": "ddim", "churn_noise": 1.007}, "churn_noise", "it is for churn above 0"),
+        ({}, {"churn": 4.0, "churn_low": 2.0, "churn_high": 1.0}, "options", "must be below churn_high"),
     ],
 )
 def test_what_a_model_cannot_do_is_refused_by_name(config, options, field, named):

@@ -143,24 +143,37 @@ def drawn(call, rows=4, shape=(3,)):
     return row_normal(torch.arange(rows), torch.full((rows,), call), shape).double()
 
 
-@pytest.mark.parametrize("churn", [0.0, 4.0, 40.0])
+@pytest.mark.parametrize(
+    "churn",
+    [
+        {},
+        {"churn": 4.0},
+        {"churn": 40.0},
+        {"churn": 4.0, "churn_low": 0.05, "churn_high": 5.0, "churn_noise": 1.007},
+        {"churn": 4.0, "churn_low": 0.05},
+    ],
+)
 def test_heun_is_algorithm_2_of_edm(churn):
-    """The paper's loop written out, with the sampler's own noise. Both calls of a step share what it starts from."""
-    steps = 9
+    """The paper's loop written out, with the sampler's own noise. Both calls of a step share what it starts from.
+
+    What churn adds at the start is part of its noise, so S_noise begins with the second step.
+    """
+    steps, s_noise = 9, churn.get("churn_noise", 1.0)
     sigma = FINE.level(torch.arange(steps + 1), torch.tensor(steps), torch.tensor(True), FAR)
-    gamma = min(churn / steps, math.sqrt(2) - 1)
-    x = states(gaussian, FINE, solver="heun", steps=steps, churn=churn)[0].x
-    assert torch.allclose(x, sigma[0] * (1 + gamma) * drawn(0))
+    most = min(churn.get("churn", 0.0) / steps, math.sqrt(2) - 1)
+    gamma = [most if churn.get("churn_low", 0) <= s <= churn.get("churn_high", math.inf) else 0 for s in sigma.tolist()]
+    x = states(gaussian, FINE, solver="heun", steps=steps, **churn)[0].x
+    assert torch.allclose(x, sigma[0] * (1 + gamma[0]) * drawn(0))
     for i in range(steps):
-        lifted = sigma[i] * (1 + gamma)
+        lifted = sigma[i] * (1 + gamma[i])
         if i:
-            x = x + (lifted**2 - sigma[i] ** 2).sqrt() * drawn(2 * i)
+            x = x + (lifted**2 - sigma[i] ** 2).sqrt() * s_noise * drawn(2 * i)
         slope = (x - gaussian(x, lifted.expand(4), None)) / lifted
         euler = x + (sigma[i + 1] - lifted) * slope
         if i < steps - 1:
             slope = (slope + (euler - gaussian(euler, sigma[i + 1].expand(4), None)) / sigma[i + 1]) / 2
         x = x + (sigma[i + 1] - lifted) * slope
-    assert torch.allclose(finished(gaussian, FINE, solver="heun", steps=steps, churn=churn), x, rtol=1e-9)
+    assert torch.allclose(finished(gaussian, FINE, solver="heun", steps=steps, **churn), x, rtol=1e-9)
 
 
 def test_ddim_with_eta_one_is_ancestral_sampling():
@@ -245,10 +258,13 @@ def test_ddim_is_eulers_method_on_the_velocity_of_flow_matching():
 def walked(solver, steps, resample, churn=0.0):
     """The stage of every call of a run that takes each step but the last ``resample`` times."""
     calls = SOLVERS[solver].calls(steps, resample)
-    numbers = {"steps": steps, "resample": resample}
-    row = Settings(
-        *(torch.full((calls,), numbers.get(name, {"solver": CODES[solver]}.get(name, 0))) for name in Settings._fields)
-    )._replace(top=torch.full((calls,), math.inf), churn=torch.full((calls,), churn))
+    numbers = {"solver": CODES[solver], "steps": steps, "resample": resample, "churn": churn, "churn_noise": 1.0}
+    numbers |= {"top": math.inf, "churn_high": math.inf}
+    double = torch.float64
+    columns = {name: torch.full((calls,), value, dtype=double) for name, value in numbers.items()}
+    zeros = torch.zeros(calls, dtype=torch.int64)
+    row = Settings(*(columns.get(name, zeros) for name in Settings._fields))
+    row = row._replace(solver=row.solver.long(), steps=row.steps.long(), resample=row.resample.long())
     return stage(row, torch.arange(calls), FINE.level)
 
 

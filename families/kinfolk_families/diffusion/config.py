@@ -11,6 +11,7 @@ from kinfolk_families._shared.network_config import Network, TransformerConfig, 
 SolverName = Literal["ddpm", "ddim", "heun", "dpmpp_2m"]
 SOLVER_OF: dict[str, SolverName] = {"eta": "ddim", "variance": "ddpm", "churn": "heun"}  # options of one solver alone
 GUIDED = ("guidance_low", "guidance_high")
+CHURNED = ("churn_low", "churn_high", "churn_noise")
 OF_AN_ADAPTER = {"adapter", "optimizer"}  # settings of an adapted model that are not its base's
 
 
@@ -29,19 +30,26 @@ class Options(SamplerOptions):
     eta: float = Field(0.0, ge=0, le=1, description="ddim: 0 adds no noise, 1 as much as ddpm")
     variance: Literal["small", "large"] = Field("small", description="ddpm: variance of a step, least or largest")
     churn: float = Field(0.0, ge=0, description="heun: S_churn, noise put back over all steps; 0 is deterministic")
+    churn_low: float = Field(0.0, ge=0, description="heun: S_tmin, noise level below which nothing is churned")
+    churn_high: float | None = Field(None, gt=0, description="heun: S_tmax, noise level above which nothing is churned")
+    churn_noise: float = Field(1.0, ge=0.9, le=1.1, description="heun: S_noise, standard deviation of churn's noise")
     resample: int = Field(4, ge=1, le=100, description="inpaint: how often each step but the last is taken")
     noise_level: float = Field(0.5, gt=0, description="denoise: standard deviation of the noise in the given x")
 
     @model_validator(mode="after")
     def _interval(self) -> "Options":
-        if self.guidance_high is not None and self.guidance_low >= self.guidance_high:
-            raise ValueError(f"guidance_low={self.guidance_low} must be below guidance_high={self.guidance_high}")
+        for part in ("guidance", "churn"):
+            low, high = getattr(self, f"{part}_low"), getattr(self, f"{part}_high")
+            if high is not None and low >= high:
+                raise ValueError(f"{part}_low={low} must be below {part}_high={high}")
         return self
 
     def idle(self) -> dict[str, str]:
-        """The settings of the other solvers, and where to guide if nothing is guided."""
+        """The settings of the other solvers, where to guide if nothing is guided, and to churn if nothing is churned."""
         others = {name: f"solver={solver}" for name, solver in SOLVER_OF.items() if solver != self.solver}
-        return others if self.guidance != 1 else {**others, **dict.fromkeys(GUIDED, "guidance other than 1")}
+        unguided = dict.fromkeys(GUIDED, "guidance other than 1") if self.guidance == 1 else {}
+        still = dict.fromkeys(CHURNED, "churn above 0") if self.solver != "heun" or not self.churn else {}
+        return {**others, **unguided, **still}
 
 
 class Levels(Config):

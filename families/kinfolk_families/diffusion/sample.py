@@ -140,12 +140,19 @@ def _columns(options: Options) -> Mapping[str, float | bool | int]:
         "steps": options.steps,
         "eta": options.eta,
         "churn": options.churn,
+        "churn_low": options.churn_low,
+        "churn_high": _or_infinite(options.churn_high),
+        "churn_noise": options.churn_noise,
         "large": options.variance == "large",
         "guidance": options.guidance,
         "guidance_low": options.guidance_low,
-        "guidance_high": math.inf if options.guidance_high is None else options.guidance_high,
+        "guidance_high": _or_infinite(options.guidance_high),
         "clamp": options.clamp,
     }
+
+
+def _or_infinite(bound: float | None) -> float:
+    return math.inf if bound is None else bound
 
 
 def _settings(carry: Mapping[str, Tensor]) -> Settings:

@@ -26,7 +26,10 @@ class Settings(NamedTuple):
     solver: Tensor  # int64, one of ``CODES``
     steps: Tensor  # int64
     eta: Tensor
-    churn: Tensor
+    churn: Tensor  # S_churn of EDM
+    churn_low: Tensor  # S_tmin
+    churn_high: Tensor  # S_tmax; infinite: none
+    churn_noise: Tensor  # S_noise
     large: Tensor  # bool: the larger variance of ``ddpm``
     resample: Tensor  # int64: how often each step but the last is taken
     top: Tensor  # the noise level to start at; infinite: the highest there is
@@ -153,22 +156,27 @@ def stage(row: Settings, call: Tensor, level: Callable[[Tensor, Tensor, Tensor, 
     """
     per_step, smooth = _of_solver(row.solver)
     step, within = call // (per_step * row.resample), call % (per_step * row.resample)
-    gamma = torch.where(row.solver == CODES["heun"], (row.churn / row.steps).clamp(max=math.sqrt(2) - 1), 0.0)
-    sigma = level(step, row.steps, smooth, row.top) * (1 + gamma)
-    after = level(step + 1, row.steps, smooth, row.top)
+    start, after = (level(at, row.steps, smooth, row.top) for at in (step, step + 1))
     ends = within % per_step == per_step - 1
     again = (within + per_step < per_step * row.resample) & (step < row.steps - 1)
-    goal = torch.where(again, sigma, after * (1 + gamma))
+    back = torch.where(again, start, after)  # the level that the next step starts from, before churn
+    churned = back.square() * ((1 + _gamma(row, back)).square() - 1) * row.churn_noise.square()
     first = (step > 0) & (within < per_step)
     return Stage(
         before=torch.where(first, level(step - 1, row.steps, smooth, row.top), math.inf),
-        sigma=sigma,
+        sigma=start * (1 + _gamma(row, start)),
         after=after,
-        lift=torch.where(ends, (goal.square() - after.square()).clamp(min=0).sqrt(), 0.0),
+        lift=torch.where(ends, (back.square() - after.square() + churned).sqrt(), 0.0),
         correcting=within % per_step == 1,
         eta=row.eta,
         large=row.large,
     )
+
+
+def _gamma(row: Settings, sigma: Tensor) -> Tensor:
+    """By how much of itself ``sigma`` is lifted before a step (EDM algorithm 2, line 4)."""
+    churns = (row.solver == CODES["heun"]) & (row.churn_low <= sigma) & (sigma <= row.churn_high)
+    return torch.where(churns, (row.churn / row.steps).clamp(max=math.sqrt(2) - 1), 0.0)
 
 
 def _of_solver(solver: Tensor) -> tuple[Tensor, Tensor]:
