@@ -1,5 +1,6 @@
 """Recipes: one YAML per named system, with ``--set key=value`` on top. The only way to configure training."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -112,24 +113,61 @@ def override(values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, An
     """``values`` with ``a.b=value`` settings laid over it; values are YAML.
 
     Raises:
-        ConfigError: a setting has no ``=`` or reaches below a plain value.
+        ConfigError: a setting has no ``=``, or its path leads nowhere.
     """
-    merged: dict[str, Any] = json.loads(json.dumps(values))
+    merged = dict(values)
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals or not path:
             raise ConfigError(f"--set takes key=value, got {setting!r}. Example: --set training.batch_size=64.")
-        *parents, last = path.strip().split(".")
-        place = merged
-        for part in parents:
-            place = place.setdefault(part, {})
-            if not isinstance(place, dict):
-                raise ConfigError(f"--set {setting}: {part!r} is a plain value and has no keys below it.")
         try:
-            place[last] = yaml.safe_load(text)
+            merged = with_value(merged, path.strip(), yaml.safe_load(text))
         except yaml.YAMLError:
             raise ConfigError(f"--set {setting}: {text!r} is no YAML value. Quote it, or close its brackets.") from None
     return merged
+
+
+def with_value(values: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """A copy of ``values`` with ``value`` at a dotted path such as ``model.penalties.0.gamma``.
+
+    Raises:
+        ConfigError: a part of the path leads below a plain value, or to no position of a list.
+    """
+    changed = copy.deepcopy(dict(values))
+    *parents, last = path.split(".")
+    place: Any = changed
+    for part in parents:
+        if isinstance(place, dict):
+            place.setdefault(part, {})
+        place = place[_key(place, part, path)]
+    place[_key(place, last, path)] = value
+    return changed
+
+
+def value_at(values: Mapping[str, Any], path: str) -> Any:
+    """What stands at a dotted path.
+
+    Raises:
+        ConfigError: nothing does; the nearest key is named.
+    """
+    place: Any = values
+    for part in path.split("."):
+        key = _key(place, part, path)
+        if isinstance(place, dict) and key not in place:
+            raise ConfigError(f"{path}: there is no key {part!r}.{nearest(part, place)} Keys: {', '.join(place)}.")
+        place = place[key]
+    return place
+
+
+def _key(place: Any, part: str, path: str) -> str | int:
+    """``part`` as what a mapping or a list is asked by."""
+    if isinstance(place, dict):
+        return part
+    if not isinstance(place, list):
+        raise ConfigError(f"{path}: there is a plain value, {place!r}, where {part!r} was looked for below it.")
+    if not part.isdecimal() or int(part) >= len(place):
+        raise ConfigError(f"{path}: {part!r} is no position in a list of {len(place)}. The first is 0.")
+    return int(part)
 
 
 def find_recipe(name: str, folder: Path) -> Path:
