@@ -37,5 +37,5 @@ def test_a_setting_that_leads_nowhere_is_refused(setting, said):
 
 
 def test_reading_what_is_not_there_names_the_nearest_key():
-    with pytest.raises(ConfigError, match="no key 'latnt'. Did you mean 'latent'"):
+    with pytest.raises(ConfigError, match=r"no key 'latnt'\. Did you mean 'latent'"):
         value_at(RECIPE, "model.latnt")

@@ -45,7 +45,7 @@ class Options(SamplerOptions):
         return self
 
     def idle(self) -> dict[str, str]:
-        """The settings of the other solvers, where to guide if nothing is guided, and to churn if nothing is churned."""
+        """The settings of the other solvers; where to guide and to churn if nothing is."""
         others = {name: f"solver={solver}" for name, solver in SOLVER_OF.items() if solver != self.solver}
         unguided = dict.fromkeys(GUIDED, "guidance other than 1") if self.guidance == 1 else {}
         still = dict.fromkeys(CHURNED, "churn above 0") if self.solver != "heun" or not self.churn else {}
