@@ -193,3 +193,29 @@ def test_a_parent_is_frozen_and_shared_and_in_no_checkpoint(digits):
     assert {name.split(".")[1] for name in state.snapshot().tensors if name.startswith("model.")} == {"mean", "log_std"}
     served = state.served().module.teacher.module.parameters()
     assert all(a is b for a, b in zip(served, teacher.module.parameters(), strict=True))
+
+
+def test_what_a_monitor_saw_is_in_the_checkpoint_after_its_look_and_comes_back_with_it(digits):
+    """Looks come every 160 samples; a run that goes on from a checkpoint has seen what the undisturbed one had."""
+
+    def watched(state):
+        for report in train(state, digits.source("train"), plan, 3, look_every=160):
+            if report.kind == "look":
+                state.looks.append({"samples_seen": report.samples_seen, "loss": report.logs["gaussian/loss"]})
+            yield report
+
+    plan = training(checkpoint_every_samples=320)
+    whole = state_of(digits, plan)
+    first, _ = [report.snapshot for report in watched(whole) if report.snapshot]
+    assert [look["samples_seen"] for look in whole.looks] == [160, 320, 480, 640]
+    assert [look["samples_seen"] for look in first.values["looks"]] == [160, 320]
+    again = state_of(digits, plan)
+    again.load(first)
+    list(watched(again))
+    assert again.looks == whole.looks
+    assert len(first.values["looks"]) == 2
+
+
+def test_without_a_monitor_there_are_no_looks(digits):
+    plan = training()
+    assert "look" not in {report.kind for report in run(state_of(digits, plan), digits, plan)}

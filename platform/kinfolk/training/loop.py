@@ -4,10 +4,11 @@ Resuming is exact: data order and noise are functions of (seed, samples seen), a
 the rest.
 """
 
+import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn, optim
@@ -20,6 +21,8 @@ from kinfolk.errors import ConfigError, DivergenceError
 from kinfolk.rng import generator, seeded_initialisation
 from kinfolk.step import NonFiniteError, World, make_optimizer, turn
 
+Kind = Literal["log", "preview", "look", "checkpoint", "rollback"]
+
 
 class Stream(Protocol):
     """Endless shuffled training data; positions count samples over all epochs and workers."""
@@ -30,9 +33,9 @@ class Stream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the loop yields. ``logs`` are means since the last report of the same kind."""
+    """What the loop yields. ``logs`` are means since the last report of the same kind, ``log`` or ``look``."""
 
-    kind: Literal["log", "checkpoint", "preview", "rollback"]
+    kind: Kind
     samples_seen: int
     logs: Mapping[str, float] = field(default_factory=dict)
     snapshot: Snapshot | None = None  # of a checkpoint
@@ -50,6 +53,7 @@ class TrainState:
     step: int = 0
     tuned: bool = False  # started from trained weights, which no data shall initialise again
     rollbacks: int = 0  # part of the noise's key, so that a second try draws other noise
+    looks: list[dict[str, Any]] = field(default_factory=list)  # what a monitor saw so far; JSON
 
     def served(self) -> Model:
         """The model as it would be evaluated and served now: averaged weights, frozen, in eval mode."""
@@ -68,7 +72,7 @@ class TrainState:
                 tensors |= {f"optimizer.{phase}.{index}.{name}": value for name, value in slots.items()}
         copies = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
         values = {"samples_seen": self.samples_seen, "step": self.step, "rollbacks": self.rollbacks}
-        return Snapshot(copies, values)
+        return Snapshot(copies, {**values, "looks": copy.deepcopy(self.looks)})
 
     def load(self, snapshot: Snapshot) -> None:
         """Go back, or on, to ``snapshot``."""
@@ -78,7 +82,7 @@ class TrainState:
         for phase, optimizer in self.optimizers.items():
             _load_optimizer(optimizer, snapshot.part(f"optimizer.{phase}"))
         self.samples_seen, self.step = snapshot.values["samples_seen"], snapshot.values["step"]
-        self.rollbacks = snapshot.values["rollbacks"]
+        self.rollbacks, self.looks = snapshot.values["rollbacks"], copy.deepcopy(snapshot.values["looks"])
 
 
 def _load_optimizer(optimizer: optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
@@ -229,45 +233,68 @@ def check_batch(training: Training, workers: int) -> None:
 
 
 def train(
-    state: TrainState, stream: Stream, training: Training, seed: int, world: World | None = None
+    state: TrainState,
+    stream: Stream,
+    training: Training,
+    seed: int,
+    world: World | None = None,
+    look_every: int | None = None,
 ) -> Iterator[Report]:
     """Train until ``training.samples`` are seen, yielding reports; close the generator to stop early.
 
-    Checkpoint reports hold a snapshot to store; the last report is always a checkpoint. After a loss that is not
-    finite the state goes back to the last one, with a lower learning rate, at most ``divergence_retries`` times.
+    Checkpoint reports hold a snapshot to store; the last report is always a checkpoint. What is put into
+    ``state.looks`` at a look, every ``look_every`` samples, is part of the checkpoint after it. After a loss that is
+    not finite the state goes back to the last checkpoint, with a lower learning rate, at most ``divergence_retries``
+    times.
 
     Raises:
         DivergenceError: the loss was not finite once more.
     """
     world = world or World()
     check_batch(training, world.size)
-    log_every = training.every(training.log_every_samples, 100)
-    checkpoint_every = training.every(training.checkpoint_every_samples, 10)
-    preview_every = training.every(training.preview_every_samples, 5)
+    intervals = _intervals(training, look_every)
     good = state.snapshot()
-    means = _Means(state.samples_seen)
+    means = _fresh_means(intervals, state)
     while state.samples_seen < training.samples:
         before = state.samples_seen
         try:
-            means.add(take_step(state, stream, training, seed, world))
+            logs = take_step(state, stream, training, seed, world)
         except NonFiniteError as error:
             _roll_back(state, good, training, error)
-            means = _Means(state.samples_seen)
+            means = _fresh_means(intervals, state)
             yield Report("rollback", state.samples_seen, {"rollbacks": state.rollbacks})
             continue
-        finished = state.samples_seen >= training.samples
+        for each in means.values():
+            each.add(logs)
+        for kind in _due(intervals, before, state.samples_seen, training.samples):
+            if kind == "checkpoint":
+                good = state.snapshot()
+                yield Report(kind, state.samples_seen, snapshot=good)
+            elif kind == "preview":
+                yield Report(kind, state.samples_seen)
+            else:
+                yield Report(kind, state.samples_seen, means[kind].read(state.samples_seen))
+                means[kind] = _Means(state.samples_seen)
 
-        def due(every: int, before: int = before, finished: bool = finished) -> bool:
-            return finished or before // every != state.samples_seen // every
 
-        if due(log_every):
-            yield Report("log", state.samples_seen, means.read(state.samples_seen))
-            means = _Means(state.samples_seen)
-        if due(preview_every):
-            yield Report("preview", state.samples_seen)
-        if due(checkpoint_every):
-            good = state.snapshot()
-            yield Report("checkpoint", state.samples_seen, snapshot=good)
+def _intervals(training: Training, look_every: int | None) -> dict[Kind, int]:
+    """Samples between two reports of each kind, in the order in which those of one step come."""
+    looks: dict[Kind, int] = {} if look_every is None else {"look": look_every}
+    return {
+        "log": training.every(training.log_every_samples, 100),
+        "preview": training.every(training.preview_every_samples, 5),
+        **looks,
+        "checkpoint": training.every(training.checkpoint_every_samples, 10),
+    }
+
+
+def _due(intervals: Mapping[Kind, int], before: int, seen: int, last: int) -> list[Kind]:
+    """The reports whose interval ended between ``before`` and ``seen``; all of them at the end."""
+    return [kind for kind, every in intervals.items() if seen >= last or before // every != seen // every]
+
+
+def _fresh_means(intervals: Mapping[Kind, int], state: TrainState) -> dict[Kind, _Means]:
+    return {kind: _Means(state.samples_seen) for kind in intervals if kind in ("log", "look")}
 
 
 def _roll_back(state: TrainState, good: Snapshot, training: Training, error: NonFiniteError) -> None:
