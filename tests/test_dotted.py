@@ -1,6 +1,7 @@
 import pytest
 
-from kinfolk.config import override, value_at, with_value
+from kinfolk.config import override
+from kinfolk.dotted import value_at, with_value
 from kinfolk.errors import ConfigError
 
 RECIPE = {"model": {"penalties": [{"kind": "r1", "gamma": 1.0}, {"kind": "r2"}], "latent": 8}, "seed": 0}
