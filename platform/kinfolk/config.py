@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 from kinfolk.contract import Config
 from kinfolk.dotted import with_value
 from kinfolk.errors import ConfigError, nearest
+from kinfolk.monitor import Monitor
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
@@ -61,11 +62,24 @@ class Recipe(Config):
     init_from: str | None = None  # a registered model whose weights training starts from
     parents: dict[str, str] = Field(default_factory=dict)  # registered models it is built on, by role
     keep_labels: tuple[int, ...] = ()  # train on these classes alone; empty: on all
+    monitor: Monitor | None = None  # watches training for collapse
 
     def digest(self, *context: str) -> str:
         """Twelve hexadecimal digits that change with any setting, or with ``context`` (data version, ...)."""
         text = json.dumps([self.model_dump(mode="json"), *context], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def after(self, alarms: int) -> "Recipe":
+        """The recipe as it is trained after so many alarms of its monitor.
+
+        Raises:
+            ConfigError: a change does not fit the recipe.
+        """
+        if self.monitor is None or not alarms:
+            return self
+        return parse(
+            Recipe, self.monitor.changed(self.model_dump(mode="json"), alarms), f"{self.name}, monitor.changes"
+        )
 
 
 def parse(kind: type[AnyModel], values: Mapping[str, Any], where: str) -> AnyModel:

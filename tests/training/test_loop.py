@@ -9,8 +9,12 @@ from kinfolk_toy import Gaussian, GaussianConfig
 from kinfolk.checkpoint import Snapshot
 from kinfolk.config import Training
 from kinfolk.errors import ConfigError, DivergenceError
+from kinfolk.families import find_family
 from kinfolk.step import World
 from kinfolk.training.loop import build, initialise, prepare, take_step, train
+from kinfolk_families.gan.config import GANConfig, MLPNetwork
+
+GAN = find_family("gan")
 
 
 def training(**changes):
@@ -219,3 +223,27 @@ def test_what_a_monitor_saw_is_in_the_checkpoint_after_its_look_and_comes_back_w
 def test_without_a_monitor_there_are_no_looks(digits):
     plan = training()
     assert "look" not in {report.kind for report in run(state_of(digits, plan), digits, plan)}
+
+
+def test_a_model_with_other_settings_goes_on_from_what_fits(digits):
+    """A GAN whose critic sees more channels keeps its generator, with its moments, and starts the critic anew."""
+    plan = training(checkpoint_every_samples=160)
+    source = digits.source("train")
+
+    def gan_of(width, seed):
+        config = GANConfig(generator=MLPNetwork(width=8), critic=MLPNetwork(width=width))
+        return prepare(build(GAN, config, digits.spec, seed), plan)
+
+    old, same_settings, other = gan_of(8, 0), gan_of(8, 1), gan_of(12, 1)
+    stored = next(report.snapshot for report in train(old, source, plan, 3) if report.snapshot)
+    same_settings.adopt(stored)
+    assert same(same_settings.snapshot(), stored)
+    fresh = other.snapshot().tensors
+    other.adopt(stored)
+    taken = other.snapshot()
+    assert taken.values == stored.values
+    assert {name.split(".")[1] for name in taken.tensors if name.startswith("optimizer.")} == {"generator"}
+    for name, value in taken.tensors.items():
+        mine = stored.tensors if "critic" not in name or name.endswith("head.bias") else fresh
+        assert torch.equal(value, mine[name]), name
+    assert list(train(other, source, plan, 3))[-1].samples_seen == 640

@@ -19,7 +19,7 @@ from kinfolk.contract import Batch, Config, DataSpec, Family, Model, Phase, Prog
 from kinfolk.ema import Ema
 from kinfolk.errors import ConfigError, DivergenceError
 from kinfolk.rng import generator, seeded_initialisation
-from kinfolk.step import NonFiniteError, World, make_optimizer, turn
+from kinfolk.step import NonFiniteError, World, make_optimizer, trainable, turn
 
 Kind = Literal["log", "preview", "look", "checkpoint", "rollback"]
 
@@ -83,6 +83,23 @@ class TrainState:
             _load_optimizer(optimizer, snapshot.part(f"optimizer.{phase}"))
         self.samples_seen, self.step = snapshot.values["samples_seen"], snapshot.values["step"]
         self.rollbacks, self.looks = snapshot.values["rollbacks"], copy.deepcopy(snapshot.values["looks"])
+
+    def adopt(self, snapshot: Snapshot) -> None:
+        """Go on, before the first step, from a snapshot of a model with other settings: what fits is taken over.
+
+        An optimiser is taken over if all its parameters are, and starts anew otherwise.
+        """
+        own, given = self.snapshot().tensors, snapshot.tensors
+        fits = {name for name, value in own.items() if name in given and given[name].shape == value.shape}
+        names = {id(value): f"model.{name}" for name, value in self.model.module.named_parameters()}
+        kept = {name: given[name] if name in fits else value for name, value in own.items()}
+        for phase in self.phases:
+            start, parameters = f"optimizer.{phase.name}.", trainable(phase.module)
+            slots = {name: value for name, value in given.items() if name.startswith(start)}
+            moved = {name.removeprefix(start).partition(".")[0] for name in slots}
+            if len(moved) == len(parameters) and all(names[id(value)] in fits for value in parameters):
+                kept |= slots
+        self.load(Snapshot(kept, snapshot.values))
 
 
 def _load_optimizer(optimizer: optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

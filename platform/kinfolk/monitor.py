@@ -1,0 +1,70 @@
+"""What a recipe says of its monitor: when it looks, and what an alarm does. Any family can have one."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from kinfolk.contract import Config
+from kinfolk.dotted import value_at, with_value
+from kinfolk.errors import ConfigError
+
+
+class Change(Config):
+    """What is done otherwise once training has gone back; keys are dotted paths into the recipe."""
+
+    put: dict[str, Any] = Field(default_factory=dict)  # values in place of others, e.g. model.packing: 2
+    multiply: dict[str, float] = Field(default_factory=dict)  # factors of numbers, e.g. model.penalties.0.gamma: 3
+    new_seed: bool = False  # another order of the data and other noise
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> "Change":
+        if not (self.put or self.multiply or self.new_seed):
+            raise ValueError("a change that changes nothing would end as before; give put, multiply or new_seed")
+        return self
+
+    def applied(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
+        """``recipe`` with this change.
+
+        Raises:
+            ConfigError: a path leads nowhere, or to no number where one is multiplied.
+        """
+        changed = dict(recipe)
+        for path, value in self.put.items():
+            changed = with_value(changed, path, value)
+        for path, factor in self.multiply.items():
+            before = value_at(changed, path)
+            if isinstance(before, bool) or not isinstance(before, int | float):
+                raise ConfigError(f"{path} is {before!r}, which cannot be multiplied by {factor:g}. Use put instead.")
+            changed = with_value(changed, path, before * factor)
+        return {**changed, "seed": changed["seed"] + 1} if self.new_seed else changed
+
+
+class Monitor(Config):
+    """Looks at samples and logs during training. An alarmed version is never promoted."""
+
+    every_samples: int | None = Field(None, gt=0)  # training samples between two looks; None: 20 looks in a run
+    samples: int = Field(1000, ge=100)  # drawn at each look, from the same seeds
+    act: Literal["warn", "stop", "change"] = "warn"  # change: go back to before it began, and go on otherwise
+    changes: tuple[Change, ...] = ()  # the first after the first alarm, the second on top of it after the second, ...
+
+    def idle(self) -> dict[str, str]:
+        """What would be changed."""
+        return {} if self.act == "change" else {"changes": "act=change"}
+
+    @model_validator(mode="after")
+    def _has_changes(self) -> "Monitor":
+        if self.act == "change" and not self.changes:
+            raise ValueError("act=change needs changes, one for each alarm that training shall go on after")
+        return self
+
+    def changed(self, recipe: Mapping[str, Any], alarms: int) -> dict[str, Any]:
+        """``recipe`` as it is trained after so many alarms.
+
+        Raises:
+            ConfigError: a change does not fit the recipe.
+        """
+        values = dict(recipe)
+        for change in self.changes[:alarms]:
+            values = change.applied(values)
+        return values

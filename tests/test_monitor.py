@@ -1,0 +1,49 @@
+import pytest
+
+from kinfolk.errors import ConfigError
+from kinfolk.monitor import Change, Monitor
+
+RECIPE = {"seed": 3, "model": {"penalties": [{"gamma": 2.0}], "lr": 0.1, "packing": 1, "conditional": True}}
+
+
+def test_changes_add_up_from_alarm_to_alarm():
+    monitor = Monitor(
+        act="change",
+        changes=(
+            Change(multiply={"model.penalties.0.gamma": 3.0}, new_seed=True),
+            Change(put={"model.packing": 2}, multiply={"model.penalties.0.gamma": 0.5}),
+        ),
+    )
+    assert monitor.changed(RECIPE, 0) == RECIPE
+    assert monitor.changed(RECIPE, 1) == {
+        **RECIPE,
+        "seed": 4,
+        "model": {**RECIPE["model"], "penalties": [{"gamma": 6.0}]},
+    }
+    twice = monitor.changed(RECIPE, 2)
+    assert twice["seed"] == 4
+    assert twice["model"] == {**RECIPE["model"], "packing": 2, "penalties": [{"gamma": 3.0}]}
+    assert RECIPE["model"]["penalties"] == [{"gamma": 2.0}]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"multiply": {"model.conditional": 2.0}}, "True, which cannot be multiplied by 2"),
+        ({"multiply": {"model.penalties": 2.0}}, "which cannot be multiplied"),
+        ({"multiply": {"model.lrr": 2.0}}, "no key 'lrr'. Did you mean 'lr'"),
+        ({"put": {"model.lr.rate": 2.0}}, "plain value"),
+    ],
+)
+def test_a_change_that_does_not_fit_is_refused(change, said):
+    with pytest.raises(ConfigError, match=said):
+        Change(**change).applied(RECIPE)
+
+
+def test_a_monitor_that_shall_change_says_what():
+    with pytest.raises(ValueError, match="needs changes"):
+        Monitor(act="change")
+    with pytest.raises(ValueError, match="changes nothing"):
+        Monitor(act="change", changes=({},))
+    with pytest.raises(ValueError, match=r"changes=.* would have no effect: it is for act=change"):
+        Monitor(act="stop", changes=(Change(new_seed=True),))
