@@ -205,7 +205,7 @@ def _listener(
             attempt.run.log(report["logs"], seen)
             last.update(report["logs"])
         if "picture" in report:
-            attempt.run.log_picture(base64.b64decode(report["picture"]), f"samples/{seen:012d}.png")
+            attempt.run.log_file(base64.b64decode(report["picture"]), f"samples/{seen:012d}.png")
 
     return listen
 

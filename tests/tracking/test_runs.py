@@ -39,8 +39,8 @@ def test_a_run_arrives_whole(tracker: Tracker, uri: str, tmp_path: Path) -> None
     run = tracker.start_run("vae", params, {"worker": "2"}, DataVersion("digits", digest, "scikit-learn"))
     for step in range(120):
         run.log({"loss": 1 / (step + 1), "elbo": -float(step)}, step)
-    run.log_picture(b"png", "samples/000120.png")
-    run.log_picture(b"png", "final.png")
+    run.log_file(b"png", "samples/000120.png")
+    run.log_file(b"png", "final.png")
     delivery = run.finish()
     assert delivery.complete
     assert delivery.refused == ()
@@ -98,10 +98,10 @@ def test_a_run_can_be_handed_to_another_process_and_back(tracker: Tracker, uri: 
 
 
 @pytest.mark.parametrize("path", ["/etc/x.png", "../x.png", "a/../../x.png", ""])
-def test_a_picture_stays_inside_the_run(tracker: Tracker, path: str) -> None:
+def test_a_file_stays_inside_the_run(tracker: Tracker, path: str) -> None:
     run = tracker.start_run("vae", {}, {})
     with pytest.raises(ConfigError, match="relative path"):
-        run.log_picture(b"png", path)
+        run.log_file(b"png", path)
 
 
 def test_what_mlflow_never_takes_is_reported_and_holds_nothing_up(tracker: Tracker, uri: str) -> None:
@@ -145,14 +145,14 @@ def test_a_server_that_goes_and_comes_back_misses_nothing(tmp_path: Path, bundle
         run = tracker.start_run("vae", {"seed": 0}, {})
         other = tracker.start_run("gan", {}, {})
         run.log({"loss": 1.0}, 1)
-        run.log_picture(b"before", "samples/1.png")
+        run.log_file(b"before", "samples/1.png")
         assert run.close().complete
         run.log({"loss": 2.0}, 2)
     server.stop()  # a second time does nothing
     assert server.process.returncode is not None
     for step in range(3, 30):
         run.log({"loss": float(step)}, step)
-    run.log_picture(b"after", "samples/29.png")
+    run.log_file(b"after", "samples/29.png")
     other.log({"loss": 5.0}, 5)
     left = other.finish("FINISHED", timeout_s=0.5)
     assert left.unsent == 2

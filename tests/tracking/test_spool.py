@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from kinfolk.errors import RegistryError
-from kinfolk.tracking.spool import Spool, metrics_entry, picture_entry, status_entry
+from kinfolk.tracking.spool import Spool, file_entry, metrics_entry, status_entry
 
 
 def _steps(spool: Spool, limit: int | None = None) -> list[int]:
@@ -62,7 +62,7 @@ def test_two_processes_cannot_write_one_run(tmp_path: Path) -> None:
 def test_values_survive_exactly_and_nan_is_kept(tmp_path: Path) -> None:
     spool = Spool(tmp_path, "run")
     spool.append(metrics_entry({"a": 0.1 + 0.2, "b": math.nan, "c": -math.inf}, 7))
-    spool.append(picture_entry(bytes(range(256)), "samples/1.png"))
+    spool.append(file_entry(bytes(range(256)), "samples/1.png"))
     spool.append(status_entry("FINISHED"))
     metrics = spool.unsent()[0][0]["metrics"]
     assert metrics["a"] == 0.1 + 0.2

@@ -117,7 +117,7 @@ class Courier(threading.Thread):
 def _summary(entry: Entry) -> str:
     if "metrics" in entry:
         return f"metrics {', '.join(entry['metrics'])} at step {entry['step']}"
-    return f"picture {entry['path']}" if "picture" in entry else f"status {entry['status']}"
+    return f"file {entry['path']}" if "file" in entry else f"status {entry['status']}"
 
 
 def _send(client: "MlflowClient", run_id: str, entries: Sequence[Entry]) -> None:
@@ -125,8 +125,8 @@ def _send(client: "MlflowClient", run_id: str, entries: Sequence[Entry]) -> None
     first = entries[0]
     if "metrics" in first:
         _send_figures(client, run_id, entries)
-    elif "picture" in first:
-        _send_picture(client, run_id, PurePosixPath(first["path"]), base64.b64decode(first["picture"]))
+    elif "file" in first:
+        _send_file(client, run_id, PurePosixPath(first["path"]), base64.b64decode(first["file"]))
     else:
         client.set_terminated(run_id, first["status"], first["at_ms"])
 
@@ -142,7 +142,7 @@ def _send_figures(client: "MlflowClient", run_id: str, entries: Sequence[Entry])
     client.log_batch(run_id, metrics=figures)
 
 
-def _send_picture(client: "MlflowClient", run_id: str, path: PurePosixPath, content: bytes) -> None:
+def _send_file(client: "MlflowClient", run_id: str, path: PurePosixPath, content: bytes) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / path.name
         file.write_bytes(content)

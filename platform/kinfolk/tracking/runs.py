@@ -10,7 +10,7 @@ from urllib.parse import quote
 from kinfolk.errors import ConfigError, RegistryError
 from kinfolk.tracking.connection import connect, registry_errors, sqlite_path
 from kinfolk.tracking.courier import Courier, Delivery
-from kinfolk.tracking.spool import Entry, Spool, metrics_entry, picture_entry, points_of, status_entry
+from kinfolk.tracking.spool import Entry, Spool, file_entry, metrics_entry, points_of, status_entry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -58,8 +58,8 @@ class Run:
             courier.post({**entry, "metrics": new})
             self._seen.update(points_of({**entry, "metrics": new}))
 
-    def log_picture(self, content: bytes, path: str) -> None:
-        """A picture among the run's artifacts, for example at ``samples/000100.png``.
+    def log_file(self, content: bytes, path: str) -> None:
+        """A file among the run's artifacts, for example at ``samples/000100.png``.
 
         Raises:
             ConfigError: the path is absolute or leads out of the run's artifacts.
@@ -67,8 +67,8 @@ class Run:
         """
         place = PurePosixPath(path)
         if place.is_absolute() or ".." in place.parts or not place.name:
-            raise ConfigError(f"A picture cannot be logged as {path!a}: use a relative path such as samples/1.png.")
-        self._post(picture_entry(content, path))
+            raise ConfigError(f"A file cannot be logged as {path!a}: use a relative path such as samples/1.png.")
+        self._post(file_entry(content, path))
 
     def finish(self, status: Status = "FINISHED", timeout_s: float = _SETTLE_TIMEOUT_S) -> Delivery:
         """End the run, delivering for up to ``timeout_s`` seconds; what is left stays for ``deliver_spool``."""

@@ -25,9 +25,9 @@ def metrics_entry(metrics: Mapping[str, float], step: int) -> Entry:
     return {"at_ms": _now_ms(), "step": step, "metrics": {name: float(value) for name, value in metrics.items()}}
 
 
-def picture_entry(content: bytes, path: str) -> Entry:
-    """A picture for the run's artifacts, at a relative path."""
-    return {"at_ms": _now_ms(), "path": path, "picture": base64.b64encode(content).decode("ascii")}
+def file_entry(content: bytes, path: str) -> Entry:
+    """A file for the run's artifacts, at a relative path."""
+    return {"at_ms": _now_ms(), "path": path, "file": base64.b64encode(content).decode("ascii")}
 
 
 def status_entry(status: str) -> Entry:
