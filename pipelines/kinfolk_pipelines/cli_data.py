@@ -28,7 +28,7 @@ def list_(as_json: Json = False) -> None:
 
 @app.command("prepare")
 def prepare(
-    kind: Annotated[str, typer.Argument(help="A catalogue name: digits, mnist, ring, grid, patches or folder.")],
+    kind: Annotated[str, typer.Argument(help="A catalogue name, for example digits; `kinfolk data list` has all.")],
     source: Annotated[Path | None, typer.Argument(help="Where your own files are.")] = None,
     name: Annotated[str | None, typer.Option(help="What to call the data set; the catalogue name if left out.")] = None,
     sets: Sets = None,

@@ -71,8 +71,8 @@ def _how(trained: Trained) -> str:
 
 
 def _train_features(settings: Settings, first: Plan, console: Console, workers: int, use_gpu: bool) -> None:
-    """The classifier of the data set, by its own recipe or by that of digits."""
-    data = first.data.name
+    """The classifier that judges the data set, by a recipe for it or by that of digits."""
+    data = first.data.judge
     if first.data.prepared.spec.classes is None:
         return
     own = (settings.recipe_folder / data / "features.yaml").is_file()

@@ -10,6 +10,7 @@ from kinfolk.contract import Model
 from kinfolk.data import catalogue
 from kinfolk.data.entry import Report
 from kinfolk.data.latents import write_latents
+from kinfolk.data.modes import Stack
 from kinfolk.data.prepared import RECORD, Prepared
 from kinfolk.data.version import content_hash
 from kinfolk_pipelines.settings import Settings
@@ -22,6 +23,12 @@ class Dataset:
     name: str
     prepared: Prepared
     digest: str
+
+    @property
+    def judge(self) -> str:
+        """The data set whose classifier figures rest on: its own, or that of what each of its channels holds."""
+        modes = self.prepared.record.modes
+        return modes.judge if isinstance(modes, Stack) else self.name
 
 
 def open_dataset(settings: Settings, name: str) -> Dataset:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kinfolk.channels import on_each_channel
 from kinfolk.config import Evaluation, parse
 from kinfolk.contract import Model
 from kinfolk.errors import ConfigError, DataError, RegistryError
@@ -11,6 +12,7 @@ from kinfolk.tracking import registry
 from kinfolk.tracking.lineage import Version
 from kinfolk_pipelines.datasets import Dataset, open_dataset
 from kinfolk_pipelines.figures import Figures, measure
+from kinfolk_pipelines.figures_on_modes import rule
 from kinfolk_pipelines.models import Loaded, feature_model, feature_name, load_model
 from kinfolk_pipelines.settings import Settings
 
@@ -24,16 +26,18 @@ class Evaluated:
     figures: Figures
 
 
-def _features(settings: Settings, loaded: Loaded) -> tuple[Loaded | None, str]:
+def _features(settings: Settings, model: Model, data: Dataset) -> tuple[Model | None, str]:
     """The data set's classifier if the model draws samples of classes and it is registered; and what to say of it."""
-    if "sample" not in loaded.model.tasks.starts or loaded.model.spec.classes is None:
+    if "sample" not in model.tasks.starts or model.spec.classes is None:
         return None, "not needed"
-    data = loaded.version.lineage.data
+    judge = feature_name(data.judge)
     try:
-        features = feature_model(settings, data)
+        features = feature_model(settings, data.judge)
     except RegistryError:
-        return None, f"none: train {feature_name(data)} for figures on features (`kinfolk compare` does it by itself)"
-    return features, features.version.reference
+        return None, f"none: train {judge} for figures on features (`kinfolk compare` does it by itself)"
+    if data.judge == data.name:
+        return features.model, features.version.reference
+    return on_each_channel(features.model, model.spec), f"{features.version.reference} on each channel"
 
 
 def _check_data(version: Version, data: Dataset) -> None:
@@ -80,20 +84,24 @@ def evaluate(settings: Settings, reference: str, **given: Any) -> Evaluated:
     data = open_dataset(settings, loaded.version.lineage.data)
     _check_data(loaded.version, data)
     against = open_dataset(settings, evaluation.against) if evaluation.against else None
-    features, about = _features(settings, loaded)
+    features, about = _features(settings, loaded.model, data)
+    modes = data.prepared.record.modes
     measured = measure(
         loaded.model,
         data.prepared,
         evaluation,
-        features.model if features else None,
+        features,
         learned=loaded.recipe.get("keep_labels", ()),
         against=against.prepared.source("test") if against else None,
+        modes=modes,
     )
     basis = _basis(loaded, data, evaluation, measured.metrics)
     if against is not None:
         basis["against"] = f"{against.name} {against.digest}"
     if features is not None:
         basis["features"] = about
+    if modes is not None and "modes" in measured.metrics:
+        basis["mode_rule"] = rule(modes, about)
     registry.log_model_metrics(settings.tracking, loaded.version, measured.metrics, basis=basis)
     return Evaluated(
         loaded.version, loaded.model, Figures(measured.metrics, measured.samples, {**basis, "features": about})

@@ -9,11 +9,13 @@ from torch import Tensor
 from kinfolk import sampling
 from kinfolk.config import Evaluation
 from kinfolk.contract import Model
+from kinfolk.data.modes import KnownModes
 from kinfolk.data.prepared import Prepared
 from kinfolk.data.source import Source, keep
 from kinfolk.errors import ConfigError
 from kinfolk.metrics.speed import parameter_count, sampling_speed
 from kinfolk_pipelines.figures_on_data import on_data
+from kinfolk_pipelines.figures_on_modes import on_modes
 from kinfolk_pipelines.figures_on_samples import on_features
 
 SPEED_ROWS = 64  # drawn together to time a model
@@ -37,11 +39,13 @@ def measure(
     *,
     learned: Sequence[int] = (),
     against: Source | None = None,
+    modes: KnownModes | None = None,
 ) -> Figures:
     """All figures ``model`` can have on ``data``; those on features need the data set's classifier.
 
     ``learned`` are the classes it was trained on (none given: all), which are what it is measured on; ``against`` are
-    samples that ought to look strange to it, as the other classes do.
+    samples that ought to look strange to it, as the other classes do. ``modes`` are counted
+    of a model of all classes, whose classes are left to the seeds.
 
     Raises:
         ConfigError, DataError, RequestError: something is asked that the model cannot do; before anything is measured.
@@ -61,6 +65,10 @@ def measure(
         metrics |= _cost(model, evaluation)
         if features is not None:
             metrics |= on_features(features, keep(data.source("train"), learned), test, samples, labels)
+        if modes is not None and not learned:
+            enough = labels is None and len(samples) >= modes.samples
+            drawn = samples if enough else sampling.sample(model, modes.samples, seed, None, evaluation.options)
+            metrics |= on_modes(modes, drawn[: modes.samples], data.spec, features)
     return Figures(metrics, samples)
 
 

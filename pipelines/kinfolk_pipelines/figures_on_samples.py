@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kinfolk.contract import Batch, DataSpec, Model
+from kinfolk.contract import Batch, DataSpec, Model, RowTask
 from kinfolk.data.source import Source
 from kinfolk.metrics.accuracy import class_accuracy, class_counts
 from kinfolk.metrics.diversity import mean_distance_within_classes, mean_pairwise_distance, vendi_score
@@ -18,10 +18,15 @@ _REFERENCE_SEED = 0
 
 
 @torch.no_grad()
+def judged(task: RowTask, x: Tensor) -> Tensor:
+    """What a feature network's ``task`` says of samples, so many at a time. (N, *) -> (N, n)"""
+    return torch.cat([task(Batch(part), torch.arange(len(part))) for part in x.split(_CHUNK)])
+
+
 def _encoded(features: Model, x: Tensor) -> Tensor:
     encode = features.tasks.encode
     assert encode is not None
-    return torch.cat([encode(Batch(part), torch.arange(len(part))) for part in x.split(_CHUNK)])
+    return judged(encode, x)
 
 
 def as_shown(x: Tensor, spec: DataSpec) -> Tensor:
@@ -61,7 +66,7 @@ def _by_class(features: Model, shown: Tensor, labels: list[int] | None) -> dict[
     classify = features.tasks.classify
     if classify is None:
         return {}
-    logits = torch.cat([classify(Batch(part), torch.arange(len(part))) for part in shown.split(_CHUNK)])
+    logits = judged(classify, shown)
     if labels is None:
         return {"classes_covered": float((class_counts(logits) > 0).sum())}
     found = class_accuracy(logits, torch.tensor(labels))

@@ -22,6 +22,13 @@ MEANING = {
     "recall": Meaning("Share of real data inside the samples' 5-neighbour balls.", "higher"),
     "density": Meaning("Real 5-neighbour balls a sample lies in, over 5; may exceed 1.", "higher"),
     "coverage": Meaning("Share of real 5-neighbour balls that hold a sample.", "higher"),
+    "modes": Meaning("Modes of the data that hold a sample, by the rule of its paper.", "higher"),
+    "high_quality": Meaning("Share of samples within 3 standard deviations of the nearest mode.", "higher"),
+    "kl_to_uniform": Meaning(
+        "KL divergence of the histogram over modes from the uniform, nats; depends on the number of samples.", "lower"
+    ),
+    "kl_floor": Meaning("What an ideal sampler scores in kl_to_uniform, on average, with as many samples.", None),
+    "mode_samples": Meaning("Samples that the count of modes rests on.", None),
     "class_accuracy": Meaning("Share of samples that the local classifier takes for the class asked for.", "higher"),
     "classes_covered": Meaning("Classes of which a sample was recognised.", "higher"),
     "test_accuracy": Meaning("Share of the test split classified correctly.", "higher"),

@@ -88,5 +88,5 @@ def version_number(settings: Settings, name: str, version: str) -> int:
 
 def shown_metrics(metrics: Mapping[str, float]) -> str:
     """The metrics a one-line listing has room for."""
-    wanted = ("fd_local", "class_accuracy", "test_accuracy", "samples_per_second")
+    wanted = ("fd_local", "modes", "class_accuracy", "test_accuracy", "samples_per_second")
     return "  ".join(f"{name} {metrics[name]:.4g}" for name in wanted if name in metrics)

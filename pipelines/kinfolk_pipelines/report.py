@@ -35,6 +35,7 @@ _RESTS_ON = {  # entries of the basis that may differ between models
     "likelihood": "What log-probabilities and evidence bounds rest on; compared where it is the same.",
     "importance_bound": "What the tighter bound rests on; compared where it is the same.",
     "against": "The data that ought to look strange.",
+    "mode_rule": "How modes are counted; compared where it is the same.",
 }
 
 
@@ -62,14 +63,16 @@ def best(entries: Sequence[Entry], metric: str) -> float | None:
     """The best value of a column, or None where they do not compare or there is one alone; NaN is none."""
     having = [entry for entry in entries if not math.isnan(entry.metrics.get(metric, math.nan))]
     values, better = [entry.metrics[metric] for entry in having], MEANING[metric].better
-    alike = len({entry.basis.get(likelihood_basis(metric)) for entry in having}) == 1
+    alike = len({entry.basis.get(basis_of(metric)) for entry in having}) == 1
     if better is None or len(values) < 2 or not alike:
         return None
     return min(values) if better == "lower" else max(values)
 
 
-def likelihood_basis(metric: str) -> str:
-    """The entry of the basis that says which likelihoods compare; models have none for other figures."""
+def basis_of(metric: str) -> str:
+    """The entry of the basis that says which models compare in a figure; there is none for most figures."""
+    if metric in ("modes", "high_quality", "kl_to_uniform"):
+        return "mode_rule"
     if metric.startswith("importance_bound"):
         return "importance_bound"
     return "likelihood" if metric.startswith(("elbo", "log_prob", "ode_log_prob")) else ""

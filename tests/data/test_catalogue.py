@@ -8,7 +8,7 @@ from kinfolk.errors import ConfigError, DataError
 
 
 def test_each_name_has_an_entry_of_that_name():
-    assert names() == ("digits", "mnist", "ring", "grid", "patches", "folder")
+    assert names() == ("digits", "mnist", "stacked-mnist", "ring", "grid", "patches", "folder")
     for name in names():
         assert entry(name).name == name
         assert entry(name).summary

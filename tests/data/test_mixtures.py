@@ -62,3 +62,16 @@ def test_a_class_is_named_by_its_centre(tmp_path):
 def test_a_draw_is_a_function_of_its_generator():
     first, second = (draw(ring_modes(), RING_STD, 5, torch.Generator().manual_seed(1)) for _ in range(2))
     assert torch.equal(first.x, second.x)
+
+
+@pytest.mark.parametrize(("name", "modes", "std"), [("ring", ring_modes(), RING_STD), ("grid", grid_modes(), GRID_STD)])
+def test_the_record_holds_what_modes_are_counted_by(tmp_path, name, modes, std):
+    data, _, _ = prepared(tmp_path, name)
+    known = data.record.modes
+    assert (known.kind, known.std, known.samples) == ("mixture", std, 2500)
+    assert torch.allclose(torch.tensor(known.centres, dtype=torch.float64), modes, atol=1e-12)
+
+
+def test_data_whose_modes_are_not_known_says_nothing_of_them(digits):
+    assert digits.record.modes is None
+    assert "modes" not in (digits.path / "dataset.json").read_text()

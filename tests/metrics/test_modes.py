@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from kinfolk.errors import DataError
-from kinfolk.metrics.modes import kl_floor, kl_to_uniform, mode_scores
+from kinfolk.metrics.modes import class_modes, histogram_entropy, kl_floor, kl_to_uniform, mode_scores
 from kinfolk.rng import generator
 
 ANGLE = torch.arange(8, dtype=torch.float64) * (2 * math.pi / 8)
@@ -76,3 +76,23 @@ def test_floor_of_stacked_digits() -> None:
 def test_an_empty_histogram_is_refused() -> None:
     with pytest.raises(DataError, match="4 modes holds no sample"):
         kl_to_uniform(torch.zeros(4))
+
+
+def test_entropy_runs_from_one_class_to_all_alike() -> None:
+    assert histogram_entropy(torch.tensor([0, 9, 0])) == 0
+    assert histogram_entropy(torch.tensor([4, 4, 0])) == pytest.approx(math.log(2))
+    assert histogram_entropy(torch.ones(1000)) == pytest.approx(math.log(1000))
+
+
+def test_classes_are_counted_against_all_there_are() -> None:
+    counts = torch.tensor([6, 0, 2, 0])
+    found = class_modes(counts)
+    assert (found.captured, found.modes, found.kl_floor) == (2, 4, 3 / 16)
+    assert found.kl == pytest.approx(math.log(4) - 0.75 * math.log(4 / 3) - 0.25 * math.log(4))
+
+
+def test_uniform_draws_of_stacked_digits_score_the_floor() -> None:
+    drawn = torch.randint(1000, (26_000,), generator=generator("stacked"))
+    found = class_modes(torch.bincount(drawn, minlength=1000))
+    assert found.captured == 1000
+    assert found.kl == pytest.approx(found.kl_floor, rel=0.15)

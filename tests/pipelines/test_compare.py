@@ -20,10 +20,10 @@ CLASSED = DataSpec(kind="vector", shape=(2,), classes=8)
 PLAIN = DataSpec(kind="vector", shape=(2,))
 
 
-def planned(name, data="ring", spec=CLASSED, draws=True, samples=2000):
+def planned(name, data="ring", spec=CLASSED, draws=True, samples=2000, judge=None):
     training, evaluation = {"samples": 100 + len(name)}, {"samples": samples}
     recipe = Recipe(name=name, family="gaussian", data=data, training=training, evaluation=evaluation)
-    dataset = SimpleNamespace(name=data, digest="d1", prepared=SimpleNamespace(spec=spec))
+    dataset = SimpleNamespace(name=data, judge=judge or data, digest="d1", prepared=SimpleNamespace(spec=spec))
     family, model = SimpleNamespace(name=f"family of {name}"), f"{data}-{name}"
     return SimpleNamespace(recipe=recipe, family=family, data=dataset, model_name=model, draws=draws)
 
@@ -84,6 +84,15 @@ def test_data_with_a_classifier_recipe_of_its_own_uses_it(played, settings):
     (settings.recipe_folder / "ring" / "features.yaml").write_text("")
     compare(settings, [planned("vae")], QUIET)
     assert played[0] == ("plan", "ring/features", (), "ring-features")
+
+
+def test_data_judged_by_the_classifier_of_other_data_has_that_one_trained(played, settings):
+    compare(settings, [planned("vae", judge="digits")], QUIET)
+    assert played[:2] == [
+        ("plan", "digits/features", ("data=digits",), "digits-features"),
+        ("train", "digits-features", 1, False),
+    ]
+    assert [name for _, name, *_ in played[2:]] == ["ring-vae", "ring-vae/3"]
 
 
 def test_data_without_classes_needs_no_classifier(played, settings):

@@ -1,5 +1,6 @@
 """Figures of models that replay known pictures: each number has a value that can be worked out by hand."""
 
+import math
 from itertools import product
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from kinfolk.contract import (
     SamplerState,
     Tasks,
 )
+from kinfolk.data.modes import Mixture, Stack
 from kinfolk.data.source import TensorSource
 from kinfolk.errors import ConfigError, DataError
 from kinfolk.metrics.kernel import kernel_distance
@@ -27,6 +29,7 @@ from kinfolk.metrics.likelihood import likelihood_figures
 from kinfolk.metrics.manifold import manifold_scores
 from kinfolk_pipelines import figures
 from kinfolk_pipelines.figures import measure
+from kinfolk_pipelines.figures_on_modes import rule
 from kinfolk_pipelines.meaning import MEANING
 
 CLASSES, ROWS = 4, 320  # rows of a split: more than one chunk of evaluation
@@ -342,3 +345,68 @@ def test_every_likelihood_has_its_line_in_the_glossary(kind, of_what):
 
 def test_every_figure_of_a_measurement_has_its_line_in_the_glossary(data, bank):
     assert (of(replaying(bank), data).keys() | of(JUDGE, data).keys()) <= MEANING.keys()
+
+
+MIXTURE = Mixture(centres=((-0.5, 0.0), (0.5, 0.0), (0.0, 0.5)), std=0.01, samples=8)
+
+
+def points(samples):
+    """A model that draws the given points in turn, and the data it is measured on."""
+    spec = DataSpec(kind="vector", shape=(2,))
+    model = Model(family(replay_tasks), Config(), spec, Replay(torch.tensor(samples), False))
+    split = TensorSource(spec, torch.zeros(2, 2))
+    return model, SimpleNamespace(spec=spec, source=lambda _: split)
+
+
+def test_modes_of_a_mixture_are_counted_by_its_own_rule():
+    model, data = points([[-0.5, 0.0], [-0.5, 0.029], [0.5, 0.031], [0.5, 0.0]])
+    found = measure(model, data, Evaluation(samples=8), modes=MIXTURE).metrics
+    assert (found["modes"], found["high_quality"], found["mode_samples"]) == (2, 0.75, 8)
+    assert found["kl_to_uniform"] == pytest.approx(math.log(3) - (2 / 3 * math.log(1.5) + math.log(3) / 3))
+    assert found["kl_floor"] == 2 / (2 * 6)
+
+
+def test_samples_near_no_mode_have_no_divergence():
+    found = measure(*points([[9.0, 9.0]]), Evaluation(samples=8), modes=MIXTURE).metrics
+    assert (found["modes"], found["high_quality"]) == (0, 0)
+    assert not {"kl_to_uniform", "kl_floor"} & found.keys()
+
+
+def test_the_rule_is_of_so_many_samples_whatever_the_other_figures_rest_on():
+    model, data = points([[-0.5, 0.0]] * 6 + [[0.5, 0.0]] * 2)
+    for samples in (6, 8, 50):
+        found = measure(model, data, Evaluation(samples=samples), modes=MIXTURE)
+        assert (found.metrics["modes"], found.metrics["mode_samples"]) == (2, 8)
+        assert len(found.samples) == samples
+
+
+def test_classes_are_read_by_the_judge_and_left_to_the_seeds(data, bank):
+    known = Stack(judge="marks", samples=ROWS)
+    model = replaying(bank[:2])  # asked for no class, seed 1 + i draws picture i % 4 of two
+    found = measure(model, data, Evaluation(samples=6), JUDGE, modes=known).metrics
+    assert model.module.asked[-1].label is None
+    assert (found["modes"], found["mode_samples"]) == (2, ROWS)
+    assert found["kl_to_uniform"] == pytest.approx(math.log(2))
+    assert found["kl_floor"] == (CLASSES - 1) / (2 * ROWS)
+    assert "modes" not in measure(model, data, Evaluation(samples=6), None, modes=known).metrics
+
+
+def test_modes_are_those_of_a_model_of_all_classes(data, bank):
+    known = Stack(judge="marks", samples=ROWS)
+    assert (
+        "modes" not in measure(replaying(bank), data, Evaluation(samples=160), JUDGE, learned=[0], modes=known).metrics
+    )
+
+
+def test_the_rule_of_counting_is_told():
+    assert rule(MIXTURE, "none") == (
+        "8 samples; of high quality, and of a mode, within 3 standard deviations of 0.01 of the nearest of 3 centres"
+    )
+    assert rule(Stack(judge="mnist"), "mnist-features/1 on each channel") == (
+        "26,000 samples; the class of every channel by mnist-features/1 on each channel"
+    )
+
+
+def test_every_figure_of_modes_has_its_line_in_the_glossary():
+    model, data = points([[-0.5, 0.0]])
+    assert measure(model, data, Evaluation(samples=8), modes=MIXTURE).metrics.keys() <= MEANING.keys()

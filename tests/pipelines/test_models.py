@@ -11,6 +11,7 @@ from kinfolk import sampling
 from kinfolk.bundle import save_bundle
 from kinfolk.contract import DataSpec, Model
 from kinfolk.data.catalogue import prepare
+from kinfolk.data.modes import Stack
 from kinfolk.data.prepared import Prepared
 from kinfolk.errors import ConfigError, DataError, RegistryError, RequestError
 from kinfolk.rng import seeded_initialisation
@@ -21,7 +22,7 @@ from kinfolk.tracking.lineage import Lineage
 from kinfolk.tracking.runs import Tracker
 from kinfolk_pipelines import evaluate as evaluation
 from kinfolk_pipelines import sample as samples
-from kinfolk_pipelines.datasets import open_dataset
+from kinfolk_pipelines.datasets import Dataset, open_dataset
 from kinfolk_pipelines.evaluate import evaluate
 from kinfolk_pipelines.figures import Figures
 from kinfolk_pipelines.models import load_model, rows, shown_metrics, version_number
@@ -102,7 +103,7 @@ def measured(monkeypatch):
     """What ``measure`` is asked; its own numbers are tested with the figures."""
     asked = []
 
-    def measure(model, data, evaluation, features=None, *, learned=(), against=None):
+    def measure(model, data, evaluation, features=None, *, learned=(), against=None, modes=None):
         asked.append((evaluation.model_dump(exclude_defaults=True), features, learned, against and len(against)))
         metrics = {"fd_local": 0.5, "nfe": 1.0, "likelihood_rows": float(evaluation.likelihood_samples or 300)}
         draws = {"importance_draws": 5.0} if evaluation.importance_draws else {}
@@ -176,6 +177,34 @@ def test_figures_on_features_rest_on_the_classifier_of_the_same_data(settings, a
     add("plain", digest=digest, spec=PICTURES.model_copy(update={"classes": None}))
     assert evaluate(settings, "plain").figures.basis["features"] == "not needed"
     assert measured[2][1] is None
+
+
+def test_modes_are_counted_as_the_data_set_says_and_the_rule_is_told(settings, add, measured, monkeypatch):
+    digest = open_dataset(settings, "ring").digest
+    add(digest=digest)
+    counted = []
+
+    def measure(*_, modes, **__):
+        counted.append(modes)
+        return Figures({"nfe": 1.0, "modes": 8.0}, None)
+
+    assert "mode_rule" not in evaluate(settings, "blob").figures.basis  # none was counted
+    monkeypatch.setattr(evaluation, "measure", measure)
+    assert evaluate(settings, "blob").figures.basis["mode_rule"].startswith("2,500 samples;")
+    assert kept_basis(settings)["mode_rule"].startswith("2,500 samples;")
+    assert counted == [open_dataset(settings, "ring").prepared.record.modes]
+
+
+def test_stacks_are_judged_by_the_classifier_of_what_a_channel_holds(settings, add, measured, monkeypatch):
+    ring = open_dataset(settings, "ring")
+    record = ring.prepared.record.model_copy(update={"modes": Stack(judge="ring")})
+    stacks = Dataset("stacks", Prepared(ring.prepared.path, record), "d1")
+    monkeypatch.setattr(evaluation, "open_dataset", lambda settings, name: {"stacks": stacks}[name])
+    add(data="stacks", digest="d1", spec=PICTURES.model_copy(update={"shape": (2, 8, 8), "classes": 100}))
+    assert "train ring-features for" in evaluate(settings, "blob").figures.basis["features"]
+    add("ring-features", seed=5)
+    assert evaluate(settings, "blob").figures.basis["features"] == "ring-features/1 on each channel"
+    assert measured[1][1].spec.shape == (2, 8, 8)
 
 
 def test_a_model_is_not_measured_on_data_it_has_not_learned(settings, add, measured):

@@ -99,6 +99,15 @@ def test_likelihoods_of_different_rows_or_classes_have_no_best_and_say_so(metric
     assert "likelihood" not in rows([entry("a", fd_local=1.0)])
 
 
+def test_counts_of_modes_compare_by_one_rule_alone():
+    pair = [entry(f"r{n}", basis={"mode_rule": f"{n} samples"}, kl_to_uniform=1.0 / n, modes=n) for n in (100, 1000)]
+    alike = [entry(f"r{n}", basis={"mode_rule": "100 samples"}, kl_to_uniform=1.0 / n, modes=n) for n in (4, 8)]
+    for name, value in (("kl_to_uniform", 0.125), ("modes", 8)):
+        assert best(pair, name) is None
+        assert best(alike, name) == value
+    assert [text for text, _ in rows(pair)["mode rule"]][:2] == ["100 samples", "1000 samples"]
+
+
 def test_a_tighter_bound_is_best_among_those_of_as_many_draws():
     pair = [entry(f"r{n}", basis={"importance_bound": f"{n} draws"}, importance_bound_nats=-n) for n in (5, 50)]
     assert best(pair, "importance_bound_nats") is None
@@ -114,7 +123,7 @@ def test_errors_distances_and_costs_are_better_lower_and_shares_higher():
     lower = {name for name, each in MEANING.items() if each.better == "lower"}
     assert {"fd_local", "kd_local", "reconstruction_mse", "completion_mse", "nfe"} <= lower
     assert lower == {name for name in MEANING if name.endswith("_bits_per_dim")} | {
-        "fd_local", "kd_local", "reconstruction_mse", "completion_mse", "nfe"
+        "fd_local", "kd_local", "kl_to_uniform", "reconstruction_mse", "completion_mse", "nfe"
     }  # fmt: skip
     neither = {name for name, each in MEANING.items() if each.better is None}
     assert {name for name in MEANING if name.endswith("_density_nats")} | {"fd_local_test", "parameters"} <= neither

@@ -6,13 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from kinfolk.config import parse
-from kinfolk.data import digits, folder, mixtures, mnist, patches
+from kinfolk.data import digits, folder, mixtures, mnist, patches, stacked_mnist
 from kinfolk.data.entry import Entry, Report, Request
 from kinfolk.data.preparation import check_destination, write
 from kinfolk.data.prepared import NAME_PATTERN, Prepared
 from kinfolk.errors import ConfigError, DataError, nearest
 
-_ALL = (digits.ENTRY, mnist.ENTRY, mixtures.RING, mixtures.GRID, patches.ENTRY, folder.ENTRY)
+_ALL = (
+    digits.ENTRY,
+    mnist.ENTRY,
+    stacked_mnist.ENTRY,
+    mixtures.RING,
+    mixtures.GRID,
+    patches.ENTRY,
+    folder.ENTRY,
+)
 _ENTRIES = {entry.name: entry for entry in _ALL}
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kinfolk.contract import Config, DataSpec
+from kinfolk.data.modes import KnownModes
 from kinfolk.data.source import Rows
 
 SplitName = Literal["train", "test"]
@@ -56,3 +57,4 @@ class Entry:
     contents: Callable[[Request], Contents]
     options: type[Config] = NoOptions
     source: Literal["none", "optional", "required"] = "none"  # whether a user's path is taken
+    modes: KnownModes | None = None  # for counting those that a model has lost

