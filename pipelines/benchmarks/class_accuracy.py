@@ -12,9 +12,9 @@ from sklearn.svm import SVC
 
 from kinfolk import sampling
 from kinfolk.errors import ConfigError
+from kinfolk.judge import as_shown
 from kinfolk.tracking.connection import mlflow_environment
 from kinfolk_pipelines.datasets import open_dataset
-from kinfolk_pipelines.figures_on_samples import as_shown
 from kinfolk_pipelines.models import load_model
 from kinfolk_pipelines.scripts import plain_mistakes
 from kinfolk_pipelines.settings import apply_environment, load_settings

@@ -5,9 +5,9 @@ from torch import Tensor
 
 from kinfolk.contract import DataSpec, Model
 from kinfolk.data.modes import KnownModes, Mixture, Stack
+from kinfolk.judge import as_shown, judged
 from kinfolk.metrics.accuracy import class_counts
 from kinfolk.metrics.modes import HIGH_QUALITY_STD, class_modes, mode_scores
-from kinfolk_pipelines.figures_on_samples import as_shown, judged
 
 
 def on_modes(known: KnownModes, samples: Tensor, spec: DataSpec, features: Model | None) -> dict[str, float]:

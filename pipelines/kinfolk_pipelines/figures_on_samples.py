@@ -3,35 +3,18 @@
 import torch
 from torch import Tensor
 
-from kinfolk.contract import Batch, DataSpec, Model, RowTask
+from kinfolk.contract import Model
 from kinfolk.data.source import Source
+from kinfolk.judge import as_shown, encoded, judged
 from kinfolk.metrics.accuracy import class_accuracy, class_counts
 from kinfolk.metrics.diversity import mean_distance_within_classes, mean_pairwise_distance, vendi_score
 from kinfolk.metrics.frechet import FeatureStatistics, frechet_distance
 from kinfolk.metrics.kernel import kernel_distance
 from kinfolk.metrics.manifold import manifold_scores
 
-_CHUNK = 256  # rows of one forward pass
 _VENDI_ROWS = 1000
 _REFERENCE_ROWS = 10_000  # of the train split; the kernel distance compares all pairs
 _REFERENCE_SEED = 0
-
-
-@torch.no_grad()
-def judged(task: RowTask, x: Tensor) -> Tensor:
-    """What a feature network's ``task`` says of samples, so many at a time. (N, *) -> (N, n)"""
-    return torch.cat([task(Batch(part), torch.arange(len(part))) for part in x.split(_CHUNK)])
-
-
-def _encoded(features: Model, x: Tensor) -> Tensor:
-    encode = features.tasks.encode
-    assert encode is not None
-    return judged(encode, x)
-
-
-def as_shown(x: Tensor, spec: DataSpec) -> Tensor:
-    """Samples rounded to the levels real data has, so that a classifier cannot tell them by their fractions."""
-    return x if spec.levels is None else spec.from_levels(spec.to_levels(x))
 
 
 @torch.no_grad()
@@ -40,9 +23,9 @@ def on_features(
 ) -> dict[str, float]:
     """Distances, coverage and diversity of samples (N, *), and whether they are of the classes asked for."""
     shown = as_shown(samples, train.spec)
-    real = _encoded(features, train.batch(_REFERENCE_SEED, 0, min(len(train), _REFERENCE_ROWS)).x)
-    held_out = _encoded(features, test.take(0, min(len(test), _REFERENCE_ROWS)).x)
-    drawn = _encoded(features, shown)
+    real = encoded(features, train.batch(_REFERENCE_SEED, 0, min(len(train), _REFERENCE_ROWS)).x)
+    held_out = encoded(features, test.take(0, min(len(test), _REFERENCE_ROWS)).x)
+    drawn = encoded(features, shown)
     statistics = FeatureStatistics.of(real)
     equal = min(len(real), len(drawn))
     scores = manifold_scores(real[:equal], drawn[:equal])
