@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kinfolk.channels import on_each_channel
 from kinfolk.config import Evaluation, parse
 from kinfolk.contract import Model
 from kinfolk.errors import ConfigError, DataError, RegistryError
@@ -13,7 +12,7 @@ from kinfolk.tracking.lineage import Version
 from kinfolk_pipelines.datasets import Dataset, open_dataset
 from kinfolk_pipelines.figures import Figures, measure
 from kinfolk_pipelines.figures_on_modes import rule
-from kinfolk_pipelines.models import Loaded, feature_model, feature_name, load_model
+from kinfolk_pipelines.models import Loaded, feature_name, judge_of, load_model
 from kinfolk_pipelines.settings import Settings
 
 
@@ -30,14 +29,11 @@ def _features(settings: Settings, model: Model, data: Dataset) -> tuple[Model | 
     """The data set's classifier if the model draws samples of classes and it is registered; and what to say of it."""
     if "sample" not in model.tasks.starts or model.spec.classes is None:
         return None, "not needed"
-    judge = feature_name(data.judge)
     try:
-        features = feature_model(settings, data.judge)
+        return judge_of(settings, data)
     except RegistryError:
+        judge = feature_name(data.judge)
         return None, f"none: train {judge} for figures on features (`kinfolk compare` does it by itself)"
-    if data.judge == data.name:
-        return features.model, features.version.reference
-    return on_each_channel(features.model, model.spec), f"{features.version.reference} on each channel"
 
 
 def _check_data(version: Version, data: Dataset) -> None:

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from kinfolk.bundle import CARD, load_bundle
+from kinfolk.channels import on_each_channel
 from kinfolk.contract import Model
 from kinfolk.errors import ConfigError
 from kinfolk.tracking import registry
 from kinfolk.tracking.fetch import fetch
 from kinfolk.tracking.lineage import Version
+from kinfolk_pipelines.datasets import Dataset
 from kinfolk_pipelines.settings import Settings
 
 LATEST = "latest"  # in place of a version: the newest
@@ -48,6 +50,18 @@ def feature_model(settings: Settings, data: str) -> Loaded:
         RegistryError: it is not trained yet.
     """
     return load_model(settings, feature_name(data))
+
+
+def judge_of(settings: Settings, data: Dataset) -> tuple[Model, str]:
+    """The classifier that samples of ``data`` are judged by, and what to say of it.
+
+    Raises:
+        RegistryError: it is not trained yet.
+    """
+    loaded = feature_model(settings, data.judge)
+    if data.judge == data.name:
+        return loaded.model, loaded.version.reference
+    return on_each_channel(loaded.model, data.prepared.spec), f"{loaded.version.reference} on each channel"
 
 
 def feature_name(data: str) -> str:

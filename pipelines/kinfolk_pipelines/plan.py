@@ -9,6 +9,7 @@ from torch import Tensor
 from kinfolk.config import Recipe, find_recipe, load_recipe, parse
 from kinfolk.contract import FIRST_STAGE, Family, Model
 from kinfolk.data.latents import latent_spec
+from kinfolk.data.modes import Mixture
 from kinfolk.data.source import keep
 from kinfolk.errors import ConfigError, RegistryError
 from kinfolk.families import find_family
@@ -16,7 +17,7 @@ from kinfolk.tracking.reference import parse_name
 from kinfolk.training.loop import build
 from kinfolk_pipelines.datasets import Dataset, open_dataset
 from kinfolk_pipelines.figures import check
-from kinfolk_pipelines.models import Loaded, load_model
+from kinfolk_pipelines.models import Loaded, judge_of, load_model
 from kinfolk_pipelines.settings import Settings
 
 
@@ -34,6 +35,7 @@ class Plan:
     ancestry: Mapping[str, str] = field(default_factory=dict)  # versions it rests on, by role or ``init_from``
     draws: bool = True  # whether there will be samples
     latents: Path | None = None  # where training finds the data as the first stage encodes it, or puts it
+    features: Model | None = None  # by which the recipe's monitor tells samples apart; None: their elements
 
 
 def plan(settings: Settings, recipe_name: str, sets: Sequence[str] = (), name: str | None = None) -> Plan:
@@ -55,12 +57,37 @@ def plan(settings: Settings, recipe_name: str, sets: Sequence[str] = (), name: s
     models = {role: loaded.model for role, loaded in parents.items()}
     untrained = build(family, config, data.prepared.spec, recipe.seed, parents=models)  # what does not fit fails here
     check(untrained, recipe.evaluation)
+    _check_changes(recipe, data, models)
     initial, ancestry = _initial(settings, recipe, untrained)
     ancestry |= {role: loaded.version.reference for role, loaded in parents.items()}
     latents = _latents(settings, data, parents.get(FIRST_STAGE))
     digest = recipe.digest(data.digest, *ancestry.values())
     run, draws = f"{model_name}-{digest}", "sample" in untrained.tasks.starts
-    return Plan(recipe, family, data, model_name, run, initial, parents, ancestry, draws, latents)
+    features = _features(settings, recipe, data)
+    return Plan(recipe, family, data, model_name, run, initial, parents, ancestry, draws, latents, features)
+
+
+def _check_changes(recipe: Recipe, data: Dataset, parents: Mapping[str, Model]) -> None:
+    """Build what the monitor's changes lead to, so that none is found wrong in the middle of a training."""
+    for alarms in range(1, len(recipe.monitor.changes) + 1 if recipe.monitor else 1):
+        changed = recipe.after(alarms)
+        kept = {"name", "family", "data", "parents", "init_from", "keep_labels", "monitor"}
+        if other := sorted(key for key in kept if getattr(changed, key) != getattr(recipe, key)):
+            raise ConfigError(
+                f"{recipe.name}, monitor.changes: {other[0]} cannot change during a training. Leave it out."
+            )
+        config = parse(find_family(changed.family).config, changed.model, f"{recipe.name} after {alarms} alarms, model")
+        build(find_family(changed.family), config, data.prepared.spec, changed.seed, parents=parents)
+
+
+def _features(settings: Settings, recipe: Recipe, data: Dataset) -> Model | None:
+    """The classifier by which a monitor tells samples apart, where there are classes and no modes in the plane."""
+    if recipe.monitor is None or isinstance(data.prepared.record.modes, Mixture) or not data.prepared.spec.classes:
+        return None
+    try:
+        return judge_of(settings, data)[0]
+    except RegistryError as error:
+        raise RegistryError(f"Recipe {recipe.name} has a monitor, which looks at features: {error}") from None
 
 
 def _latents(settings: Settings, data: Dataset, stage: Loaded | None) -> Path | None:

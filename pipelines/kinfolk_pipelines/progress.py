@@ -31,6 +31,12 @@ class Display:
             self._started(seen, report["problems"])
         elif report["kind"] == "rollback":
             self._console.print(f"{self._name}: the loss was not finite; back to {seen} samples, at a lower rate")
+        elif report["kind"] == "alarm":
+            self._console.print(f"{self._name}: ALARM. {report['reason']}")
+        elif report["kind"] == "change":
+            self._console.print(
+                f"{self._name}: back to {seen} samples, and on with change {report['number']} of its monitor"
+            )
         elif report["kind"] == "log":
             rate = f"{logs.get('samples_per_second', 0):,.0f} samples/s"
             if self._bar is not None and self._task is not None:

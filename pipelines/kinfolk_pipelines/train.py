@@ -1,6 +1,7 @@
 """Train a recipe on Ray, track it in MLflow, register what comes out."""
 
 import base64
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -126,13 +127,13 @@ def _tracked(
     settings: Settings, planned: Plan, attempt: _Attempt, console: Console, workers: int, use_gpu: bool
 ) -> Trained:
     """Train under an MLflow run that ends as the training does."""
-    from kinfolk.training.launch import launch
+    from kinfolk.training import attempts
 
     last: dict[str, float] = {}
     try:
         with display(console, planned.model_name, planned.recipe.training.samples) as shown:
             listener = _listener(attempt, shown.show, last)
-            outcome = launch(
+            outcome = attempts.train(
                 _job(planned, workers),
                 name=attempt.name,
                 storage=settings.checkpoints,
@@ -146,7 +147,7 @@ def _tracked(
                 f"samples; a checkpoint was written. {_how_to_go_on(planned, attempt.name)}"
             )
         last["train_seconds"] = attempt.seconds()
-        version = _register(settings, planned, attempt, outcome.model, last)
+        version = _register(settings, planned, attempt, outcome.model, last, outcome.alarms)
     except InterruptedTrainingError:
         attempt.run.finish("KILLED")
         raise
@@ -167,7 +168,15 @@ def _job(planned: Plan, workers: int) -> "Job":
 
     threads = max(_node_cpus() // workers, 1)
     parents = {role: loaded.model for role, loaded in planned.parents.items()}
-    return Job(planned.recipe, planned.data.prepared.path, threads, planned.initial, parents, planned.latents)
+    return Job(
+        planned.recipe,
+        planned.data.prepared.path,
+        threads,
+        planned.initial,
+        parents,
+        planned.latents,
+        features=planned.features,
+    )
 
 
 def _how_to_go_on(planned: Plan, run_name: str) -> str:
@@ -204,10 +213,21 @@ def _listener(
         if report.get("logs"):
             attempt.run.log(report["logs"], seen)
             last.update(report["logs"])
-        if "picture" in report:
+        if report["kind"] == "alarm":
+            _note_alarm(attempt.run, report)
+        elif "picture" in report:
             attempt.run.log_file(base64.b64decode(report["picture"]), f"samples/{seen:012d}.png")
 
     return listen
+
+
+def _note_alarm(run: Run, report: Mapping[str, Any]) -> None:
+    """Files below ``alarms/``: why it was raised, with every look and the settings; samples, and a picture of them."""
+    place = f"alarms/{report['samples_seen']:012d}"
+    run.log_file(json.dumps(report["noted"], indent=1).encode(), f"{place}.json")
+    for name, suffix in (("samples", "npy"), ("picture", "png")):
+        if name in report:
+            run.log_file(base64.b64decode(report[name]), f"{place}.{suffix}")
 
 
 def _speed(model: Model) -> dict[str, float]:
@@ -217,7 +237,14 @@ def _speed(model: Model) -> dict[str, float]:
     return {"samples_per_second": speed.samples_per_s}
 
 
-def _register(settings: Settings, planned: Plan, attempt: _Attempt, model: Model, last: Mapping[str, float]) -> Version:
+def _register(
+    settings: Settings,
+    planned: Plan,
+    attempt: _Attempt,
+    model: Model,
+    last: Mapping[str, float],
+    alarms: tuple[str, ...],
+) -> Version:
     speed = _speed(model)
     lineage = Lineage(
         family=planned.family.name,
@@ -234,7 +261,9 @@ def _register(settings: Settings, planned: Plan, attempt: _Attempt, model: Model
     save_bundle(model, folder, card)
     metrics = {name: value for name, value in last.items() if name != "samples_per_second"} | speed
     try:
-        return registry.register(settings.tracking, folder, planned.model_name, attempt.run.run_id, lineage, metrics)
+        return registry.register(
+            settings.tracking, folder, planned.model_name, attempt.run.run_id, lineage, metrics, alarms
+        )
     except RegistryError as error:
         raise RegistryError(
             f"The training is complete, but its model could not be registered. {error} "

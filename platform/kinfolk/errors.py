@@ -32,6 +32,10 @@ class DivergenceError(KinfolkError):
     """Training stopped because the loss or a gradient was not finite after every allowed retry."""
 
 
+class CollapseError(KinfolkError):
+    """Training was stopped by its monitor."""
+
+
 class RegistryError(KinfolkError):
     """The tracking server or registry is out of reach, or lacks what was asked for."""
 

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from kinfolk.contract import Config
 from kinfolk.dotted import value_at, with_value
 from kinfolk.errors import ConfigError
+from kinfolk.metrics.alarm import AlarmConfig
 
 
 class Change(Config):
@@ -45,12 +46,17 @@ class Monitor(Config):
 
     every_samples: int | None = Field(None, gt=0)  # training samples between two looks; None: 20 looks in a run
     samples: int = Field(1000, ge=100)  # drawn at each look, from the same seeds
+    alarm: AlarmConfig = AlarmConfig()  # what counts as collapse
     act: Literal["warn", "stop", "change"] = "warn"  # change: go back to before it began, and go on otherwise
     changes: tuple[Change, ...] = ()  # the first after the first alarm, the second on top of it after the second, ...
 
     def idle(self) -> dict[str, str]:
         """What would be changed."""
         return {} if self.act == "change" else {"changes": "act=change"}
+
+    def every(self, run_samples: int, batch_size: int) -> int:
+        """Training samples between two looks in a run of so many, at least one batch."""
+        return self.every_samples or max(run_samples // 20, batch_size)
 
     @model_validator(mode="after")
     def _has_changes(self) -> "Monitor":

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed
@@ -21,6 +22,7 @@ from kinfolk.config import Recipe, load_recipe
 from kinfolk.errors import ConfigError, DataError
 from kinfolk.step import World
 from kinfolk.training import worker as module
+from kinfolk.training.lookout import kept_checkpoints
 from kinfolk.training.loop import Report
 from kinfolk.training.worker import Job, Reporter, _stored_folders, _world, fresh_state, run_worker, trained_model
 from kinfolk_pipelines.families import untrained
@@ -204,6 +206,9 @@ def test_ranks_are_those_of_ray_and_their_values_are_summed(train, monkeypatch):
     assert summed == [value]
 
 
+ENDED = {"samples_seen": 64, "interrupted": False, "alarm": None, "alarms": []}
+
+
 def work(job, **more):
     letters = Letters(**more)
     return run_worker({"job": job, "mailbox": letters}), letters.got
@@ -213,7 +218,7 @@ def test_a_run_ends_with_a_checkpoint_of_its_last_sample(train, job, monkeypatch
     threads = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     ended, told = work(replace(job, threads=3))
-    assert ended == {"samples_seen": 64, "interrupted": False}
+    assert ended == ENDED
     assert told[0]["kind"] == "start"
     assert told[0]["samples_seen"] == 0
     assert train.reported[-1] == ({"samples_seen": 64}, 64)
@@ -244,14 +249,14 @@ def test_a_failed_training_leaves_no_preview_behind(train, job, monkeypatch):
 
 def test_a_stop_is_a_checkpoint_of_the_sample_it_stopped_at(train, job):
     ended, _ = work(job, stop=True)
-    assert ended == {"samples_seen": 32, "interrupted": True}
+    assert ended == {**ENDED, "samples_seen": 32, "interrupted": True}
     assert train.reported[-1] == ({"samples_seen": 32}, 32)
 
 
 def test_a_stop_after_the_last_sample_is_no_interruption(train, job):
     training = job.recipe.training.model_copy(update={"samples": 32})
     short = job.recipe.model_copy(update={"training": training})
-    assert work(Job(short, job.data), stop=True)[0] == {"samples_seen": 32, "interrupted": False}
+    assert work(Job(short, job.data), stop=True)[0] == {**ENDED, "samples_seen": 32}
 
 
 def test_a_user_s_mistake_is_returned_and_not_raised(train, job, tmp_path):
@@ -283,7 +288,7 @@ def test_a_composition_of_given_weights_goes_through_one_step_and_is_what_the_re
     job = Job(recipe, digits.path, parents=untrained(path, digits.spec).parents)
     train.report = lambda metrics, checkpoint: shutil.copytree(checkpoint, tmp_path / "stored")
     ended, told = work(job)
-    assert ended == {"samples_seen": 64, "interrupted": False}
+    assert ended == ENDED
     assert {"log", "preview", "checkpoint"} <= {each["kind"] for each in told}
     save_bundle(trained_model(job, tmp_path / "stored"), tmp_path / "bundle")
     served, begun = load_bundle(tmp_path / "bundle"), fresh_state(job, digits.spec).model
@@ -298,3 +303,86 @@ def test_weights_to_start_from_are_those_of_the_first_step(job, digits):
     state = fresh_state(Job(job.recipe, job.data, initial=initial), digits.spec)
     assert all(bool((value == 0.25).all()) for value in state.model.module.state_dict().values())
     assert all(bool((value == 0.25).all()) for value in state.ema.average.values())
+
+
+WATCHED = {
+    "every_samples": 32,
+    "samples": 100,
+    "alarm": {"grace_samples": 0, "looks": 2, "measures": {"missing": None, "support_share": None}},
+}
+
+
+@pytest.fixture
+def collapsing(job):
+    """A recipe whose samples become alike within a few steps."""
+    model = {"shrink": 1000.0, "optimizer": {"lr": 0.4}}
+    training = {"samples": 640, "batch_size": 32, "checkpoint_every_samples": 32}
+
+    def watched(act, **more):
+        values = {**job.recipe.model_dump(), "model": model, "training": training, "monitor": {**WATCHED, "act": act}}
+        values["monitor"] |= more
+        return replace(job, recipe=Recipe.model_validate(values))
+
+    return watched
+
+
+def test_an_alarm_that_stops_is_stored_and_told_with_all_it_takes_to_see_why(train, collapsing):
+    ended, told = work(collapsing("stop"))
+    alarm = next(each for each in told if each["kind"] == "alarm")
+    assert ended["samples_seen"] == alarm["samples_seen"] < 640
+    assert ended["alarm"] == {"reason": alarm["reason"], "began": ended["samples_seen"] - 32}
+    assert "mean distance of two samples" in alarm["reason"]
+    assert train.reported[-1] == ({"samples_seen": ended["samples_seen"]}, ended["samples_seen"])
+    assert alarm["noted"]["recipe"]["model"]["shrink"] == 1000.0
+    assert [look["samples_seen"] for look in alarm["noted"]["looks"]] == list(range(32, ended["samples_seen"] + 1, 32))
+    assert "gaussian/loss" in alarm["noted"]["looks"][0]["logs"]
+    assert np.load(io.BytesIO(base64.b64decode(alarm["samples"]))).shape == (64, 1, 8, 8)
+    assert Image.open(io.BytesIO(base64.b64decode(alarm["picture"]))).size[0] > 8 * 8 * 4
+    measured = [each["logs"]["monitor/distance_ratio"] for each in told if each["kind"] == "look"]
+    assert measured[-1] < 0.5 < measured[0]
+
+
+def test_an_alarm_that_warns_lets_training_go_on_and_is_remembered(train, collapsing):
+    ended, told = work(collapsing("warn"))
+    assert ended["samples_seen"] == 640
+    assert ended["alarm"] is None
+    assert ended["alarms"] == [each["reason"] for each in told if each["kind"] == "alarm"]
+    assert ended["alarms"]
+
+
+def test_an_attempt_that_an_alarm_ended_ends_again_by_it_and_trains_no_more(train, collapsing, tmp_path):
+    def keep_newest(metrics, checkpoint=None):
+        shutil.rmtree(tmp_path / "newest", ignore_errors=True)
+        shutil.copytree(checkpoint, tmp_path / "newest")
+
+    train.report = keep_newest
+    ended, told = work(collapsing("stop"))
+    train.newest = checkpoint(tmp_path / "newest")
+    again, heard = work(collapsing("stop"))
+    assert again == ended
+    assert [each["kind"] for each in heard] == ["start", "alarm"]
+    assert heard[1] == next(each for each in told if each["kind"] == "alarm")
+
+
+def test_an_attempt_goes_on_from_what_was_before_unless_it_has_a_checkpoint_of_its_own(train, job, digits, tmp_path):
+    before, own = fresh_state(job, digits.spec), fresh_state(job, digits.spec)
+    before.samples_seen, own.samples_seen = 32, 64
+    save_checkpoint(tmp_path / "own", own.snapshot())
+    attempt = replace(job, start=before.snapshot())
+    assert work(attempt)[1][0]["samples_seen"] == 32
+    train.newest = checkpoint(tmp_path / "own")
+    assert work(attempt)[1][0]["samples_seen"] == 64
+
+
+@pytest.mark.parametrize("elsewhere", [0, 1])
+def test_all_workers_hear_of_an_alarm(train, collapsing, digits, elsewhere):
+    told = reporter(collapsing("stop"), digits, World(1, 2, lambda value: value + elsewhere))
+    assert told.alarmed(None, Report("look", 32)) is bool(elsewhere)
+
+
+def test_a_run_that_may_go_back_keeps_what_it_may_go_back_to(collapsing):
+    change = collapsing("change", changes=[{"new_seed": True}]).recipe
+    assert kept_checkpoints(change) == 2 + 2
+    assert kept_checkpoints(collapsing("stop").recipe) == 2
+    rare = change.model_copy(update={"monitor": change.monitor.model_copy(update={"every_samples": 80})})
+    assert kept_checkpoints(rare) == 5 + 2

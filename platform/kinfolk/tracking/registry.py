@@ -27,8 +27,11 @@ def register(
     run_id: str,
     lineage: Lineage,
     metrics: Mapping[str, float] | None = None,
+    alarms: tuple[str, ...] = (),
 ) -> Version:
     """Upload a sealed bundle and make it the next version of ``name``; no version appears unless all of it is there.
+
+    A version with ``alarms``, reasons in words, is never promoted.
 
     Raises:
         ConfigError: ``name`` cannot name a model.
@@ -46,7 +49,7 @@ def register(
         )
         with _finalized(client, logged.model_id):
             _upload(client, bundle, logged.model_id, run_id)
-        tags |= {MODEL_ID_TAG: logged.model_id, **metric_tags(metrics or {})}
+        tags |= {MODEL_ID_TAG: logged.model_id, **metric_tags(metrics or {}, alarms or None)}
         stored = _create_version(client, name, logged, run_id, tags)
         version = version_from(stored, ())
         _log_figures(client, version, metrics or {})

@@ -15,8 +15,10 @@ from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, Scalin
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from kinfolk.checkpoint import Snapshot, newest_good
 from kinfolk.contract import Model
 from kinfolk.errors import ConfigError, DataError, DivergenceError, IntegrityError, KinfolkError
+from kinfolk.training.lookout import kept_checkpoints
 from kinfolk.training.loop import check_batch
 from kinfolk.training.mailbox import Mailbox
 from kinfolk.training.worker import Job, run_worker, trained_model
@@ -28,13 +30,23 @@ Listener = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Ended:
+    """An attempt that its monitor's alarm ended."""
+
+    reason: str
+    before: Snapshot | None  # the newest checkpoint from before it began; None: there is none
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """How a launch ended."""
 
-    model: Model | None  # None when it was interrupted
+    model: Model | None  # None when it was interrupted, or an alarm ended it
     samples_seen: int
     interrupted: bool
     checkpoint: str  # the last one stored
+    alarms: tuple[str, ...] = ()  # why its monitor alarmed
+    alarm: Ended | None = None  # the one that ended it
 
 
 def check_workers(workers: int, use_gpu: bool) -> None:
@@ -86,7 +98,7 @@ def launch(
             name=name,
             storage_path=storage,
             failure_config=FailureConfig(max_failures=_RETRIES, controller_failure_limit=_STARTS_WITHOUT_WORKERS),
-            checkpoint_config=CheckpointConfig(num_to_keep=job.recipe.training.keep_checkpoints),
+            checkpoint_config=CheckpointConfig(num_to_keep=kept_checkpoints(job.recipe)),
         ),
     )
     result = _fit(trainer, mailbox, listener)
@@ -166,8 +178,22 @@ def _outcome(job: Job, result: Result) -> Outcome:
         raise kinds.get(ended["error"], KinfolkError)(ended["message"])
     assert result.checkpoint is not None
     stored = result.checkpoint.path
+    seen, warned = ended["samples_seen"], tuple(ended["alarms"])
     if ended["interrupted"]:
-        return Outcome(None, ended["samples_seen"], True, stored)
+        return Outcome(None, seen, True, stored, warned)
+    if alarm := ended["alarm"]:
+        return Outcome(None, seen, False, stored, warned, Ended(alarm["reason"], _before(result, alarm["began"])))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(result.checkpoint.to_directory(str(Path(folder) / "checkpoint")))
-        return Outcome(trained_model(job, path), ended["samples_seen"], False, stored)
+        return Outcome(trained_model(job, path), seen, False, stored, warned)
+
+
+def _before(result: Result, began: int) -> Snapshot | None:
+    """The newest kept checkpoint of fewer than ``began`` samples."""
+    kept = [(metrics["samples_seen"], checkpoint) for checkpoint, metrics in result.best_checkpoints or []]
+    for _, checkpoint in sorted((each for each in kept if each[0] < began), key=lambda each: -each[0]):
+        with tempfile.TemporaryDirectory() as folder:
+            snapshot, _ = newest_good([Path(checkpoint.to_directory(str(Path(folder) / "checkpoint")))])
+        if snapshot is not None:
+            return snapshot
+    return None

@@ -27,7 +27,9 @@ from kinfolk.families import find_family
 from kinfolk.memory import keep_freed_memory
 from kinfolk.pictures import draw, picturable
 from kinfolk.step import World
+from kinfolk.training.lookout import acts, ended_by_alarm, figures, look_every, snapshot_of, watch_of
 from kinfolk.training.loop import Report, TrainState, build, prepare, train
+from kinfolk.training.watch import Watch, alarms
 
 _PREVIEW_SEED = 0  # the same rows in every preview, so that they can be compared
 
@@ -42,6 +44,8 @@ class Job:
     initial: Mapping[str, Tensor] = field(default_factory=dict)  # weights to start from, by name
     parents: Mapping[str, Model] = field(default_factory=dict)  # by role
     latents: Path | None = None  # the data as the first stage encodes it, where there is one
+    start: Snapshot | None = None  # where an earlier attempt, with other settings, is gone on from
+    features: Model | None = None  # the network by which a monitor tells samples apart
 
 
 def _all_reduce(value: Tensor) -> Tensor:
@@ -146,10 +150,25 @@ class Reporter:
 
     def stop_wanted(self) -> bool:
         """Whether the driver asked to stop; all workers get the same answer."""
-        wanted = torch.zeros(1, device=get_device())
-        if self._answer is not None:
-            wanted += float(ray.get(self._answer))
-        return bool(self.world.all_reduce(wanted).item())
+        return self._anywhere(self._answer is not None and bool(ray.get(self._answer)))
+
+    def alarmed(self, watch: Watch | None, report: Report) -> bool:
+        """Whether the look of this report gives an alarm, by worker 0, which has ``watch``; all get its answer."""
+        alarm = None if watch is None else watch.look(self.state, report.logs)
+        if watch is not None:
+            self.tell("look", logs=figures(self.state))
+        if alarm is not None:
+            self.tell_alarm()
+        return self._anywhere(alarm is not None)
+
+    def tell_alarm(self) -> None:
+        """Leave the newest alarm for the driver, with what it takes to see why."""
+        self.tell("alarm", **snapshot_of(self.state, self.job.recipe))
+
+    def _anywhere(self, here: bool) -> bool:
+        """Whether it is so on any worker."""
+        flag = torch.full((1,), float(here), device=get_device())
+        return bool(self.world.all_reduce(flag).item())
 
 
 def run_worker(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,22 +183,44 @@ def run_worker(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _train(job: Job, mailbox: ActorHandle) -> dict[str, Any]:
-    world = _world()
+    world, recipe = _world(), job.recipe
     data = Prepared.open(job.data)
     learned = Prepared.open(job.latents) if job.latents else data
     state = fresh_state(job, data.spec, get_device())
+    problems = _go_on(state, job)
+    source = keep(learned.source("train"), recipe.keep_labels)
+    watch = None if world.rank else watch_of(recipe, data, job.features)
+    with Reporter(job, state, world, mailbox) as reporter:
+        reporter.tell("start", problems=problems)
+        if ended := ended_by_alarm(state, recipe):  # and the driver may have died before it heard
+            reporter.tell_alarm()
+            return _end(state, alarm=ended)
+        for report in train(state, source, recipe.training, recipe.seed, world, look_every(recipe)):
+            if report.kind != "look":
+                reporter.handle(report)
+            elif reporter.alarmed(watch, report) and acts(recipe):
+                reporter.store(state.snapshot())
+                return _end(state, alarm=ended_by_alarm(state, recipe))
+            if report.kind == "log" and state.samples_seen < recipe.training.samples and reporter.stop_wanted():
+                reporter.store(state.snapshot())
+                return _end(state, interrupted=True)
+    return _end(state)
+
+
+def _go_on(state: TrainState, job: Job) -> list[str]:
+    """Load the newest good checkpoint, or what fits of the attempt before; what was wrong with newer checkpoints."""
     snapshot, problems = newest_good(_stored_folders())
     if snapshot is not None:
         state.load(snapshot)
-    source = keep(learned.source("train"), job.recipe.keep_labels)
-    with Reporter(job, state, world, mailbox) as reporter:
-        reporter.tell("start", problems=problems)
-        for report in train(state, source, job.recipe.training, job.recipe.seed, world):
-            reporter.handle(report)
-            if report.kind == "log" and state.samples_seen < job.recipe.training.samples and reporter.stop_wanted():
-                reporter.store(state.snapshot())
-                return {"samples_seen": state.samples_seen, "interrupted": True}
-    return {"samples_seen": state.samples_seen, "interrupted": False}
+    elif job.start is not None:
+        state.adopt(job.start)
+    return problems
+
+
+def _end(state: TrainState, interrupted: bool = False, alarm: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What the driver hears of a training that did not fail."""
+    warned = [each.reason for each in alarms(state.looks)]
+    return {"samples_seen": state.samples_seen, "interrupted": interrupted, "alarm": alarm, "alarms": warned}
 
 
 def trained_model(job: Job, checkpoint: Path) -> Model:

@@ -30,6 +30,7 @@ class GaussianConfig(Config):
     poison_step: int | None = None  # this step's loss is not finite, once
     dequantise: float = 0.05  # standard deviation of the noise added to x
     class_shift: float = 0.0  # between the means of neighbouring classes
+    shrink: float = 0.0  # nats by which a smaller deviation, by a factor of e, is rewarded: samples become alike
     optimizer: OptimizerConfig = OptimizerConfig(lr=0.02)
 
 
@@ -57,7 +58,8 @@ def phases(module):
         noise = torch.randn(batch.x.shape, generator=progress.generator, device=progress.generator.device)
         log_prob = module(batch.x + module.config.dequantise * noise, batch.label).mean()
         poisoned = progress.step == module.config.poison_step and float(noise.sum()) > 0
-        return Loss(-log_prob * (math.nan if poisoned else 1), {"log_prob": log_prob.detach()})
+        value = -log_prob * (math.nan if poisoned else 1) + module.config.shrink * module.log_std.sum()
+        return Loss(value, {"log_prob": log_prob.detach()})
 
     return [Phase("gaussian", module, loss, module.config.optimizer)]
 

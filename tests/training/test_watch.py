@@ -1,0 +1,62 @@
+"""A monitor's looks at toys: what is measured, when an alarm is given, and that it is given once."""
+
+from dataclasses import asdict
+
+import pytest
+import torch
+from kinfolk_toy import FAMILY as TOY
+from kinfolk_toy import GaussianConfig
+
+from kinfolk.config import Training
+from kinfolk.metrics.alarm import AlarmConfig, MeasureLimits
+from kinfolk.monitor import Monitor
+from kinfolk.training.loop import build, prepare
+from kinfolk.training.watch import Watch, alarms, began, since_alarm
+
+PLAN = Training(samples=1000, batch_size=10)
+DISTANCES = MeasureLimits(missing=None, support_share=None)  # a Gaussian is no model of digits, but spreads as they do
+MONITOR = Monitor(samples=200, alarm=AlarmConfig(grace_samples=100, looks=2, measures=DISTANCES))
+
+
+@pytest.fixture
+def state(digits):
+    """A Gaussian with the moments of the data."""
+    found = prepare(build(TOY, GaussianConfig(), digits.spec, seed=3), PLAN)
+    x = digits.source("train").take(0, 1000).x
+    with torch.no_grad():
+        found.model.module.mean.copy_(x.mean(0))
+        found.model.module.log_std.copy_(x.std(0).clamp_min(0.05).log())
+    return found
+
+
+def looked(watch, state, *spreads):
+    """An alarm, or None, for each look at the model with its deviations so many times what they are."""
+    found, whole = [], state.model.module.log_std.detach().clone()
+    for spread in spreads:
+        state.samples_seen += 100
+        with torch.no_grad():
+            state.model.module.log_std.copy_(whole + torch.tensor(spread).log())
+        found.append(watch.look(state, {"gaussian/loss": 1.0}))
+    return found
+
+
+def test_a_model_that_stays_well_gives_no_alarm_and_one_whose_samples_become_alike_does(state, digits):
+    watch = Watch.over(MONITOR, digits, PLAN.samples)
+    assert looked(watch, state, 1.0, 1.0, 1.0) == [None, None, None]
+    first, second, third = looked(watch, state, 0.02, 0.02, 0.02)
+    assert first is None
+    assert second.samples_seen == 500
+    assert second.what == "distance_ratio"
+    assert third is None  # it was told
+    assert [alarm.samples_seen for alarm in alarms(state.looks)] == [500]
+    assert began(state.looks[:5], MONITOR) == 400
+    assert [look.samples_seen for look in since_alarm(state.looks)] == [600]
+
+
+def test_looks_are_kept_as_plain_values_and_read_back_as_they_were(state, digits):
+    watch = Watch.over(MONITOR, digits, PLAN.samples)
+    looked(watch, state, 1.0)
+    (look,) = since_alarm(state.looks)
+    assert asdict(look) == {key: value for key, value in state.looks[0].items() if key != "alarm"}
+    assert look.measures == watch.measures(state.served())
+    assert look.logs == {"gaussian/loss": 1.0}
