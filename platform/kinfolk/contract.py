@@ -22,6 +22,7 @@ from kinfolk.errors import ConfigError, RequestError, no_effect
 
 __all__ = [
     "FIRST_STAGE",
+    "SIGNALS",
     "Batch",
     "Config",
     "ConfigError",
@@ -44,6 +45,15 @@ __all__ = [
 ]
 
 Kind = Literal["image", "audio", "video", "tokens", "vector"]
+SIGNALS: Mapping[str, str] = {
+    "logit_gap": "mean critic output of data less that of samples",
+    "energy_gap": "mean energy of data less that of samples",
+    "kl": "KL divergence from the prior, nats a sample",
+    "kl_active": "share of latent dimensions with a KL divergence above 0.01 nats",
+    "usage": "share of codes in use",
+}
+"""Logs of a loss that the platform watches for collapse, by name, in whatever family and phase."""
+
 FIRST_STAGE = "first_stage"  # the parent in this role encodes the data; losses then see its latents as ``batch.x``
 
 
@@ -171,7 +181,7 @@ class Loss:
     """A mean over samples, so that microbatches and workers average."""
 
     value: Tensor  # ()
-    logs: Mapping[str, Tensor] = field(default_factory=dict)  # detached scalars, in the field's words
+    logs: Mapping[str, Tensor] = field(default_factory=dict)  # detached scalars, in the field's words; see SIGNALS
 
 
 class OptimizerConfig(Config):
