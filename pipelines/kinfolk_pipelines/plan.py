@@ -13,7 +13,7 @@ from kinfolk.data.source import keep
 from kinfolk.errors import ConfigError, RegistryError
 from kinfolk.families import find_family
 from kinfolk.tracking.reference import parse_name
-from kinfolk.training.loop import build
+from kinfolk.training.loop import build, judged_together
 from kinfolk_pipelines.datasets import Dataset, open_dataset
 from kinfolk_pipelines.figures import check
 from kinfolk_pipelines.models import Loaded, load_model
@@ -33,6 +33,7 @@ class Plan:
     parents: Mapping[str, Loaded] = field(default_factory=dict)  # by role
     ancestry: Mapping[str, str] = field(default_factory=dict)  # versions it rests on, by role or ``init_from``
     draws: bool = True  # whether there will be samples
+    group: int = 1  # samples that a microbatch is a multiple of
     latents: Path | None = None  # where training finds the data as the first stage encodes it, or puts it
 
 
@@ -60,7 +61,8 @@ def plan(settings: Settings, recipe_name: str, sets: Sequence[str] = (), name: s
     latents = _latents(settings, data, parents.get(FIRST_STAGE))
     digest = recipe.digest(data.digest, *ancestry.values())
     run, draws = f"{model_name}-{digest}", "sample" in untrained.tasks.starts
-    return Plan(recipe, family, data, model_name, run, initial, parents, ancestry, draws, latents)
+    group = judged_together(family.phases(untrained.module))
+    return Plan(recipe, family, data, model_name, run, initial, parents, ancestry, draws, group, latents)
 
 
 def _latents(settings: Settings, data: Dataset, stage: Loaded | None) -> Path | None:

@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from kinfolk_families.gan.config import ConvNetwork
+from kinfolk_families.gan.network_config import ConvNetwork
 
 LEAK = 0.2  # slope of leaky ReLU below zero (DCGAN, Sec. 3; R3GAN takes the same)
 KERNEL = 5  # pixels (DCGAN, Fig. 1); odd, so that every size is halved, and doubled again, exactly
