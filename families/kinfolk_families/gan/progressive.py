@@ -39,14 +39,18 @@ class Growing(nn.Module):
         return level, growth - level + 1
 
 
-def enlarged(x: Tensor, size: Size) -> Tensor:
-    """The nearest pixel. (B, C, H, W) -> (B, C, *size)"""
-    return F.interpolate(x, size=size, mode="nearest-exact")
+def enlarged(x: Tensor, *sizes: Size) -> Tensor:
+    """The nearest pixel, through one size after the other. (B, C, H, W) -> (B, C, *sizes[-1])"""
+    for size in sizes:
+        x = F.interpolate(x, size=size, mode="nearest-exact")
+    return x
 
 
-def shrunk(x: Tensor, size: Size) -> Tensor:
-    """Means over areas. (B, C, H, W) -> (B, C, *size)"""
-    return F.adaptive_avg_pool2d(x, size)
+def shrunk(x: Tensor, *sizes: Size) -> Tensor:
+    """Means over areas, through one size after the other. (B, C, H, W) -> (B, C, *sizes[-1])"""
+    for size in sizes:
+        x = F.adaptive_avg_pool2d(x, size)
+    return x
 
 
 class GeneratorLevel(nn.Module):
@@ -86,7 +90,7 @@ class ProgressiveGenerator(Growing):
         if share < 1:
             coarse = enlarged(self.images[finest - 1](before), self.sizes[finest])
             image = torch.lerp(coarse, image, share)
-        return enlarged(image, self.sizes[-1])
+        return enlarged(image, *self.sizes[finest + 1 :])
 
 
 class CriticLevel(nn.Module):
@@ -116,7 +120,7 @@ class ProgressiveCritic(Growing):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D)"""
         finest, share = self.stage()
-        x = shrunk(x, self.sizes[finest])
+        x = shrunk(x, *reversed(self.sizes[finest:-1]))
         h = activated(self.entries[finest](x))
         for level in range(finest, -1, -1):
             h = self.levels[level](h)

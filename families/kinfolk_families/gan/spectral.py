@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Layer = nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.Embedding
-FIRST_ROUNDS = 30  # of power iteration, before training
 
 
 def applied(layer: Layer, x: Tensor, weight: Tensor) -> Tensor:
@@ -41,10 +40,9 @@ class SpectrallyNormalised(nn.Module):
         if not bool(layer.weight.any()):  # a branch that starts as nothing has no direction to keep
             nn.init.xavier_normal_(layer.weight)
         self.layer = layer
-        rows, columns = self.matrix().shape
-        self.register_buffer("left", F.normalize(torch.randn(rows), dim=0))
-        self.register_buffer("right", torch.zeros(columns))
-        self.iterate(FIRST_ROUNDS)
+        left, _, right = torch.linalg.svd(self.matrix().detach(), full_matrices=False)
+        self.register_buffer("left", left[:, 0].clone())
+        self.register_buffer("right", right[0].clone())
 
     def matrix(self) -> Tensor:
         """The weight as a matrix, a row for each output. -> (rows, columns)"""
@@ -52,12 +50,11 @@ class SpectrallyNormalised(nn.Module):
         return (weight.movedim(1, 0) if isinstance(self.layer, nn.ConvTranspose2d) else weight).flatten(1)
 
     @torch.no_grad()
-    def iterate(self, rounds: int = 1) -> None:
-        """Power iteration on the weight of now."""
+    def iterate(self) -> None:
+        """One round of power iteration on the weight of now."""
         matrix = self.matrix()
-        for _ in range(rounds):
-            self.right.copy_(F.normalize(matrix.T @ self.left, dim=0))
-            self.left.copy_(F.normalize(matrix @ self.right, dim=0))
+        self.right.copy_(F.normalize(matrix.T @ self.left, dim=0))
+        self.left.copy_(F.normalize(matrix @ self.right, dim=0))
 
     def weight(self) -> Tensor:
         """The layer's weight over its spectral norm, differentiable in both."""
