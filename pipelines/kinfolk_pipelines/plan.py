@@ -1,5 +1,6 @@
 """What a training will be, checked as a whole before anything is touched."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from kinfolk.data.source import keep
 from kinfolk.errors import ConfigError, RegistryError
 from kinfolk.families import find_family
 from kinfolk.tracking.reference import parse_name
-from kinfolk.training.loop import build
+from kinfolk.training.loop import build, judged_together
 from kinfolk_pipelines.datasets import Dataset, open_dataset
 from kinfolk_pipelines.figures import check
 from kinfolk_pipelines.models import Loaded, judge_of, load_model
@@ -34,6 +35,7 @@ class Plan:
     parents: Mapping[str, Loaded] = field(default_factory=dict)  # by role
     ancestry: Mapping[str, str] = field(default_factory=dict)  # versions it rests on, by role or ``init_from``
     draws: bool = True  # whether there will be samples
+    group: int = 1  # samples that a microbatch is a multiple of
     latents: Path | None = None  # where training finds the data as the first stage encodes it, or puts it
     features: Model | None = None  # by which the recipe's monitor tells samples apart; None: their elements
 
@@ -57,19 +59,24 @@ def plan(settings: Settings, recipe_name: str, sets: Sequence[str] = (), name: s
     models = {role: loaded.model for role, loaded in parents.items()}
     untrained = build(family, config, data.prepared.spec, recipe.seed, parents=models)  # what does not fit fails here
     check(untrained, recipe.evaluation)
-    _check_changes(recipe, data, models)
+    group = _group(recipe, data, models)
     initial, ancestry = _initial(settings, recipe, untrained)
     ancestry |= {role: loaded.version.reference for role, loaded in parents.items()}
     latents = _latents(settings, data, parents.get(FIRST_STAGE))
     digest = recipe.digest(data.digest, *ancestry.values())
     run, draws = f"{model_name}-{digest}", "sample" in untrained.tasks.starts
     features = _features(settings, recipe, data)
-    return Plan(recipe, family, data, model_name, run, initial, parents, ancestry, draws, latents, features)
+    return Plan(recipe, family, data, model_name, run, initial, parents, ancestry, draws, group, latents, features)
 
 
-def _check_changes(recipe: Recipe, data: Dataset, parents: Mapping[str, Model]) -> None:
-    """Build what the monitor's changes lead to, so that none is found wrong in the middle of a training."""
-    for alarms in range(1, len(recipe.monitor.changes) + 1 if recipe.monitor else 1):
+def _group(recipe: Recipe, data: Dataset, parents: Mapping[str, Model]) -> int:
+    """Samples that a microbatch is a multiple of, whatever the monitor's changes lead to; each is built to find out.
+
+    Raises:
+        ConfigError: a change does not fit, or changes what a training cannot.
+    """
+    groups = [1]
+    for alarms in range(len(recipe.monitor.changes) + 1 if recipe.monitor else 1):
         changed = recipe.after(alarms)
         kept = {"name", "family", "data", "parents", "init_from", "keep_labels", "monitor"}
         if other := sorted(key for key in kept if getattr(changed, key) != getattr(recipe, key)):
@@ -77,7 +84,9 @@ def _check_changes(recipe: Recipe, data: Dataset, parents: Mapping[str, Model]) 
                 f"{recipe.name}, monitor.changes: {other[0]} cannot change during a training. Leave it out."
             )
         config = parse(find_family(changed.family).config, changed.model, f"{recipe.name} after {alarms} alarms, model")
-        build(find_family(changed.family), config, data.prepared.spec, changed.seed, parents=parents)
+        model = build(find_family(changed.family), config, data.prepared.spec, changed.seed, parents=parents)
+        groups.append(judged_together(model.family.phases(model.module)))
+    return math.lcm(*groups)
 
 
 def _features(settings: Settings, recipe: Recipe, data: Dataset) -> Model | None:

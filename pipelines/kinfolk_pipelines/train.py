@@ -75,7 +75,7 @@ def train(
         InterruptedTrainingError: stopped by a signal, after a checkpoint.
         DivergenceError: the loss stayed not finite; nothing was registered.
     """
-    check_batch(planned.recipe.training, workers)
+    check_batch(planned.recipe.training, workers, planned.group)
     tracker = Tracker(settings.tracking, settings.experiment, settings.state.absolute() / "spool")
     tracker.check()
     run_name = f"{planned.run_name}-{int(time.time())}" if fresh else planned.run_name

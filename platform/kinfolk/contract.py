@@ -224,6 +224,7 @@ class Phase:
     every_steps: int = 1
     after: Callable[[Progress], None] | None = None  # without gradient, once per turn: codebooks, targets
     double_backward: bool = False  # the loss holds a gradient penalty; read by FSDP and compile
+    group: int = 1  # neighbouring samples that its loss judges together: a microbatch is so many, or a multiple
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,16 +9,15 @@ from kinfolk.contract import Batch, ConfigError, DataSpec, OptimizerConfig, Prog
 from kinfolk.rng import generator
 from kinfolk.step import World, make_optimizer, trainable, turn
 from kinfolk_families.gan import FAMILY
+from kinfolk_families.gan.adversarial import LOSSES, relativistic_critic, softplus_generator
 from kinfolk_families.gan.config import GANConfig, PenaltyConfig
-from kinfolk_families.gan.losses import (
-    critic_loss,
-    generator_loss,
-    non_saturating_critic,
+from kinfolk_families.gan.losses import critic_loss, generator_loss, phases
+from kinfolk_families.gan.penalties import (
+    between,
+    clip_weights,
     penalty_weight,
-    phases,
-    relativistic_critic,
-    softplus_generator,
     squared_gradient_norm,
+    unit_norm_distance,
 )
 
 SPEC = DataSpec(kind="image", shape=(1, 8, 8), levels=17, classes=10)
@@ -79,15 +78,6 @@ class SquareCritic(nn.Module):
         return x.square().flatten(1).sum(1) / 2
 
 
-def test_the_non_saturating_critic_is_two_cross_entropies():
-    real, fake = logits(1), logits(2)
-    expected = -real.sigmoid().log().mean() - (1 - fake.sigmoid()).log().mean()
-    assert torch.allclose(non_saturating_critic(real, fake), expected)
-    for_real, for_fake = gradient(non_saturating_critic, real, fake)
-    assert torch.allclose(for_real, -(-real).sigmoid() / B)
-    assert torch.allclose(for_fake, fake.sigmoid() / B)
-
-
 def test_the_generator_learns_fastest_where_the_critic_is_surest():
     margin = logits(3)
     (slope,) = gradient(softplus_generator, margin)
@@ -118,6 +108,82 @@ def test_the_gradient_penalty_trains_the_critic():
     x = data()[0].x.requires_grad_()
     (grad,) = torch.autograd.grad(squared_gradient_norm(x, critic(x)), critic.weight)
     assert torch.allclose(grad, 2 * critic.weight)
+
+
+def test_the_distance_from_unit_norm_is_nothing_for_a_linear_critic_of_unit_norm():
+    critic, x = LinearCritic(), data()[0].x.requires_grad_()
+    norm = critic.weight.detach().norm()
+    assert torch.allclose(unit_norm_distance(x, critic(x)), (norm - 1).square())
+    with torch.no_grad():
+        critic.weight /= norm
+    assert float(unit_norm_distance(x, critic(x)).detach()) == pytest.approx(0, abs=1e-20)
+
+
+def test_a_critic_that_is_flat_has_a_finite_gradient_penalty():
+    critic, x = LinearCritic(), data()[0].x.requires_grad_()
+    with torch.no_grad():
+        critic.weight.zero_()
+    penalty = unit_norm_distance(x, critic(x))
+    assert float(penalty.detach()) == 1
+    (grad,) = torch.autograd.grad(penalty, critic.weight)
+    assert bool(grad.isfinite().all())
+
+
+def test_the_gradient_penalty_is_taken_between_the_pair():
+    x, y = data()[0].x, data()[0].x.flip(0)
+    weight = torch.linspace(0, 1, B, dtype=torch.float64)
+    points = between(x, y, weight)
+    assert torch.equal(points[0], x[0])
+    assert torch.equal(points[-1], y[-1])
+    assert torch.allclose(points[3], x[3] + weight[3] * (y[3] - x[3]))
+
+
+def test_the_gradient_penalty_of_a_turn_is_at_points_drawn_from_its_generator():
+    """Of |x|^2 / 2 the gradient is x: the penalty is the mean of (|x| - 1)^2 at the points."""
+    batch, z = data()
+    gan = build(config_of(penalties=[{"kind": "gradient", "gamma": 10.0}]))
+    gan.critic = SquareCritic()
+    place = torch.rand(B, generator=progress().generator, dtype=torch.float64)
+    points = between(batch.x, gan.generator(z, batch.label), place)
+    expected = (points.flatten(1).norm(dim=1) - 1).square().mean()
+    found = critic_loss(gan, batch, z, progress())
+    assert torch.allclose(found.logs["gradient"], expected)
+    plain = build(config_of(penalties=[]))
+    plain.critic = SquareCritic()
+    assert torch.allclose(found.value - critic_loss(plain, batch, z, progress()).value, 10 * expected)
+
+
+def test_drift_is_the_squared_logit_of_data():
+    batch, z = data()
+    gan = build(config_of(penalties=[{"kind": "drift", "gamma": 0.001}]))
+    gan.critic = LinearCritic(shift=2.0)
+    logs = critic_loss(gan, batch, z, progress()).logs
+    assert torch.allclose(logs["drift"], gan.critic(batch.x).square().mean())
+
+
+def test_clipped_weights_are_within_the_bound_and_the_others_as_they_were():
+    critic = LinearCritic()
+    before = critic.weight.detach().clone()
+    clip_weights(critic, 2.5)
+    assert torch.equal(critic.weight, before.clamp(-2.5, 2.5))
+
+
+def largest(module):
+    return max(float(value.detach().abs().max()) for value in module.parameters())
+
+
+def test_the_critics_weights_are_clipped_at_the_end_of_its_turn():
+    gan = build(config_of(loss="wasserstein", penalties=[], weight_clip=0.01))
+    critic, generator_phase = phases(gan)
+    generator_phase.after(progress())
+    assert largest(gan.critic) > 0.01
+    critic.after(progress())
+    assert largest(gan.critic) == pytest.approx(0.01)
+    assert largest(gan.generator) > 0.01
+
+
+def test_a_generator_waits_for_so_many_steps_of_the_critic():
+    assert [phase.every_steps for phase in phases(build(config_of(critic_steps=5)))] == [1, 5]
 
 
 @pytest.mark.parametrize("kind", ["r1", "r2"])
@@ -164,13 +230,13 @@ def test_gamma_falls_along_a_cosine_between_its_ends():
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("loss", ["non_saturating", "relativistic"])
+@pytest.mark.parametrize("loss", sorted(LOSSES))
 def test_microbatches_average_to_the_full_batch(network, loss):
     gan = build(config_of(network, loss=loss, penalties=BOTH))
     batch, z = data()
     for module, of in (
         (gan.critic, lambda part, noise: critic_loss(gan, part, noise, progress()).value),
-        (gan.generator, lambda part, noise: generator_loss(gan, part, noise).value),
+        (gan.generator, lambda part, noise: generator_loss(gan, part, noise, progress()).value),
     ):
         whole = torch.autograd.grad(of(batch, z), list(module.parameters()), allow_unused=True)
         parts = zip(batch.split(4), z.chunk(4), strict=True)
@@ -182,7 +248,7 @@ def test_microbatches_average_to_the_full_batch(network, loss):
 
 
 def generator_gradient(gan, batch, z):
-    return torch.autograd.grad(generator_loss(gan, batch, z).value, list(gan.generator.parameters()))
+    return torch.autograd.grad(generator_loss(gan, batch, z, progress()).value, list(gan.generator.parameters()))
 
 
 def test_the_non_saturating_generator_climbs_the_critic():
@@ -213,7 +279,9 @@ def test_only_the_relativistic_game_ignores_the_critics_bias(loss, invariant):
     gan = build(config_of(loss=loss))
 
     def values():
-        return torch.stack([critic_loss(gan, batch, z, progress()).value, generator_loss(gan, batch, z).value])
+        return torch.stack(
+            [critic_loss(gan, batch, z, progress()).value, generator_loss(gan, batch, z, progress()).value]
+        )
 
     before = values()
     with torch.no_grad():
@@ -228,7 +296,7 @@ def test_generated_samples_are_of_their_real_partners_class():
     gan.generator.register_forward_hook(lambda _, inputs, __: seen.append(inputs[1]))
     gan.critic.register_forward_hook(lambda _, inputs, __: seen.append(inputs[1]))
     critic_loss(gan, batch, z, progress())
-    generator_loss(gan, batch, z)
+    generator_loss(gan, batch, z, progress())
     assert len(seen) == 5
     assert all(torch.equal(label, batch.label) for label in seen)
 
@@ -261,6 +329,8 @@ def test_a_phase_moves_its_own_player_only(loss, turning, resting):
 def test_only_a_penalised_critic_is_differentiated_twice():
     assert [p.double_backward for p in phases(build(config_of(penalties=BOTH)))] == [True, False]
     assert [p.double_backward for p in phases(build(config_of(penalties=[])))] == [False, False]
+    foreseen = config_of(penalties=[{"kind": "drift", "gamma": 1.0}], unrolled={"steps": 1})
+    assert [p.double_backward for p in phases(build(foreseen))] == [False, True]
 
 
 def test_a_conditional_model_refuses_a_batch_without_labels():

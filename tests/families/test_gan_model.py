@@ -7,15 +7,21 @@ from torch import nn
 from kinfolk.contract import ConfigError, DataSpec
 from kinfolk.rng import generator
 from kinfolk_families.gan import FAMILY
-from kinfolk_families.gan.config import ConvNetwork, GANConfig, MLPNetwork, PenaltyConfig, ResidualNetwork
+from kinfolk_families.gan.config import GANConfig, PenaltyConfig
 from kinfolk_families.gan.convolution import KERNEL, STRIDE, initialise
-from kinfolk_families.gan.model import MLP
-from kinfolk_families.gan.residual import Block, ResidualCritic, doubling, halving
+from kinfolk_families.gan.network_config import ConvNetwork, MLPNetwork, ResidualNetwork
+from kinfolk_families.gan.perceptron import MLP
+from kinfolk_families.gan.resampling import doubling, halving
+from kinfolk_families.gan.residual import Block, ResidualCritic
 
 NETWORKS = {
     "conv": {"kind": "conv", "width": 8, "max_width": 16},
     "residual": {"kind": "residual", "width": 8, "max_width": 16, "blocks": 1},
     "mlp": {"kind": "mlp", "width": 16, "depth": 2},
+    "resnet": {"kind": "resnet", "width": 8, "max_width": 16},
+    "attention": {"kind": "conv", "width": 8, "max_width": 16, "attention": 4},
+    "progressive": {"kind": "progressive", "width": 8, "max_width": 16},
+    "stylegan2": {"kind": "stylegan2", "width": 8, "max_width": 16},
 }
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 17, 23), (3, 5, 2), (2, 1, 1), (3, 64, 64)]
 B, Z = 4, 6
@@ -65,6 +71,7 @@ def test_samples_of_a_batch_do_not_touch_each_other(network):
 def test_every_parameter_of_both_players_learns(network):
     gan = build((1, 9, 8), network)
     with torch.no_grad():
+        gan.grow(150_000)  # halfway into the second resolution
         for parameter in gan.parameters():  # residual branches start at zero, which hides what is inside them
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator("jitter"), dtype=parameter.dtype))
     label = torch.arange(10)
@@ -188,7 +195,7 @@ def test_classes_of_data_without_classes_are_refused():
     ("kind", "values", "says"),
     [
         (GANConfig, {"penalties": [{"kind": "r1", "gamma": 1}] * 2}, "r1 2 times"),
-        (GANConfig, {"loss": "wasserstein"}, "non_saturating"),
+        (GANConfig, {"loss": "wasserstien"}, "non_saturating"),
         (PenaltyConfig, {"kind": "r1", "gamma": 1, "final_gamma": 0.1}, "both or neither"),
         (PenaltyConfig, {"kind": "r1", "gamma": 1, "decay_samples": 10}, "both or neither"),
         (ResidualNetwork, {"width": 12}, "multiple of 8 for width"),

@@ -36,11 +36,10 @@ def test_a_sample_is_one_pass_of_the_generator_over_the_rows_noise():
         assert torch.equal(draw(gan, label=LABELS, truncation=0.5), gan.generator(0.5 * z, LABELS))
 
 
-def test_truncation_is_the_standard_deviation_of_the_noise():
-    tasks = FAMILY.tasks(build(latent=50))
-    for truncation in (0.3, 1.0, 1.5):
-        z = tasks.starts["sample"](SampleRequest(torch.arange(400), GANOptions(truncation=truncation))).carry["z"]
-        assert z.std().item() == pytest.approx(truncation, rel=0.03)
+def test_truncation_of_nothing_is_the_sample_of_no_noise():
+    gan = build()
+    with torch.no_grad():
+        assert torch.equal(draw(gan, label=LABELS, truncation=0), gan.generator(torch.zeros(6, 6), LABELS))
 
 
 def test_a_sample_depends_on_its_own_seed_and_class_alone():
@@ -89,7 +88,7 @@ def test_default_options_are_those_of_the_recipe():
     assert FAMILY.tasks(build(sampler={"truncation": 0.7})).options == GANOptions(truncation=0.7)
 
 
-@pytest.mark.parametrize("options", [{"truncation": 0}, {"truncation": 1.6}, {"truncatoin": 1}, {"guidance": 2}])
+@pytest.mark.parametrize("options", [{"truncation": -0.1}, {"truncation": 1.6}, {"truncatoin": 1}, {"guidance": 2}])
 def test_an_option_beyond_its_limits_or_unknown_is_refused(options):
     with pytest.raises(ValidationError):
         GANOptions.model_validate(options)

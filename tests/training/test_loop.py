@@ -11,7 +11,7 @@ from kinfolk.config import Training
 from kinfolk.errors import ConfigError, DivergenceError
 from kinfolk.families import find_family
 from kinfolk.step import World
-from kinfolk.training.loop import build, initialise, prepare, take_step, train
+from kinfolk.training.loop import build, initialise, judged_together, prepare, take_step, train
 from kinfolk_families.gan.config import GANConfig, MLPNetwork
 
 GAN = find_family("gan")
@@ -128,6 +128,26 @@ def test_a_batch_that_cannot_be_shared_is_refused_with_one_that_can(digits, batc
     plan = training(batch_size=batch, accumulate=accumulate)
     with pytest.raises(ConfigError, match=hint):
         run(state_of(digits, plan), digits, plan, world=World(0, workers))
+
+
+def grouped(*groups):
+    """The toy with a phase for each group size."""
+    return replace(TOY, phases=lambda module: [replace(TOY.phases(module)[0], group=group) for group in groups])
+
+
+def test_a_batch_is_whole_groups_of_what_each_loss_judges_together(digits):
+    plan = training(batch_size=40, accumulate=2)
+    state = prepare(build(grouped(4), GaussianConfig(), digits.spec, seed=3), plan)
+    before = state.snapshot()
+    with pytest.raises(ConfigError, match=r"2 workers.*groups of 4 samples.*multiple of 16, e\.g\. 32 or 48"):
+        run(state, digits, plan, world=World(0, 2))
+    assert same(state.snapshot(), before)
+    assert run(state, digits, plan)[-1].samples_seen == 640  # 20 samples a microbatch of one worker
+
+
+def test_a_batch_suits_the_groups_of_all_phases(digits):
+    assert judged_together(grouped(4, 6).phases(state_of(digits, training()).model.module)) == 12
+    assert judged_together(TOY.phases(state_of(digits, training()).model.module)) == 1
 
 
 def test_a_family_is_refused_for_data_it_cannot_learn(digits):

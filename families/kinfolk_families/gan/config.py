@@ -1,76 +1,29 @@
-"""What a recipe may say about the GAN: networks, adversarial loss, penalties, and how samples are drawn."""
+"""What a recipe may say about the GAN: the game, penalties, networks, what stands against collapse, and sampling."""
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from kinfolk.contract import Config, OptimizerConfig, SamplerOptions
+from kinfolk_families.gan.network_config import ConvNetwork, CriticNetwork, GeneratorNetwork, Pyramid
 
-
-class Pyramid(Config):
-    """Resolutions of a convolutional network: the image's own, halved at least once, sides rounded up."""
-
-    width: int = Field(64, ge=1)  # channels at the finest resolution of features, doubled with each halving
-    max_width: int = Field(512, ge=1)  # channels double up to here
-    base: int = Field(4, ge=1)  # pixels: halved until the shorter side is no longer than this
-
-    def resolutions(self, height: int, width: int) -> list[tuple[int, int]]:
-        """(H, W) of every resolution, the finest first."""
-        sizes = [(height, width)]
-        while len(sizes) == 1 or min(sizes[-1]) > self.base:
-            height, width = (height + 1) // 2, (width + 1) // 2
-            sizes.append((height, width))
-        return sizes
-
-    def channels(self, count: int) -> list[int]:
-        """Channels of ``count`` successive resolutions, the finest first."""
-        return [min(self.width * 2**i, self.max_width) for i in range(count)]
-
-
-class ConvNetwork(Pyramid):
-    """Strided convolutions, as in DCGAN."""
-
-    kind: Literal["conv"] = "conv"
-
-
-class ResidualNetwork(Pyramid):
-    """Residual blocks of grouped convolutions without normalisation, as in R3GAN."""
-
-    kind: Literal["residual"] = "residual"
-    blocks: int = Field(2, ge=1)  # at each resolution
-    expansion: int = Field(2, ge=1)  # channels inside a block, in multiples of those outside
-    group_width: int = Field(16, ge=1)  # channels that one group of a 3x3 convolution sees
-
-    @model_validator(mode="after")
-    def _groups_are_whole(self) -> "ResidualNetwork":
-        for name in ("width", "max_width"):
-            if getattr(self, name) * self.expansion % self.group_width:
-                step = self.group_width // math.gcd(self.group_width, self.expansion)
-                raise ValueError(
-                    f"{name}={getattr(self, name)} times expansion={self.expansion} does not divide into groups of "
-                    f"group_width={self.group_width} channels; use a multiple of {step} for {name}"
-                )
-        return self
-
-
-class MLPNetwork(Config):
-    """Fully connected layers; for vectors, and for images as Goodfellow et al. first had it."""
-
-    kind: Literal["mlp"] = "mlp"
-    width: int = Field(128, ge=1)  # units of each hidden layer
-    depth: int = Field(3, ge=1)  # hidden layers
-
-
-Network = Annotated[ConvNetwork | ResidualNetwork | MLPNetwork, Field(discriminator="kind")]
+Player = Literal["generator", "critic"]
+Transform = Literal["brightness", "saturation", "contrast", "translation", "cutout"]
 
 
 class PenaltyConfig(Config):
-    """gamma/2 times the mean squared gradient norm of the critic at real (r1) or generated (r2) samples."""
+    """What a critic pays for, in multiples of gamma.
 
-    kind: Literal["r1", "r2"]
-    gamma: float = Field(ge=0)
+    r1, r2: half the mean squared gradient norm at real (r1) or generated (r2) samples. gradient: the mean squared
+    distance of the gradient norm from 1, between a real and a generated sample. drift: the mean squared logit of real
+    samples.
+    """
+
+    kind: Literal["r1", "r2", "gradient", "drift"]
+    gamma: float = Field(ge=0)  # of gradient, lambda in WGAN-GP: 10 there
     final_gamma: float | None = Field(None, ge=0)  # cosine from gamma to this over decay_samples (R3GAN, Sec. 3)
     decay_samples: int | None = Field(None, gt=0)
     every_steps: int = Field(1, ge=1)  # lazy: so much rarer, so much stronger; R3GAN found it harmful
@@ -89,35 +42,170 @@ class PenaltyConfig(Config):
         return self.final_gamma + (self.gamma - self.final_gamma) * 0.5 * (1 + math.cos(math.pi * done))
 
 
+class DiscriminationConfig(Config):
+    """Minibatch discrimination: how near the features of each sample are to those of the others in its group."""
+
+    kind: Literal["discrimination"] = "discrimination"
+    group: int = Field(16, ge=2)  # samples that are compared; packs, where samples are packed
+    kernels: int = Field(16, ge=1)  # measures of nearness
+    dims: int = Field(8, ge=1)  # of the space that each measures in
+
+
+class DeviationConfig(Config):
+    """Minibatch standard deviation: the spread of the features in a group, told to a hidden layer before the logit."""
+
+    kind: Literal["deviation"] = "deviation"
+    group: int = Field(4, ge=2)  # samples whose spread it is; packs, where samples are packed
+    hidden: int = Field(64, ge=1)  # units of that layer
+
+
+Minibatch = Annotated[DiscriminationConfig | DeviationConfig, Field(discriminator="kind")]
+
+
+class UnrolledConfig(Config):
+    """Steps of gradient descent that the critic is foreseen to take before it judges the generator."""
+
+    steps: int = Field(5, ge=1)
+    lr: float = Field(0.1, gt=0)  # of those steps
+    group: int = Field(64, ge=1)  # samples that one foreseen critic learns from and judges
+
+
+class AugmentationConfig(Config):
+    """Differentiable transforms of whatever the critic sees, each applied with the same probability."""
+
+    transforms: tuple[Transform, ...] = Field(("translation", "cutout"), min_length=1)  # in the order they are applied
+    probability: float = Field(1.0, ge=0, le=1)  # of each transform; where it is adaptive, at the start
+    target: float | None = Field(None, gt=-1, lt=1)  # adaptive: mean sign of the critic on data that it keeps (0.6)
+    ramp_samples: int = Field(500_000, gt=0)  # samples over which the probability moves by 1 at most
+
+    def idle(self) -> dict[str, str]:
+        """How fast a probability moves that stands."""
+        return {} if self.target is not None else {"ramp_samples": "target"}
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "AugmentationConfig":
+        _refuse_repeats("transforms", self.transforms, "give each once")
+        return self
+
+
+class PathLengthConfig(Config):
+    """A step in style is to move the picture by the same length everywhere."""
+
+    weight: float = Field(2.0, ge=0)
+    every_steps: int = Field(4, ge=1)  # lazy: so much rarer, so much stronger
+    decay: float = Field(0.01, gt=0, le=1)  # share of the running mean of lengths that each turn replaces
+
+
+class GrowthConfig(Config):
+    """How resolutions join while training, in samples seen."""
+
+    hold_samples: int = Field(100_000, ge=0)  # at each resolution, before the next
+    fade_samples: int = Field(100_000, gt=0)  # over which the next one joins
+
+    def at(self, samples_seen: int) -> float:
+        """Resolutions beyond the coarsest that have joined after ``samples_seen``, the one that is joining in part."""
+        joined, into = divmod(samples_seen, self.hold_samples + self.fade_samples)
+        return joined + max(into - self.hold_samples, 0) / self.fade_samples
+
+
 class GANOptions(SamplerOptions):
     """What may be chosen when sampling."""
 
-    truncation: float = Field(1.0, gt=0, le=1.5)  # scale of z: below 1 more typical and less diverse samples
+    truncation: float = Field(1.0, ge=0, le=1.5)
+    """Scale of the noise, or, in StyleGAN2, of the distance from the mean style: below 1 samples are more typical and
+    less diverse."""
 
 
 class GANConfig(Config):
     """Networks, losses and optimisers of a generator and its critic."""
 
-    loss: Literal["non_saturating", "relativistic"] = "non_saturating"
+    loss: Literal["minimax", "non_saturating", "hinge", "least_squares", "wasserstein", "relativistic"] = (
+        "non_saturating"
+    )
     penalties: tuple[PenaltyConfig, ...] = (PenaltyConfig(kind="r1", gamma=0.1),)
+    weight_clip: float | None = Field(None, gt=0)  # the critic's weights stay between minus this and this (WGAN: 0.01)
+    spectral: tuple[Player, ...] = ()  # players whose layers have spectral norm 1
+    critic_steps: int = Field(1, ge=1)  # steps of the critic to one of the generator
+    packing: int = Field(1, ge=1)  # samples, beside each other as channels, that the critic judges as one (PacGAN)
+    minibatch: Minibatch | None = None  # what the critic is told of a group of samples
+    unrolled: UnrolledConfig | None = None
+    augmentation: AugmentationConfig | None = None
+    path_length: PathLengthConfig | None = None
+    growth: GrowthConfig = GrowthConfig()
     conditional: bool = False  # on the class: generator by embedding, critic by projection
     latent: int = Field(64, ge=1)  # Z, dimensions of the Gaussian noise
     embedding: int = Field(32, ge=1)  # dimensions of a class in the generator's input
-    generator: Network = ConvNetwork()
-    critic: Network = ConvNetwork()
+    generator: GeneratorNetwork = ConvNetwork()
+    critic: CriticNetwork = ConvNetwork()
     generator_optimizer: OptimizerConfig = OptimizerConfig(kind="adam", lr=2e-4, betas=(0.0, 0.99))
     critic_optimizer: OptimizerConfig = OptimizerConfig(kind="adam", lr=2e-4, betas=(0.0, 0.99))
     sampler: GANOptions = GANOptions()
 
-    def idle(self) -> dict[str, str]:
-        """The size of what says the class."""
-        return {} if self.conditional else {"embedding": "conditional=true"}
+    @property
+    def judged_together(self) -> int:
+        """Neighbours in the batch that a logit depends on: the samples of a pack, in the packs of a group."""
+        return self.packing * (1 if self.minibatch is None else self.minibatch.group)
+
+    def idle(self) -> Mapping[str, str]:
+        """The size of what says the class, and what is of one kind of network."""
+        purposes = {} if self.conditional else {"embedding": "conditional=true"}
+        if self.generator.kind != "stylegan2":
+            purposes["path_length"] = "generator.kind=stylegan2"
+        if self.generator.kind != "progressive":
+            purposes["growth"] = "generator.kind=progressive"
+        return purposes
 
     @model_validator(mode="after")
-    def _one_penalty_of_a_kind(self) -> "GANConfig":
-        kind, count = (
-            Counter(penalty.kind for penalty in self.penalties).most_common(1)[0] if self.penalties else ("", 0)
-        )
-        if count > 1:
-            raise ValueError(f"penalties names {kind} {count} times; give each kind once, with the sum of its gammas")
+    def _each_once(self) -> "GANConfig":
+        _refuse_repeats("penalties", [each.kind for each in self.penalties], "give each kind once, with all its gamma")
+        _refuse_repeats("spectral", self.spectral, "give each player once")
         return self
+
+    @model_validator(mode="after")
+    def _packs_are_of_no_class(self) -> "GANConfig":
+        if self.conditional and self.packing > 1:
+            raise ValueError(f"packing={self.packing} puts samples of several classes into one; use conditional=false")
+        return self
+
+    @model_validator(mode="after")
+    def _foreseen_critics_judge_whole_groups(self) -> "GANConfig":
+        if self.unrolled is not None and self.unrolled.group % self.judged_together:
+            raise ValueError(
+                f"unrolled.group={self.unrolled.group} is not a multiple of the {self.judged_together} samples that "
+                f"packing and minibatch put together; use e.g. {self.judged_together * 4}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _networks_grow_together(self) -> "GANConfig":
+        kinds = self.generator.kind, self.critic.kind
+        if kinds.count("progressive") == 1:
+            raise ValueError(
+                f"generator.kind={kinds[0]} and critic.kind={kinds[1]}: both players grow, or neither; "
+                "use progressive for both"
+            )
+        bases = [part.base for part in (self.generator, self.critic) if isinstance(part, Pyramid)]
+        if kinds[0] == "progressive" and bases[0] != bases[1]:
+            raise ValueError(f"generator.base={bases[0]} and critic.base={bases[1]}: growing needs the same base")
+        return self
+
+    @model_validator(mode="after")
+    def _styles_have_their_own_norm(self) -> "GANConfig":
+        if "generator" in self.spectral and self.generator.kind == "stylegan2":
+            raise ValueError("spectral names the generator, whose weights stylegan2 normalises itself; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _adapts_to_what_the_critic_says(self) -> "GANConfig":
+        if self.loss == "wasserstein" and self.augmentation is not None and self.augmentation.target is not None:
+            raise ValueError(
+                "augmentation.target needs a critic whose logit tells real from generated by its sign, that of "
+                "loss=wasserstein tells differences only; use another loss, or leave target out"
+            )
+        return self
+
+
+def _refuse_repeats(name: str, values: tuple[str, ...] | list[str], advice: str) -> None:
+    for value, count in Counter(values).items():
+        if count > 1:
+            raise ValueError(f"{name} names {value} {count} times; {advice}")

@@ -10,7 +10,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from kinfolk_families.gan.config import ConvNetwork
+from kinfolk_families.gan.attention import SelfAttention, attention_level
+from kinfolk_families.gan.network_config import ConvNetwork
 
 LEAK = 0.2  # slope of leaky ReLU below zero (DCGAN, Sec. 3; R3GAN takes the same)
 KERNEL = 5  # pixels (DCGAN, Fig. 1); odd, so that every size is halved, and doubled again, exactly
@@ -47,13 +48,15 @@ class ConvGenerator(nn.Module):
         super().__init__()
         sizes = config.resolutions(*shape[1:])
         channels = [shape[0], *config.channels(len(sizes) - 1)]
+        attending = attention_level(config.attention, sizes, finest=1)
         self.coarsest = (channels[-1], *sizes[-1])
         height, width = sizes[-1]
         self.project = nn.Linear(inputs, channels[-1] * height * width)
         layers: list[nn.Module] = []
-        for level in reversed(range(len(sizes) - 1)):
-            layers += [nn.GroupNorm(1, channels[level + 1]), nn.ReLU()]
-            layers.append(_doubling(channels[level + 1], channels[level], sizes[level]))
+        for level in reversed(range(1, len(sizes))):
+            layers += [SelfAttention(channels[level])] if attending == level else []
+            layers += [nn.GroupNorm(1, channels[level]), nn.ReLU()]
+            layers.append(_doubling(channels[level], channels[level - 1], sizes[level - 1]))
         self.layers = nn.Sequential(*layers, nn.Tanh())
         initialise(self)
 
@@ -68,9 +71,11 @@ class ConvCritic(nn.Sequential):
     def __init__(self, config: ConvNetwork, shape: tuple[int, int, int]) -> None:
         sizes = config.resolutions(*shape[1:])
         channels = [shape[0], *config.channels(len(sizes) - 1)]
+        attending = attention_level(config.attention, sizes, finest=1)
         layers: list[nn.Module] = []
-        for before, after in pairwise(channels):
+        for level, (before, after) in enumerate(pairwise(channels), start=1):
             layers += [nn.Conv2d(before, after, KERNEL, STRIDE, KERNEL // 2), nn.LeakyReLU(LEAK)]
+            layers += [SelfAttention(after)] if attending == level else []
         super().__init__(*layers, nn.Flatten())
         self.features = channels[-1] * sizes[-1][0] * sizes[-1][1]
         initialise(self)

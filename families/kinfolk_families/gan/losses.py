@@ -1,131 +1,191 @@
-"""What critic and generator minimise, gradient penalties, and the two phases of a step.
+"""What critic and generator minimise in a step, and their two phases.
 
-Losses are functions of critic logits (B,) at real and generated samples and return a mean over samples. Real sample
-and generated sample at one position of the batch are a pair; they share their class.
+Real sample and generated sample at one position of the batch are a pair; they share their class. Shapes: B samples,
+P packs of them (a pack is one sample unless samples are packed), Z dimensions of noise.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.func import functional_call
 
 from kinfolk.contract import Batch, Loss, Phase, Progress
-from kinfolk_families.gan.config import PenaltyConfig
+from kinfolk_families.gan.adversarial import LOSSES
+from kinfolk_families.gan.config import GANConfig
 from kinfolk_families.gan.model import GAN
+from kinfolk_families.gan.packing import packed
+from kinfolk_families.gan.penalties import between, clip_weights, due, squared_gradient_norm, unit_norm_distance
+from kinfolk_families.gan.spectral import iterate
+from kinfolk_families.gan.unrolling import Parameters, unrolled
+
+Judge = Callable[[Tensor], Tensor]  # packs (P, m*C, *) -> logits (P,)
 
 
-@dataclass(frozen=True, slots=True)
-class AdversarialLoss:
-    """The game: one function for each player."""
+def judge_of(gan: GAN, label: Tensor | None, draws: torch.Generator, parameters: Parameters | None = None) -> Judge:
+    """For both players the one way to the critic, through the augmentation; ``parameters`` in place of its own."""
 
-    critic: Callable[[Tensor, Tensor], Tensor]  # real logits (B,), fake logits (B,) -> ()
-    generator: Callable[[Tensor], Tensor]  # margin (B,): fake logits, less those of the real partner if paired -> ()
-    paired: bool  # whether the generator is judged against real samples
+    def judge(packs: Tensor) -> Tensor:
+        inputs = (gan.augmented(packs, draws), label)
+        return gan.critic(*inputs) if parameters is None else functional_call(gan.critic, dict(parameters), inputs)
 
-
-def non_saturating_critic(real: Tensor, fake: Tensor) -> Tensor:
-    """-log sigmoid(D(x)) - log(1 - sigmoid(D(g))), mean over samples. (B,), (B,) -> ()
-
-    Source: Goodfellow et al., 2014, https://arxiv.org/abs/1406.2661, eq. 1.
-    """
-    return F.softplus(-real).mean() + F.softplus(fake).mean()
+    return judge
 
 
-def relativistic_critic(real: Tensor, fake: Tensor) -> Tensor:
-    """-log sigmoid(D(x) - D(g)), mean over pairs. (B,), (B,) -> ()
+class Judged(NamedTuple):
+    """What a critic says of real and generated packs, and what it minimises there."""
 
-    Source: Jolicoeur-Martineau, 2019, https://arxiv.org/abs/1807.00734; as in R3GAN, https://arxiv.org/abs/2501.05441.
-    """
-    return F.softplus(-(real - fake)).mean()
-
-
-def softplus_generator(margin: Tensor) -> Tensor:
-    """-log sigmoid(margin), mean over samples. (B,) -> ()
-
-    On D(g) it is the non-saturating loss (Goodfellow et al., 2014, Sec. 3), on D(g) - D(x) the relativistic one.
-    """
-    return F.softplus(-margin).mean()
+    value: Tensor  # ()
+    real: Tensor  # (P,) logits
+    fake: Tensor  # (P,) logits
+    penalised: Mapping[str, Tensor]  # () each, by kind of penalty, before its factor
 
 
-LOSSES: Mapping[str, AdversarialLoss] = {
-    "non_saturating": AdversarialLoss(non_saturating_critic, softplus_generator, paired=False),
-    "relativistic": AdversarialLoss(relativistic_critic, softplus_generator, paired=True),
-}
-
-
-def squared_gradient_norm(x: Tensor, logits: Tensor) -> Tensor:
-    """Mean over samples of |d logit / d x|^2; ``x`` must require grad. (B, *), (B,) -> ()
-
-    Times gamma/2 it is R1 at real samples and R2 at generated ones.
-    Source: Mescheder et al., 2018, https://arxiv.org/abs/1801.04406, eq. 9 and 10.
-    """
-    (grad,) = torch.autograd.grad(logits.sum(), x, create_graph=True)  # (B, *)
-    return grad.square().flatten(1).sum(1).mean()
-
-
-def penalty_weight(penalty: PenaltyConfig, step: int, samples_seen: int) -> float:
-    """Factor of the squared gradient norm in this step: gamma/2, times the interval when lazy; 0 between its turns.
-
-    Source: Karras et al., 2020, https://arxiv.org/abs/1912.04958, Appendix B (lazy regularisation; their change of
-    Adam's constants to the interval is left to the recipe).
-    """
-    if step % penalty.every_steps:
-        return 0.0
-    return penalty.every_steps * penalty.gamma_at(samples_seen) / 2
-
-
-def judge(gan: GAN, x: Tensor, label: Tensor | None) -> Tensor:
-    """Critic logits, for both players the one way to the critic. (B, *), (B,) or None -> (B,)"""
-    return gan.critic(x, gan.condition(label))
+def critic_objective(config: GANConfig, judge: Judge, real: Tensor, fake: Tensor, progress: Progress) -> Judged:
+    """The critic's adversarial loss plus its penalties that are due. (P, *), (P, *), of which ``fake`` requires grad"""
+    weights = due(config.penalties, progress.step, progress.samples_seen)
+    real = real.detach().requires_grad_()
+    of_real, of_fake = judge(real), judge(fake)  # (P,), (P,)
+    penalised: dict[str, Tensor] = {}
+    for kind in weights:
+        match kind:
+            case "r1":
+                penalised[kind] = squared_gradient_norm(real, of_real)
+            case "r2":
+                penalised[kind] = squared_gradient_norm(fake, of_fake)
+            case "gradient":
+                generator = progress.generator
+                place = torch.rand(len(fake), generator=generator, device=fake.device, dtype=fake.dtype)
+                point = between(real, fake, place)
+                penalised[kind] = unit_norm_distance(point, judge(point))
+            case "drift":
+                penalised[kind] = of_real.square().mean()  # Karras et al., 2018, Appendix A.1
+    value = LOSSES[config.loss].critic(of_real, of_fake)
+    for kind, amount in penalised.items():
+        value = value + weights[kind] * amount
+    return Judged(value, of_real, of_fake, penalised)
 
 
 def critic_loss(gan: GAN, batch: Batch, z: Tensor, progress: Progress) -> Loss:
     """Adversarial loss of the critic plus its penalties, for given noise z (B, Z).
 
-    Logs ``logit_gap``, the mean of D(x) - D(g), and of each penalty due in this step the mean squared gradient norm.
+    Logs ``logit_gap``, the mean of D(x) - D(g), of each penalty due in this step what it is a multiple of, and the
+    probability of ``augmentation``.
     """
-    weights = {p.kind: penalty_weight(p, progress.step, progress.samples_seen) for p in gan.config.penalties}
+    label, config, draws = gan.condition(batch.label), gan.config, progress.generator
     with torch.no_grad():
-        fake = gan.generator(z, gan.condition(batch.label))
-    points = {"r1": batch.x.detach().requires_grad_(), "r2": fake.requires_grad_()}  # where each penalty is taken
-    logits = {kind: judge(gan, x, batch.label) for kind, x in points.items()}  # (B,) each
-    norms = {kind: squared_gradient_norm(points[kind], logits[kind]) for kind, weight in weights.items() if weight}
-    value = LOSSES[gan.config.loss].critic(logits["r1"], logits["r2"])
-    for kind, norm in norms.items():
-        value = value + weights[kind] * norm
-    gap = (logits["r1"] - logits["r2"]).mean().detach()
-    return Loss(value, {"logit_gap": gap, **{kind: norm.detach() for kind, norm in norms.items()}})
+        fake, _ = gan.generator.training_samples(z, label, draws)
+    real, fake = packed(batch.x, config.packing), packed(fake, config.packing).requires_grad_()
+    judged = critic_objective(config, judge_of(gan, label, draws), real, fake, progress)
+    logs = {"logit_gap": (judged.real - judged.fake).mean(), **judged.penalised}
+    if gan.augmentation is not None:
+        game = LOSSES[config.loss]
+        gan.augmentation.record(judged.real - (judged.fake if game.paired else game.boundary))
+        logs["augmentation"] = gan.augmentation.probability.clone()
+    return Loss(judged.value, {name: value.detach() for name, value in logs.items()})
 
 
-def generator_loss(gan: GAN, batch: Batch, z: Tensor) -> Loss:
-    """Adversarial loss of the generator, for given noise z (B, Z). Logs ``fake_logit``, the mean of D(g)."""
-    loss = LOSSES[gan.config.loss]
-    fake = judge(gan, gan.generator(z, gan.condition(batch.label)), batch.label)  # (B,)
-    margin = fake - _logits_of_data(gan, batch) if loss.paired else fake
-    return Loss(loss.generator(margin), {"fake_logit": fake.mean().detach()})
+def _foreseen(gan: GAN, real: Tensor, fake: Tensor, label: Tensor | None, progress: Progress) -> Parameters | None:
+    """The critic's parameters some steps ahead, if the recipe unrolls it; penalties are learnt from as well."""
+    plan = gan.config.unrolled
+    if plan is None:
+        return None
+
+    def objective(parameters: Parameters) -> Tensor:
+        judge = judge_of(gan, label, progress.generator, parameters)
+        return critic_objective(gan.config, judge, real, fake, progress).value
+
+    return unrolled(objective, dict(gan.critic.named_parameters()), plan.steps, plan.lr)
 
 
-@torch.no_grad()
-def _logits_of_data(gan: GAN, batch: Batch) -> Tensor:
-    return judge(gan, batch.x, batch.label)
+def _margins(gan: GAN, real: Tensor, fake: Tensor, label: Tensor | None, progress: Progress) -> tuple[Tensor, Tensor]:
+    """Logits of generated packs, and how much they are above those of their partners, if paired. -> (P,), (P,)"""
+    parameters = _foreseen(gan, real, fake, label, progress)
+    judge = judge_of(gan, label, progress.generator, parameters)
+    logits = judge(fake)
+    if not LOSSES[gan.config.loss].paired:
+        return logits, logits
+    with torch.set_grad_enabled(parameters is not None):  # a foreseen critic depends on what is generated
+        partners = judge(real)
+    return logits, logits - partners
 
 
-def _critic_turn(gan: GAN, batch: Batch, progress: Progress) -> Loss:
-    return critic_loss(gan, batch, gan.noise(len(batch), progress.generator), progress)
+def generator_loss(gan: GAN, batch: Batch, z: Tensor, progress: Progress) -> Loss:
+    """Adversarial loss of the generator, and what its paths in style cost, for given noise z (B, Z).
+
+    Logs ``fake_logit``, the mean of D(g), and ``path_length``, the mean length, where it is due.
+    """
+    label, config = gan.condition(batch.label), gan.config
+    fake, styles = gan.generator.training_samples(z, label, progress.generator)
+    parts = 1 if config.unrolled is None else len(z) // config.unrolled.group
+    reals, fakes = (packed(x, config.packing).chunk(parts) for x in (batch.x, fake))
+    labels = [None] * parts if label is None else list(label.chunk(parts))
+    judged = [_margins(gan, *each, progress) for each in zip(reals, fakes, labels, strict=True)]
+    logits, margins = (torch.cat(values) for values in zip(*judged, strict=True))  # (P,), (P,)
+    value, logs = LOSSES[config.loss].generator(margins), {"fake_logit": logits.mean().detach()}
+    if styles is not None:
+        cost, lengths = _styles_turn(gan, fake, styles, progress)
+        value, logs = value + cost, logs | lengths
+    return Loss(value, logs)
 
 
-def _generator_turn(gan: GAN, batch: Batch, progress: Progress) -> Loss:
-    return generator_loss(gan, batch, gan.noise(len(batch), progress.generator))
+def _styles_turn(
+    gan: GAN, fake: Tensor, styles: Tensor, progress: Progress
+) -> tuple[Tensor | float, dict[str, Tensor]]:
+    """What the styles of a microbatch cost, if their path lengths are due, and the log of it. The mean style learns."""
+    assert gan.generator.styled is not None
+    gan.generator.styled.record(styles)
+    penalty, turn = gan.generator.path_length, progress.step // gan.config.critic_steps
+    if penalty is None or turn % penalty.config.every_steps:
+        return 0.0, {}
+    cost, length = penalty(fake, styles, progress.generator)
+    return cost, {"path_length": length.detach()}
+
+
+def _turn(loss: Callable[[GAN, Batch, Tensor, Progress], Loss], gan: GAN, batch: Batch, progress: Progress) -> Loss:
+    gan.grow(progress.samples_seen)
+    return loss(gan, batch, gan.noise(len(batch), progress.generator), progress)
+
+
+def _after_critic(gan: GAN, progress: Progress) -> None:
+    if gan.config.weight_clip is not None:
+        clip_weights(gan.critic, gan.config.weight_clip)
+    if gan.augmentation is not None:
+        gan.augmentation.after(progress, gan.config.packing)
+    iterate(gan.critic)
+
+
+def _after_generator(gan: GAN, progress: Progress) -> None:
+    if gan.generator.styled is not None:
+        gan.generator.styled.after(progress)
+    if gan.generator.path_length is not None:
+        gan.generator.path_length.after(progress)
+    iterate(gan.generator)
 
 
 def phases(gan: GAN) -> Sequence[Phase]:
-    """The critic's turn, then the generator's, in every step and each with fresh noise."""
+    """The critic's turn, then the generator's where it is due, each with fresh noise."""
     config = gan.config
-    penalised = bool(config.penalties)
     return [
-        Phase("critic", gan.critic, partial(_critic_turn, gan), config.critic_optimizer, double_backward=penalised),
-        Phase("generator", gan.generator, partial(_generator_turn, gan), config.generator_optimizer),
+        Phase(
+            "critic",
+            gan.critic,
+            partial(_turn, critic_loss, gan),
+            config.critic_optimizer,
+            after=partial(_after_critic, gan),
+            double_backward=any(each.kind != "drift" for each in config.penalties),
+            group=config.judged_together,
+        ),
+        Phase(
+            "generator",
+            gan.generator,
+            partial(_turn, generator_loss, gan),
+            config.generator_optimizer,
+            every_steps=config.critic_steps,
+            after=partial(_after_generator, gan),
+            double_backward=config.unrolled is not None or config.path_length is not None,
+            group=config.judged_together if config.unrolled is None else config.unrolled.group,
+        ),
     ]

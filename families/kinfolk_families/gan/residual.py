@@ -9,45 +9,11 @@ Shapes: B batch, C channels, H W pixels, E input width, D features.
 import torch
 from torch import Tensor, nn
 
-from kinfolk_families.gan.config import ResidualNetwork
 from kinfolk_families.gan.convolution import LEAK
+from kinfolk_families.gan.network_config import ResidualNetwork
+from kinfolk_families.gan.resampling import doubling, halving
 
 BRANCH_LAYERS = 3  # convolutions in the branch of a block, m of Fixup
-
-
-def halving_matrix(n: int) -> Tensor:
-    """Filter by [1, 2, 1] / 4 and keep every second of ``n`` pixels; beyond the border is zero. -> (ceil(n/2), n)"""
-    distance = (torch.arange(n) - 2 * torch.arange((n + 1) // 2)[:, None]).abs()
-    return (2 - distance).clamp(min=0) / 4
-
-
-class Resample(nn.Module):
-    """``rows`` @ x @ ``columns``^T for each channel. (B, C, H, W) -> (B, C, H', W')
-
-    Products with small matrices are on a CPU faster than a convolution, and as differentiable as need be.
-    """
-
-    rows: Tensor  # (H', H)
-    columns: Tensor  # (W', W)
-
-    def __init__(self, rows: Tensor, columns: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("rows", rows, persistent=False)
-        self.register_buffer("columns", columns, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H', W')"""
-        return self.rows @ (x @ self.columns.T)
-
-
-def halving(size: tuple[int, int]) -> Resample:
-    """Images of (H, W) = ``size`` to half of it, sides rounded up."""
-    return Resample(halving_matrix(size[0]), halving_matrix(size[1]))
-
-
-def doubling(size: tuple[int, int]) -> Resample:
-    """Images to (H, W) = ``size`` from half of it, sides rounded up: 4 times ``halving`` transposed."""
-    return Resample(2 * halving_matrix(size[0]).T, 2 * halving_matrix(size[1]).T)
 
 
 def _linear_scaled(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> None:

@@ -5,6 +5,7 @@ the rest.
 """
 
 import copy
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -233,19 +234,25 @@ class _Means:
         return {**means, "samples_per_second": (samples_seen - self.since) / max(seconds, 1e-9)}
 
 
-def check_batch(training: Training, workers: int) -> None:
-    """Refuse a batch that the workers and microbatches cannot share equally.
+def judged_together(phases: Sequence[Phase]) -> int:
+    """The samples that a microbatch is a multiple of, so that every loss of ``phases`` has its groups whole."""
+    return math.lcm(*(phase.group for phase in phases))
+
+
+def check_batch(training: Training, workers: int, group: int = 1) -> None:
+    """Refuse a batch that the workers and microbatches cannot share equally, in whole groups of ``group`` samples.
 
     Raises:
         ConfigError: with the nearest batch sizes that can be.
     """
-    unit = workers * training.accumulate
+    unit = workers * training.accumulate * group
     if training.batch_size % unit:
         lower = training.batch_size // unit * unit
         allowed = f"{lower} or {lower + unit}" if lower else str(unit)
+        groups = f" in groups of {group} samples that the loss judges together" if group > 1 else ""
         raise ConfigError(
             f"batch_size={training.batch_size} does not divide over {workers} workers with accumulate="
-            f"{training.accumulate}. Use a multiple of {unit}, e.g. {allowed}."
+            f"{training.accumulate}{groups}. Use a multiple of {unit}, e.g. {allowed}."
         )
 
 
@@ -265,10 +272,11 @@ def train(
     times.
 
     Raises:
+        ConfigError: the batch does not divide.
         DivergenceError: the loss was not finite once more.
     """
     world = world or World()
-    check_batch(training, world.size)
+    check_batch(training, world.size, judged_together(state.phases))
     intervals = _intervals(training, look_every)
     good = state.snapshot()
     means = _fresh_means(intervals, state)
