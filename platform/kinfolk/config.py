@@ -119,17 +119,41 @@ def override(values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, An
         path, equals, text = setting.partition("=")
         if not equals or not path:
             raise ConfigError(f"--set takes key=value, got {setting!r}. Example: --set training.batch_size=64.")
-        *parents, last = path.strip().split(".")
-        place = merged
-        for part in parents:
-            place = place.setdefault(part, {})
-            if not isinstance(place, dict):
-                raise ConfigError(f"--set {setting}: {part!r} is a plain value and has no keys below it.")
         try:
-            place[last] = yaml.safe_load(text)
+            value = yaml.safe_load(text)
         except yaml.YAMLError:
             raise ConfigError(f"--set {setting}: {text!r} is no YAML value. Quote it, or close its brackets.") from None
+        _put(merged, path.strip(), value, f"--set {setting}")
     return merged
+
+
+def lay(values: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """``values`` with those of ``settings`` laid over it, by dotted key; entries of a list go by number.
+
+    Raises:
+        ConfigError: a key reaches below a plain value or names an entry that a list lacks; ``where`` says whose it is.
+    """
+    merged: dict[str, Any] = json.loads(json.dumps(values))
+    for path, value in settings.items():
+        _put(merged, path, json.loads(json.dumps(value)), f"{where} {path}")
+    return merged
+
+
+def _put(values: dict[str, Any], path: str, value: Any, where: str) -> None:
+    *parents, last = path.split(".")
+    place: Any = values
+    for part in parents:
+        place = place.setdefault(part, {}) if isinstance(place, dict) else place[_entry(place, part, where)]
+        if not isinstance(place, dict | list):
+            raise ConfigError(f"{where}: {part!r} is a plain value and has no keys below it.")
+    place[last if isinstance(place, dict) else _entry(place, last, where)] = value
+
+
+def _entry(entries: list[Any], part: str, where: str) -> int:
+    if part.isdecimal() and int(part) < len(entries):
+        return int(part)
+    allowed = f"Use 0 to {len(entries) - 1}, or give" if entries else "Give"
+    raise ConfigError(f"{where}: {part!r} is no entry of a list of {len(entries)}. {allowed} the whole list.")
 
 
 def find_recipe(name: str, folder: Path) -> Path:
