@@ -141,6 +141,21 @@ def override(values: Mapping[str, Any], settings: Iterable[str]) -> dict[str, An
     return merged
 
 
+def lay(values: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """``values`` with those of ``settings`` laid over it, by dotted key; entries of a list go by number.
+
+    Raises:
+        ConfigError: a key leads nowhere; ``where`` says whose it is.
+    """
+    merged = dict(values)
+    for path, value in settings.items():
+        try:
+            merged = with_value(merged, path, value)
+        except ConfigError as error:
+            raise ConfigError(f"{where} {error}") from None
+    return merged
+
+
 def find_recipe(name: str, folder: Path) -> Path:
     """The file of a recipe given by path or by its name below ``folder``, for example ``digits/vae``.
 

@@ -49,7 +49,7 @@ class AlarmConfig(Config):
     looks: int = Field(3, ge=2)  # in a row that must all be bad
     mending: float = Field(0.05, ge=0)  # improvement over those looks, in shares of the first, that earns more time
     measures: MeasureLimits = MeasureLimits()
-    signals: dict[str, Limit] = {
+    signals: Mapping[str, Limit] = {
         "logit_gap": Limit(growth=10.0),
         "energy_gap": Limit(growth=10.0),
         "kl": Limit(least=0.05),

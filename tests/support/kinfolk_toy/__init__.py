@@ -107,3 +107,10 @@ def offer(folder: Path) -> Path:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kinfolk-toy\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[kinfolk.families]\ngaussian = kinfolk_toy:FAMILY\n")
     return folder
+
+
+def figures(model) -> dict[str, float]:
+    """A measurement for sweeps, which some settings cannot bear."""
+    if model.config.class_shift < 0:
+        raise ArithmeticError("classes that lie the wrong way round")
+    return {"width": float(model.module.log_std.exp().mean())}
