@@ -12,7 +12,8 @@ from kinfolk.errors import ConfigError, DivergenceError
 from kinfolk.families import find_family
 from kinfolk.step import World
 from kinfolk.training.loop import build, initialise, judged_together, prepare, take_step, train
-from kinfolk_families.gan.config import GANConfig, MLPNetwork
+from kinfolk_families.gan.config import GANConfig
+from kinfolk_families.gan.network_config import MLPNetwork
 
 GAN = find_family("gan")
 
