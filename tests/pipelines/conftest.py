@@ -45,6 +45,7 @@ class InProcess:
     stop_after: int | None = None
     says_from: int = 0  # samples seen that a training says it goes on from
     fails: KinfolkError | None = None
+    alarm: str | None = None  # what its monitor warns of in the end
 
     def launch(self, job, *, listener, **asked):
         from kinfolk.data.prepared import Prepared
@@ -65,7 +66,11 @@ class InProcess:
             listener({"kind": report.kind, "samples_seen": report.samples_seen, **logs, **picture})
             if self.stop_after is not None and report.samples_seen >= self.stop_after:
                 return Outcome(None, report.samples_seen, True, "")
-        return Outcome(state.served(), state.samples_seen, False, "")
+        if self.alarm is None:
+            return Outcome(state.served(), state.samples_seen, False, "")
+        seen = {"noted": {"alarm": {"reason": self.alarm}}, "samples": "bnB5", "picture": "cG5n"}
+        listener({"kind": "alarm", "samples_seen": state.samples_seen, "reason": self.alarm, **seen})
+        return Outcome(state.served(), state.samples_seen, False, "", (self.alarm,))
 
 
 @pytest.fixture
@@ -73,9 +78,10 @@ def ray(monkeypatch):
     """Stands in for Ray: a machine of eight CPUs that trains at once."""
     import kinfolk.training.launch as launch
     import kinfolk_pipelines.train as train
+    from kinfolk.training import attempts
 
     standing_in = InProcess()
-    monkeypatch.setattr(launch, "launch", standing_in.launch)
+    monkeypatch.setattr(attempts, "launch", standing_in.launch)
     monkeypatch.setattr(launch, "check_workers", lambda workers, use_gpu: None)
     monkeypatch.setattr(train, "connect", lambda *_, **__: None)
     monkeypatch.setattr(train, "_node_cpus", lambda: standing_in.cpus)

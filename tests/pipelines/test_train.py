@@ -1,6 +1,7 @@
 """What a training leaves in MLflow and the registry, however it ends; Ray is played by this process."""
 
 import io
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from kinfolk.tracking.courier import Delivery
 from kinfolk.tracking.runs import Run
 from kinfolk_pipelines.models import load_model
 from kinfolk_pipelines.plan import plan
+from kinfolk_pipelines.promotion import promote_version
 from kinfolk_pipelines.train import InterruptedTrainingError, train
 
 
@@ -218,3 +220,36 @@ def test_the_bundle_kept_is_the_model_registered(settings, ray, run):
     kept = load_bundle(settings.state / "bundles" / ray.asked[0]["name"]).module.state_dict()
     registered = load_model(settings, "ring-blob").model.module.state_dict()
     assert all(torch.equal(kept[name], registered[name]) for name in registered)
+
+
+def test_what_a_monitor_warned_of_is_with_the_run_and_keeps_its_version_from_promotion(settings, ray, run):
+    ray.alarm = "Samples are alike."
+    version = run().version
+    assert registry.find(settings.tracking, version.reference).alarms == ("Samples are alike.",)
+    (stored,) = runs_of(settings)
+    noted = Path(stored.info.artifact_uri) / "alarms"
+    assert json.loads((noted / "000000000064.json").read_text()) == {"alarm": {"reason": "Samples are alike."}}
+    assert (noted / "000000000064.npy").read_bytes() == b"npy"
+    assert (noted / "000000000064.png").read_bytes() == b"png"
+    told = promote_version(settings, version.name, "latest")
+    assert not told.decision.promote
+    assert "Samples are alike." in told.decision.reason
+
+
+MONITORED = "monitor={act: change, changes: [%s]}"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("{put: {model.shrnk: 1}}", "shrnk is not a key. Did you mean 'shrink'"),
+        ("{put: {model.shrink: high}}", "after 1 alarms, model: shrink: .* number"),
+        ("{put: {data: grid}}", "data cannot change during a training"),
+        ("{multiply: {model.shrink: 2}}, {put: {training.batch_size: 0}}", "batch_size: .* greater than 0"),
+    ],
+)
+def test_a_change_that_cannot_be_is_refused_before_training(settings, ray, run, change, said):
+    with pytest.raises(ConfigError, match=said):
+        run(MONITORED % change)
+    assert not ray.asked
+    assert not runs_of(settings)

@@ -153,3 +153,39 @@ def test_weights_to_start_from_are_started_from(digits, tmp_path, undisturbed):
     tuned = launch(Job(wanted, digits.path, initial=initial), name="tune", storage=str(tmp_path))
     for name, value in tuned.model.module.state_dict().items():
         assert torch.allclose(value, initial[name], atol=1e-6)
+
+
+def test_after_an_alarm_training_goes_back_and_on_with_the_change_and_again_after_a_death_of_the_driver(
+    digits, tmp_path
+):
+    """Its deviations shrink until the monitor alarms; then they may grow. Once more, nothing is trained again."""
+    from kinfolk.training import attempts
+    from kinfolk.training.worker import Job
+
+    monitor = {
+        "every_samples": 5 * BATCH,
+        "samples": 100,
+        "alarm": {"grace_samples": 0, "looks": 2, "measures": {"missing": None, "support_share": None}},
+        "act": "change",
+        "changes": [{"put": {"model.shrink": 0.0, "model.optimizer.lr": 0.02}, "new_seed": True}],
+    }
+    collapsing = recipe(model={"shrink": 1000.0, "optimizer": {"lr": 0.1}})
+    watched = Recipe.model_validate({**collapsing.model_dump(), "monitor": monitor})
+    heard = []
+
+    def train_watched():
+        heard.clear()
+        job = Job(watched, digits.path)
+        return attempts.train(job, name="watched", storage=str(tmp_path), listener=heard.append)
+
+    first = train_watched()
+    kinds = [report["kind"] for report in heard]
+    alarm = heard[kinds.index("alarm")]["samples_seen"]
+    (change,) = [report for report in heard if report["kind"] == "change"]
+    assert 0 < change["samples_seen"] <= alarm - 2 * 5 * BATCH + 10 * BATCH
+    assert "mean distance of two samples" in change["reason"]
+    assert first.samples_seen == STEPS * BATCH
+    assert first.alarms == ()
+    again = train_watched()
+    assert [report["kind"] for report in heard] == ["start", "alarm", "change", "start"]
+    assert_same_bits(first, again)
