@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kinfolk.contract import DataSpec, Model
+from kinfolk.contract import Batch, DataSpec, Model
 from kinfolk.data.modes import KnownModes, Mixture, Stack
 from kinfolk.judge import as_shown, judged
 from kinfolk.metrics.accuracy import class_counts
@@ -17,10 +17,15 @@ def on_modes(known: KnownModes, samples: Tensor, spec: DataSpec, features: Model
     """
     if isinstance(known, Mixture):
         return _of_mixture(known, samples)
-    if features is None or features.tasks.classify is None:
+    classify = None if features is None else features.tasks.classify
+    if classify is None:
         return {}
-    found = class_modes(class_counts(judged(features.tasks.classify, as_shown(samples, spec))))
+    found = class_modes(class_counts(judged(lambda batch, seeds: classify(_shown(batch, spec), seeds), samples)))
     return _named(found.captured, len(samples)) | {"kl_to_uniform": found.kl, "kl_floor": found.kl_floor}
+
+
+def _shown(batch: Batch, spec: DataSpec) -> Batch:
+    return Batch(as_shown(batch.x, spec))
 
 
 def _of_mixture(known: Mixture, samples: Tensor) -> dict[str, float]:

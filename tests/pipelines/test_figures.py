@@ -29,7 +29,7 @@ from kinfolk.metrics.likelihood import likelihood_figures
 from kinfolk.metrics.manifold import manifold_scores
 from kinfolk_pipelines import figures
 from kinfolk_pipelines.figures import measure
-from kinfolk_pipelines.figures_on_modes import rule
+from kinfolk_pipelines.figures_on_modes import on_modes, rule
 from kinfolk_pipelines.meaning import MEANING
 
 CLASSES, ROWS = 4, 320  # rows of a split: more than one chunk of evaluation
@@ -380,15 +380,27 @@ def test_the_rule_is_of_so_many_samples_whatever_the_other_figures_rest_on():
         assert len(found.samples) == samples
 
 
-def test_classes_are_read_by_the_judge_and_left_to_the_seeds(data, bank):
+@pytest.mark.parametrize("samples", [6, ROWS])
+def test_classes_are_read_by_the_judge_and_left_to_the_seeds(data, bank, samples):
     known = Stack(judge="marks", samples=ROWS)
     model = replaying(bank[:2])  # asked for no class, seed 1 + i draws picture i % 4 of two
-    found = measure(model, data, Evaluation(samples=6), JUDGE, modes=known).metrics
-    assert model.module.asked[-1].label is None
+    found = measure(model, data, Evaluation(samples=samples), JUDGE, modes=known).metrics
+    assert any(request.label is None and len(request.seeds) == 256 for request in model.module.asked)
     assert (found["modes"], found["mode_samples"]) == (2, ROWS)
     assert found["kl_to_uniform"] == pytest.approx(math.log(2))
     assert found["kl_floor"] == (CLASSES - 1) / (2 * ROWS)
     assert "modes" not in measure(model, data, Evaluation(samples=6), None, modes=known).metrics
+
+
+def test_the_judge_sees_samples_at_the_levels_of_data(bank):
+    def off_level(batch, seeds):
+        level = (batch.x + 1).flatten(1) / STEP
+        away = (level - level.round()).abs().amax(1)
+        return torch.stack([torch.full_like(away, 0.1), away], dim=1)
+
+    judge = Model(family(lambda _: Tasks(options=SamplerOptions(), classify=off_level)), Config(), SPEC, nn.Identity())
+    mixed = torch.cat([bank[:8], bank[:8] + 0.3 * STEP])
+    assert on_modes(Stack(judge="marks"), mixed, SPEC, judge)["modes"] == 1
 
 
 def test_modes_are_those_of_a_model_of_all_classes(data, bank):

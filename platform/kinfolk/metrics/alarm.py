@@ -15,6 +15,26 @@ from kinfolk.errors import nearest
 from kinfolk.metrics.collapse import CollapseMeasures
 
 
+@dataclass(frozen=True, slots=True)
+class _Measure:
+    """A figure of samples that may be watched."""
+
+    means: str
+    read: Callable[[CollapseMeasures], float]
+
+
+_MEASURES: Mapping[str, _Measure] = {
+    "missing": _Measure("share of the data in regions that samples have all but lost", lambda seen: seen.missing),
+    "distance_ratio": _Measure(
+        "mean distance of two samples, in shares of the data's", lambda seen: seen.distance_ratio
+    ),
+    "support_share": _Measure(
+        "different samples there are by near duplicates, for each one drawn", lambda seen: seen.support / seen.samples
+    ),
+    "effective_bins": _Measure("regions in even use, in shares of the data's", lambda seen: seen.effective_bins),
+}
+
+
 class Limit(Config):
     """How far a figure may go, and how far from the run's own; what is left out is not looked at.
 
@@ -24,7 +44,7 @@ class Limit(Config):
     most: float | None = None
     least: float | None = None
     drift: float | None = Field(None, gt=0)  # most that it may worsen from the run's own best, kept over the looks
-    growth: float | None = Field(None, gt=1)  # most that it may grow over the run's own median before the looks
+    growth: float | None = Field(None, gt=1)  # most that its size may grow over the run's own median before the looks
 
     @model_validator(mode="after")
     def _one_bad_side(self) -> "Limit":
@@ -33,34 +53,34 @@ class Limit(Config):
         return self
 
 
-class MeasureLimits(Config):
-    """Limits of figures of samples; null where one is not to be watched."""
-
-    missing: Limit | None = Limit(most=0.3, drift=0.2)  # share of the data in bins all but lost
-    distance_ratio: Limit | None = Limit(least=0.5, drift=0.3)  # of two samples, in shares of the data's
-    support_share: Limit | None = Limit(least=0.05)  # different samples, by near duplicates, for each one drawn
-    effective_bins: Limit | None = None  # bins in even use, in shares of the data's
+LIMITS: Mapping[str, Limit] = {
+    "missing": Limit(most=0.2, drift=0.1),
+    "effective_bins": Limit(least=0.7, drift=0.2),
+    "distance_ratio": Limit(least=0.5, drift=0.3),
+    "support_share": Limit(least=0.05),
+    "logit_gap": Limit(growth=10.0),
+    "energy_gap": Limit(growth=10.0),
+    "kl": Limit(least=0.05),
+    "kl_active": Limit(least=0.05),
+    "usage": Limit(least=0.05),
+}
 
 
 class AlarmConfig(Config):
-    """What counts as collapse. Figures of samples are ``CollapseMeasures``; signals are what losses log."""
+    """What counts as collapse."""
 
     grace_samples: int | None = Field(None, ge=0)  # samples seen before anything is judged; None: a quarter of the run
     looks: int = Field(3, ge=2)  # in a row that must all be bad
     mending: float = Field(0.05, ge=0)  # improvement over those looks, in shares of the first, that earns more time
-    measures: MeasureLimits = MeasureLimits()
-    signals: Mapping[str, Limit] = {
-        "logit_gap": Limit(growth=10.0),
-        "energy_gap": Limit(growth=10.0),
-        "kl": Limit(least=0.05),
-        "kl_active": Limit(least=0.05),
-        "usage": Limit(least=0.05),
-    }
+    limits: dict[str, Limit | None] = Field(default_factory=dict)  # in place of those of ``LIMITS``; null: unwatched
 
     @model_validator(mode="after")
-    def _signals_are_known(self) -> "AlarmConfig":
-        for name in self.signals.keys() - SIGNALS.keys():
-            raise ValueError(f"no signal is called {name!r}.{nearest(name, SIGNALS)} Known: {', '.join(SIGNALS)}")
+    def _names_are_known(self) -> "AlarmConfig":
+        known = [*_MEASURES, *SIGNALS]
+        for name in self.limits.keys() - set(known):
+            raise ValueError(
+                f"nothing that is watched is called {name!r}.{nearest(name, known)} Use {', '.join(known)}"
+            )
         return self
 
     def grace(self, run_samples: int) -> int:
@@ -89,91 +109,70 @@ class Alarm:
 
 
 @dataclass(frozen=True, slots=True)
-class _Watch:
-    """One figure of a run, look by look."""
+class _Bound:
+    """What a figure must not cross, and why."""
 
-    name: str
-    values: Sequence[float]
-    limit: Limit
-    means: str  # what the figure is, in words
+    value: float
+    why: str
 
 
 def verdict(history: Sequence[Look], config: AlarmConfig, run_samples: int) -> Alarm | None:
-    """The first alarm that the newest looks give cause for, of a run that is to see ``run_samples``; None: healthy."""
+    """The first alarm that the newest looks give cause for, of a run that is to see ``run_samples``; None: healthy.
+
+    ``history`` holds the looks since the start, or since an earlier alarm was acted on, in order.
+    """
     judged = [look for look in history if look.samples_seen > config.grace(run_samples)]
-    for watch in _watches(judged, config):
-        if len(watch.values) < config.looks:
+    for name, limit in {**LIMITS, **config.limits}.items():
+        values = [value for look in judged for value in _read(look, name)]
+        if limit is None or len(values) < config.looks:
             continue
-        for bound, reason in _bounds(watch, config.looks):
-            now = watch.values[-config.looks :]
-            if all(_worse(watch.limit, value, bound) for value in now) and not _mending(watch.limit, now, config):
-                words = f"{watch.means}: {now[-1]:.3g} after {judged[-1].samples_seen:,} samples seen, {reason}"
-                said = f"{words}, for {config.looks} looks in a row."
-                return Alarm(judged[-1].samples_seen, watch.name, now[-1], bound, said)
+        before, now = values[: -config.looks], values[-config.looks :]
+        crossed = [
+            b for b in _bounds(limit, before, config.looks) if all(_worse(limit, value, b.value) for value in now)
+        ]
+        if crossed and not _mending(limit, now, config.mending):
+            return _alarm(name, judged[-1].samples_seen, now, crossed[0])
     return None
 
 
-_MEANS = {
-    "missing": "share of the data in regions that samples have all but lost",
-    "distance_ratio": "mean distance of two samples, in shares of the data's",
-    "support_share": "different samples at least, by near duplicates, for each sample drawn",
-    "effective_bins": "regions in even use, in shares of the data's",
-}
-
-_READ: Mapping[str, Callable[[CollapseMeasures], float]] = {
-    "missing": lambda seen: seen.missing,
-    "distance_ratio": lambda seen: seen.distance_ratio,
-    "support_share": lambda seen: seen.support / seen.samples,
-    "effective_bins": lambda seen: seen.effective_bins,
-}
+def _alarm(name: str, samples_seen: int, now: Sequence[float], bound: _Bound) -> Alarm:
+    means = _MEASURES[name].means if name in _MEASURES else SIGNALS[name]
+    seen = f"after {samples_seen:,} samples, and for {len(now)} looks in a row"
+    reason = f"{name} ({means}) is {now[-1]:.3g} {seen} beyond {bound.value:.3g}: {bound.why}."
+    return Alarm(samples_seen, name, now[-1], bound.value, reason)
 
 
-def _watches(looks: Sequence[Look], config: AlarmConfig) -> Iterable[_Watch]:
-    for measure, limit in config.measures:
-        if limit is not None:
-            values = [_READ[measure](look.measures) for look in looks if look.measures is not None]
-            yield _Watch(measure, values, limit, _MEANS[measure])
-    for name, limit in config.signals.items():
-        yield _Watch(name, [value for look in looks for value in _signal(look, name)], limit, SIGNALS[name])
-
-
-def _signal(look: Look, name: str) -> list[float]:
-    """The signal as the look's logs have it, in whichever phase; none or one."""
+def _read(look: Look, name: str) -> list[float]:
+    """The figure as the look has it, a signal in whichever phase; none or one."""
+    if name in _MEASURES:
+        return [] if look.measures is None else [_MEASURES[name].read(look.measures)]
     return [value for key, value in look.logs.items() if key.rpartition("/")[2] == name][:1]
 
 
-def _falls(limit: Limit) -> bool:
-    """Whether lower is the bad side."""
-    return limit.least is not None
+def _worse(limit: Limit, value: float, than: float) -> bool:
+    return value < than if limit.least is not None else value > than
 
 
-def _worse(limit: Limit, value: float, bound: float) -> bool:
-    return value < bound if _falls(limit) else value > bound
+def _mending(limit: Limit, values: Sequence[float], by: float) -> bool:
+    """Whether the figure got better by the share ``by`` of itself from the first to the last of ``values``."""
+    step = by * abs(values[0])
+    return _worse(limit, values[0], values[-1] - step if limit.least is not None else values[-1] + step)
 
 
-def _mending(limit: Limit, values: Sequence[float], config: AlarmConfig) -> bool:
-    """Whether the figure got better by enough from the first to the last of ``values``."""
-    gained = values[-1] - values[0] if _falls(limit) else values[0] - values[-1]
-    return gained > config.mending * abs(values[0])
-
-
-def _bounds(watch: _Watch, looks: int) -> Iterable[tuple[float, str]]:
-    """What the newest looks must not cross, each with why."""
-    limit, before = watch.limit, watch.values[:-looks]
-    if limit.most is not None:
-        yield limit.most, f"at most {limit.most:g} is healthy"
-    if limit.least is not None:
-        yield limit.least, f"at least {limit.least:g} is healthy"
+def _bounds(limit: Limit, before: Sequence[float], looks: int) -> Iterable[_Bound]:
+    """What the newest looks must not cross, after those ``before``."""
+    fixed = limit.least if limit.least is not None else limit.most
+    if fixed is not None:
+        yield _Bound(fixed, "the limit for any run")
     if limit.drift is not None and len(before) >= looks:
-        best = _best_kept(before, looks, _falls(limit))
-        bound = best - limit.drift if _falls(limit) else best + limit.drift
-        yield bound, f"{bound:.3g} is too far from this run's own best, {best:.3g}"
+        best = _best_kept(limit, before, looks)
+        yield _Bound(best + (-limit.drift if limit.least is not None else limit.drift), f"this run had kept {best:.3g}")
     if limit.growth is not None and len(before) >= looks:
         usual = median(abs(value) for value in before)
-        yield limit.growth * usual, f"more than {limit.growth:g} times what was usual in this run, {usual:.3g}"
+        yield _Bound(limit.growth * usual, f"{usual:.3g} was usual in this run")
 
 
-def _best_kept(values: Sequence[float], looks: int, falls: bool) -> float:
+def _best_kept(limit: Limit, values: Sequence[float], looks: int) -> float:
     """The best level that the run kept for so many looks in a row."""
-    windows = [values[i : i + looks] for i in range(len(values) - looks + 1)]
-    return max(min(window) for window in windows) if falls else min(max(window) for window in windows)
+    windows = [values[first : first + looks] for first in range(len(values) - looks + 1)]
+    return max(map(min, windows)) if limit.least is not None else min(map(max, windows))

@@ -1,0 +1,149 @@
+"""The rule on histories of a few looks; a run sees 1,000 samples and a look comes every 50."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from kinfolk.config import parse
+from kinfolk.contract import SIGNALS
+from kinfolk.errors import ConfigError
+from kinfolk.metrics.alarm import LIMITS, AlarmConfig, Limit, Look, verdict
+from kinfolk.metrics.collapse import CollapseMeasures
+
+RUN = 1000
+HEALTHY = CollapseMeasures(
+    samples=1000,
+    missing=0.02,
+    bins_different=0.2,
+    js_divergence=0.01,
+    effective_bins=0.95,
+    distance_ratio=0.95,
+    support=160_000,
+)
+ALONE = dict.fromkeys(LIMITS)  # nothing is watched but what a test adds
+
+
+def looks(values: Sequence[float], name: str = "missing", every: int = 50) -> list[Look]:
+    """A look for each value of one measure, the others healthy."""
+    return [Look(every * (1 + at), replace(HEALTHY, **{name: value})) for at, value in enumerate(values)]
+
+
+def logged(values: Sequence[float], name: str) -> list[Look]:
+    return [Look(50 * (1 + at), None, {name: value}) for at, value in enumerate(values)]
+
+
+def fires(history: list[Look], **settings: Any) -> list[int]:
+    """Samples seen at each look that gives an alarm, as the looks come in."""
+    config = AlarmConfig(**settings)
+    heard = [verdict(history[: at + 1], config, RUN) for at in range(len(history))]
+    return [alarm.samples_seen for alarm in heard if alarm is not None]
+
+
+def test_a_run_that_learns_is_healthy_however_bad_it_was() -> None:
+    assert not fires(looks([1.0, 1.0, 0.9, 0.9, 0.8, 0.6, 0.45, 0.3, 0.22, 0.15] + [0.05] * 10))
+
+
+def test_a_run_that_stays_far_from_the_data_is_alarmed_once_it_should_be_good() -> None:
+    assert fires(looks([0.9] * 8)) == [400]  # grace 250, then three looks
+    assert fires(looks([0.9] * 8), grace_samples=0) == [150, 200, 250, 300, 350, 400]
+    assert fires(looks([0.9] * 8), grace_samples=300) == []
+
+
+def test_what_was_good_and_is_lost_is_alarmed_even_where_others_are_worse() -> None:
+    kept = [0.01] * 10
+    assert fires(looks([*kept, 0.12, 0.13, 0.13])) == [650]
+    assert not fires(looks([*kept, 0.10, 0.11, 0.10]))
+    assert not fires(looks([0.15] * 13))
+
+
+def test_the_best_is_one_that_was_kept() -> None:
+    assert not fires(looks([0.15] * 8 + [0.0] + [0.15] * 4))
+    assert fires(looks([0.15] * 8 + [0.0] * 3 + [0.15] * 3)) == [700]
+
+
+def test_a_moment_is_no_collapse() -> None:
+    assert not fires(looks([0.01] * 8 + [0.9, 0.9, 0.01] * 4))
+    assert fires(looks([0.01] * 8 + [0.9, 0.9, 0.9])) == [550]
+
+
+def test_what_is_mending_has_more_time_until_it_stops() -> None:
+    falling = [0.9 * 0.95**at for at in range(12)]
+    assert not fires(looks(falling))
+    assert fires(looks(falling, "missing"), mending=0.2) == [400, 450, 500, 550, 600]
+    assert fires(looks([0.9] * 5 + [0.8, 0.7, 0.6, 0.6, 0.6])) == [500]
+
+
+def test_diversity_that_falls_is_bad_downwards() -> None:
+    assert fires(looks([0.4] * 8, "distance_ratio")) == [400]
+    assert not fires(looks([1.6] * 8, "distance_ratio"))
+    assert fires(looks([0.95] * 8 + [0.6] * 3, "distance_ratio")) == [550]
+    assert not fires(looks([0.3 * 1.05**at for at in range(10)], "distance_ratio"))  # mending
+    assert fires(looks([0.3 / 1.05**at for at in range(8)], "distance_ratio")) == [400]
+
+
+def test_few_different_samples_are_told_by_their_share_of_those_drawn() -> None:
+    assert fires(looks([40.0] * 8, "support")) == [400]
+    assert not fires(looks([60.0] * 8, "support"))
+
+
+@pytest.mark.parametrize(("name", "value"), [("usage", 0.01), ("kl_active", 0.0), ("kl", 0.01)])
+def test_signals_are_read_in_whichever_phase_by_their_last_word(name: str, value: float) -> None:
+    assert fires(logged([value] * 8, f"some/{name}")) == [400]
+    assert not fires(logged([0.5] * 8, f"some/{name}"))
+    assert not fires(logged([value] * 8, f"{name}/other"))
+
+
+@pytest.mark.parametrize("name", ["logit_gap", "energy_gap"])
+def test_a_gap_is_held_to_what_was_usual_in_the_run(name: str) -> None:
+    for sign in (1, -1):
+        usual = [sign * value for value in (1.0, 2.0, 3.0) * 4]
+        assert fires(logged([*usual, 21.0, 22.0, 21.0], name)) == [750]
+        assert not fires(logged([*usual, 19.0, 19.0, 19.0], name))
+    assert not fires(logged([500.0] * 12, name))  # a scale of its own
+
+
+def test_looks_without_a_figure_are_passed_over() -> None:
+    history = [*logged([0.01] * 7, "a/usage"), Look(400, HEALTHY, {}), Look(450, None, {"a/usage": 0.01})]
+    assert fires(history) == [450]
+
+
+def test_a_reason_says_what_its_value_and_the_limit() -> None:
+    alarm = verdict(looks([0.01] * 10 + [0.25, 0.25, 0.26]), AlarmConfig(), RUN)
+    assert alarm is not None
+    assert (alarm.what, alarm.value, alarm.limit, alarm.samples_seen) == ("missing", 0.26, 0.2, 650)
+    assert alarm.reason == (
+        "missing (share of the data in regions that samples have all but lost) is 0.26 after 650 samples, and for 3 "
+        "looks in a row beyond 0.2: the limit for any run."
+    )
+    drifted = verdict(looks([0.01] * 10 + [0.15] * 3), AlarmConfig(), RUN)
+    assert drifted is not None
+    assert drifted.reason.endswith("beyond 0.11: this run had kept 0.01.")
+
+
+def test_a_limit_of_ones_own_takes_the_place_of_the_default() -> None:
+    history = looks([0.5] * 8)
+    assert fires(history) == [400]
+    assert not fires(history, limits={"missing": Limit(most=0.6)})
+    assert not fires(history, limits={"missing": None})
+    assert fires(history, limits=ALONE | {"missing": Limit(most=0.4)}, looks=2) == [350, 400]
+
+
+def test_every_default_limit_is_of_something_known_and_every_signal_has_one() -> None:
+    AlarmConfig(limits=dict(LIMITS))
+    assert SIGNALS.keys() <= LIMITS.keys()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"limits": {"misssing": {"most": 1}}}, "called 'misssing'. Did you mean 'missing'"),
+        ({"limits": {"kl": {"least": 0, "most": 1}}}, "most and least make no one bad side"),
+        ({"limits": {"kl": {"growth": 1}}}, "growth"),
+        ({"looks": 1}, "looks"),
+    ],
+)
+def test_mistakes_are_named(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse(AlarmConfig, wrong, "alarm")
