@@ -293,6 +293,7 @@ def test_a_probability_that_is_not_adaptive_stands():
     layer.record(torch.ones(4))
     layer.after(progress(), packing=1)
     assert float(layer.probability) == 0.5
+    assert float(layer.signs.abs().sum()) == 0
 
 
 @pytest.mark.parametrize("loss", ["non_saturating", "least_squares", "relativistic"])

@@ -11,6 +11,8 @@ CASES = [
     ("autoencoder", {"objective": {"kind": "iwae", "draws": 1, "growth_samples": 9}}, "objective.draws", 2),
     ("autoencoder", {"objective": {"kind": "denoising"}, "sampler": {"temperature": 0.5}}, "objective.kind", "elbo"),
     ("gan", {"embedding": 8}, "conditional", True),
+    ("gan", {"augmentation": {"ramp_samples": 9}}, "augmentation.target", 0.6),
+    ("gan", {"path_length": {}}, "generator", {"kind": "stylegan2"}),
     ("consistency", {"objective": {**ECT, "k": 0, "b": 2}}, "objective.k", 1),
     ("autoencoder", {"optimizer": {"final_lr": 1e-5}}, "optimizer.decay_samples", 100),
     ("flow", {"optimizer": {"kind": "sgd", "eps": 1e-6}}, "optimizer.kind", "adam"),

@@ -51,6 +51,7 @@ def kinfolk(tmp_path, monkeypatch, capsys, empty_store):
         (["train", "digits/vae", "--set", "family=vaes"], "No family is called 'vaes'"),
         (["train", "digits/vae", "--set", "data=cats"], "No prepared data set"),
         (["train", "digits/vae", "--workers", "3"], "does not divide over 3 workers"),
+        (["train", "digits/pacgan", "--set", "training.batch_size=33"], "in groups of 2 samples that the loss judges"),
         (["train", "digits/vae", "--name", "../x"], "../x"),
         (["sample", "digits-edm"], "No registered model is called 'digits-edm'"),
         (["sample", "digits-edm", "-o", "x.gif"], "use .png"),

@@ -1,10 +1,11 @@
 """Generative adversarial networks: a generator makes samples in one pass, a critic learns to tell them from data.
 
-The two train against each other in the two phases of a step. What is chosen in a recipe is the game (non-saturating
-or relativistic), the gradient penalties that keep the critic smooth and the game convergent, and the networks (DCGAN's
-strided convolutions, R3GAN's residual blocks, or fully connected layers). Sources: Goodfellow et al., 2014,
-https://arxiv.org/abs/1406.2661; Mescheder et al., 2018, https://arxiv.org/abs/1801.04406 (R1, R2); Huang et al., 2024,
-https://arxiv.org/abs/2501.05441 (R3GAN).
+The two train against each other in the two phases of a step. A recipe chooses the game (``adversarial.py``), what keeps
+the critic smooth (``penalties.py``, ``spectral.py``), the networks (``perceptron.py``, ``convolution.py``,
+``resnet.py``, ``residual.py``, ``stylegan.py``, ``progressive.py``), and what stands against collapse: packs of samples
+(``packing.py``), a critic that sees other samples (``minibatch.py``) or is foreseen (``unrolling.py``), transforms of
+what it sees (``augmentation.py``). Sources: Goodfellow et al., 2014, https://arxiv.org/abs/1406.2661; each file names
+its own.
 """
 
 from kinfolk.contract import Family

@@ -111,6 +111,8 @@ class Augmentation(nn.Module):
     @torch.no_grad()
     def record(self, margin: Tensor) -> None:
         """Add up a microbatch: by how much the critic takes data for real. (P,)"""
+        if self.config.target is None:
+            return
         self.signs += torch.stack([margin.sign().sum(), torch.full_like(margin[0], len(margin))])
 
     def after(self, progress: Progress, packing: int) -> None:
