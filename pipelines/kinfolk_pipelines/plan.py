@@ -34,6 +34,7 @@ class Plan:
     ancestry: Mapping[str, str] = field(default_factory=dict)  # versions it rests on, by role or ``init_from``
     draws: bool = True  # whether there will be samples
     latents: Path | None = None  # where training finds the data as the first stage encodes it, or puts it
+    sweep: str | None = None  # that found its settings
 
 
 def plan(settings: Settings, recipe_name: str, sets: Sequence[str] = (), name: str | None = None) -> Plan:
