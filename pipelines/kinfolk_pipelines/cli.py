@@ -8,7 +8,7 @@ import typer
 
 from kinfolk.errors import ConfigError, DataError, KinfolkError, RegistryError, RequestError
 from kinfolk.memory import keep_freed_memory
-from kinfolk_pipelines import cli_data
+from kinfolk_pipelines import cli_data, cli_tune
 from kinfolk_pipelines.cli_options import Gpu, Json, ModelName, Sets, Workers
 from kinfolk_pipelines.output import console, print_json, print_table
 from kinfolk_pipelines.settings import apply_environment, load_settings
@@ -77,6 +77,9 @@ def train(
         return
     how = "had been trained before" if trained.reused else f"trained in {trained.seconds:.0f} s"
     typer.echo(f"{version.reference} {how}. Next: kinfolk evaluate {version.reference}")
+
+
+app.command()(cli_tune.tune)
 
 
 @app.command()

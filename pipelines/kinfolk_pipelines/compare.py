@@ -54,7 +54,7 @@ def compare(
     use_gpu: bool = False,
 ) -> list[Compared]:
     """Train what is not trained yet, its data's feature classifier first, and measure everything alike."""
-    _train_features(settings, planned[0], console, workers, use_gpu)
+    train_features(settings, planned[0], console, workers, use_gpu)
     counts = [each.recipe.evaluation.samples for each in planned if each.draws]
     count = samples or min(counts, default=None)  # equal, as fd_local falls with it
     compared = []
@@ -70,7 +70,7 @@ def _how(trained: Trained) -> str:
     return "trained before" if trained.seconds is None else f"trained in {trained.seconds:.0f} s"
 
 
-def _train_features(settings: Settings, first: Plan, console: Console, workers: int, use_gpu: bool) -> None:
+def train_features(settings: Settings, first: Plan, console: Console, workers: int, use_gpu: bool) -> None:
     """The classifier that judges the data set, by a recipe for it or by that of digits."""
     data = first.data.judge
     if first.data.prepared.spec.classes is None:

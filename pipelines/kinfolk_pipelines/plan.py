@@ -38,6 +38,7 @@ class Plan:
     group: int = 1  # samples that a microbatch is a multiple of
     latents: Path | None = None  # where training finds the data as the first stage encodes it, or puts it
     features: Model | None = None  # by which the recipe's monitor tells samples apart; None: their elements
+    sweep: str | None = None  # that found its settings
 
 
 def plan(settings: Settings, recipe_name: str, sets: Sequence[str] = (), name: str | None = None) -> Plan:

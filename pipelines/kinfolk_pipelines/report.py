@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from kinfolk_pipelines.meaning import MEANING
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light; --ink: #1c2430; --soft: #667085; --line: #e4e7ec; --best: #e8f5ee; --accent: #2f6f5e; }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 78rem; margin: 2.5rem auto;
   padding: 0 1.5rem; }
@@ -115,7 +115,8 @@ def quality_against_speed(entries: Sequence[Entry]) -> bytes | None:
     return out.getvalue()
 
 
-def _image(content: bytes, alt: str, kind: str = "") -> str:
+def image(content: bytes, alt: str, kind: str = "") -> str:
+    """A PNG as part of the page; ``kind`` is its class."""
     data = base64.b64encode(content).decode()
     return f'<img class="{kind}" alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
 
@@ -157,7 +158,7 @@ def _table(entries: Sequence[Entry]) -> str:
 
 def _grids(entries: Sequence[Entry]) -> str:
     figures = [
-        f"<figure>{_image(entry.grid_png, entry.recipe)}<figcaption>{html.escape(entry.recipe)} "
+        f"<figure>{image(entry.grid_png, entry.recipe)}<figcaption>{html.escape(entry.recipe)} "
         f"<p>{html.escape(entry.family)}, {html.escape(entry.reference)}</p></figcaption></figure>"
         for entry in entries
         if entry.grid_png
@@ -170,10 +171,10 @@ def render(title: str, basis: Sequence[str], entries: Sequence[Entry]) -> str:
     plot = quality_against_speed(entries)
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style><h1>{html.escape(title)}</h1>",
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>",
         *(f"<p>{html.escape(line)}</p>" for line in basis),
         f"<h2>Figures</h2>{_table(entries)}",
-        f"<h2>Quality against speed</h2>{_image(plot, 'quality against speed', 'plot')}" if plot else "",
+        f"<h2>Quality against speed</h2>{image(plot, 'quality against speed', 'plot')}" if plot else "",
         f"<h2>Samples</h2>{_grids(entries)}</html>",
     ]
     return "\n".join(part for part in parts if part)

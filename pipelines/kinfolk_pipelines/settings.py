@@ -23,6 +23,7 @@ class Settings(BaseSettings):
     state: Path = Path(".kinfolk")  # local MLflow store, checkpoints, caches, the Ray token
     data: Path = Path("data")  # prepared data sets, one folder each
     recipes: Path | None = None  # folder of recipes; None: those that come with Kinfolk
+    sweeps: Path | None = None  # folder of sweeps; None: those that come with Kinfolk
     tracking_uri: str | None = None  # MLflow; None: a SQLite file in ``state``
     experiment: str = "kinfolk"
     storage: str | None = None  # checkpoints, a path or s3://...; None: a folder in ``state``
@@ -55,8 +56,12 @@ class Settings(BaseSettings):
     @property
     def recipe_folder(self) -> Path:
         """The folder that recipe names are looked up in."""
-        packaged = Path(__file__).parent / "recipes"
-        return self.recipes or (packaged if packaged.is_dir() else Path(__file__).parents[1] / "recipes")
+        return self.recipes or _shipped("recipes")
+
+    @property
+    def sweep_folder(self) -> Path:
+        """The folder that sweep names are looked up in."""
+        return self.sweeps or _shipped("sweeps")
 
     @property
     def cache(self) -> Path:
@@ -66,6 +71,12 @@ class Settings(BaseSettings):
     def dataset(self, name: str) -> Path:
         """The folder of a prepared data set."""
         return self.data.absolute() / name
+
+
+def _shipped(name: str) -> Path:
+    """A folder that comes with Kinfolk: inside the package, or beside it in the repository."""
+    packaged = Path(__file__).parent / name
+    return packaged if packaged.is_dir() else Path(__file__).parents[1] / name
 
 
 def load_settings(**given: Any) -> Settings:

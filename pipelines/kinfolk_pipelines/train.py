@@ -147,7 +147,9 @@ def _tracked(
                 f"samples; a checkpoint was written. {_how_to_go_on(planned, attempt.name)}"
             )
         last["train_seconds"] = attempt.seconds()
-        version = _register(settings, planned, attempt, outcome.model, last, outcome.alarms)
+        version = register_trained(
+            settings, planned, attempt.name, attempt.run.run_id, outcome.model, last, outcome.alarms
+        )
     except InterruptedTrainingError:
         attempt.run.finish("KILLED")
         raise
@@ -237,14 +239,20 @@ def _speed(model: Model) -> dict[str, float]:
     return {"samples_per_second": speed.samples_per_s}
 
 
-def _register(
+def register_trained(
     settings: Settings,
     planned: Plan,
-    attempt: _Attempt,
+    name: str,
+    run_id: str,
     model: Model,
     last: Mapping[str, float],
-    alarms: tuple[str, ...],
+    alarms: tuple[str, ...] = (),
 ) -> Version:
+    """Bundle what run ``name`` trained and register it with its lineage, its ``last`` figures and its alarms.
+
+    Raises:
+        RegistryError: MLflow does not take it; the message says how to go on.
+    """
     speed = _speed(model)
     lineage = Lineage(
         family=planned.family.name,
@@ -255,17 +263,16 @@ def _register(
         git_commit=git_commit(),
         parents=dict(planned.ancestry),
         samples_per_second=speed.get("samples_per_second"),
+        sweep=planned.sweep,
     )
-    folder: Path = settings.state.absolute() / "bundles" / attempt.name
+    folder: Path = settings.state.absolute() / "bundles" / name
     card = {"lineage": lineage.tags(), "recipe": planned.recipe.model_dump(mode="json")}
     save_bundle(model, folder, card)
-    metrics = {name: value for name, value in last.items() if name != "samples_per_second"} | speed
+    metrics = {figure: value for figure, value in last.items() if figure != "samples_per_second"} | speed
     try:
-        return registry.register(
-            settings.tracking, folder, planned.model_name, attempt.run.run_id, lineage, metrics, alarms
-        )
+        return registry.register(settings.tracking, folder, planned.model_name, run_id, lineage, metrics, alarms)
     except RegistryError as error:
         raise RegistryError(
             f"The training is complete, but its model could not be registered. {error} "
-            + _how_to_register(planned, attempt.name, folder)
+            + _how_to_register(planned, name, folder)
         ) from error

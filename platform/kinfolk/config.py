@@ -156,8 +156,10 @@ def lay(values: Mapping[str, Any], settings: Mapping[str, Any], where: str) -> d
     return merged
 
 
-def find_recipe(name: str, folder: Path) -> Path:
+def find_recipe(name: str, folder: Path, kind: str = "recipe") -> Path:
     """The file of a recipe given by path or by its name below ``folder``, for example ``digits/vae``.
+
+    ``kind`` is the word for such a file, where it is another than a recipe.
 
     Raises:
         ConfigError: there is none; the nearest names are given.
@@ -167,7 +169,8 @@ def find_recipe(name: str, folder: Path) -> Path:
             return candidate
     known = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.glob("*/*.yaml"))
     raise ConfigError(
-        f"No recipe file or recipe is called {name!r}.{nearest(name, known)} Recipes: {', '.join(known) or 'none'}."
+        f"No {kind} file or {kind} is called {name!r}.{nearest(name, known)} "
+        f"{kind.capitalize()}s: {', '.join(known) or 'none'}."
     )
 
 

@@ -29,6 +29,7 @@ class Lineage:
     git_commit: str | None = None
     parents: Mapping[str, str] = field(default_factory=dict)  # role to NAME/VERSION
     samples_per_second: float | None = None  # expected sampling speed
+    sweep: str | None = None  # that found its settings
 
     def tags(self) -> dict[str, str]:
         """The same as tags; what is unknown has none."""
@@ -39,6 +40,7 @@ class Lineage:
             "data": self.data,
             "data_digest": self.data_digest,
             "git_commit": self.git_commit,
+            "sweep": self.sweep,
             "parents": json.dumps(dict(self.parents), sort_keys=True),
             "samples_per_second": None if self.samples_per_second is None else repr(float(self.samples_per_second)),
         }
@@ -57,6 +59,7 @@ class Lineage:
             git_commit=tags.get("git_commit"),
             parents=json.loads(tags.get("parents", "{}")),
             samples_per_second=None if speed is None else float(speed),
+            sweep=tags.get("sweep"),
         )
 
 

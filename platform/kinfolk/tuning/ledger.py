@@ -6,6 +6,7 @@ it is a pickle, and says less (a trial's figures, settings, checkpoints and erro
 
 import fcntl
 import json
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -16,6 +17,7 @@ from kinfolk.errors import ConfigError, IntegrityError
 
 Status = Literal["waiting", "running", "finished", "stopped", "failed"]
 ENDED: frozenset[Status] = frozenset({"finished", "stopped", "failed"})
+_HEAD = ("digest", "id", "seconds", "starts", "run_id", "version")
 _KEPT = 2  # checkpoints to go on from: the one before a damaged one must exist
 
 
@@ -64,9 +66,12 @@ class Ledger:
 
     folder: Path
     digest: str  # of the sweep, its recipe and its data
+    id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])  # tells it from others of the same digest
     trials: dict[str, Trial] = field(default_factory=dict)
     seconds: float = 0.0  # of searching, over all starts
     starts: int = 0
+    run_id: str | None = None  # in MLflow
+    version: str | None = None  # that came of it, NAME/VERSION
 
     def save(self, trial: Trial) -> None:
         """Remember ``trial`` as it is now."""
@@ -75,7 +80,7 @@ class Ledger:
 
     def save_head(self) -> None:
         """Remember what is not of one trial."""
-        _write(self.folder / "sweep.json", {"digest": self.digest, "seconds": self.seconds, "starts": self.starts})
+        _write(self.folder / "sweep.json", {name: getattr(self, name) for name in _HEAD})
 
     def unfinished(self) -> list[Trial]:
         """Trials that were begun and not ended."""
@@ -122,7 +127,7 @@ def _read(folder: Path, digest: str) -> Ledger:
         )
     paths = sorted((folder / "trials").glob("*.json"))
     trials = [Trial(**_load(path)) for path in paths]
-    return Ledger(folder, digest, {trial.id: trial for trial in trials}, head["seconds"], head["starts"])
+    return Ledger(folder, trials={trial.id: trial for trial in trials}, **head)
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def _difference(one: TrainState, other: TrainState) -> str:
     """What keeps the second state from taking over the first's, or an empty string."""
     a, b = _shapes(one.snapshot()), _shapes(other.snapshot())
     if different := sorted(name for name in a | b if a.get(name) != b.get(name)):
-        name = different[0].removeprefix("model.")
+        name = different[0].removeprefix("model.").removeprefix("ema.")
         return f"{name} is {a.get(different[0], 'missing')} at one end and {b.get(different[0], 'missing')} at another"
     if _optimizers(one) != _optimizers(other):
         return "it changes the optimiser, whose state would not fit"

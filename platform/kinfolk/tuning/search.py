@@ -49,6 +49,12 @@ def check_room(sweep: Sweep, per_trial: int = 1) -> None:
         )
 
 
+def threads_of_a_trial(sweep: Sweep) -> int:
+    """CPU threads of one trial, so that ``parallel`` of them fill the largest machine."""
+    cpus = max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
+    return max(int(cpus) // sweep.parallel, 1)
+
+
 def search(
     work: Work,
     ledger: Ledger,

@@ -12,6 +12,7 @@ from kinfolk.contract import Config
 from kinfolk.errors import ConfigError, nearest
 from kinfolk.tuning.space import Setting, ordered
 
+ALARM = "alarm"  # figure: 1 once the monitor of a trial has fired
 NEVER = -1e30  # score of a trial without a figure to judge it by; finite, as schedulers average scores
 _INFEASIBLE = -1e12  # below every score of a trial that meets its constraints
 _CONSTRAINT = re.compile(r"\s*([\w./@-]+)\s*(<=|>=|==|<|>)\s*(\S+)\s*")

@@ -14,7 +14,6 @@ from ray import tune
 from torch import Tensor
 
 from kinfolk.checkpoint import Snapshot, newest_good, save_checkpoint
-from kinfolk.config import Recipe, lay, parse
 from kinfolk.contract import Model
 from kinfolk.data.prepared import Prepared
 from kinfolk.data.source import keep
@@ -22,10 +21,10 @@ from kinfolk.errors import KinfolkError
 from kinfolk.memory import keep_freed_memory
 from kinfolk.training.loop import Report, TrainState, train
 from kinfolk.training.worker import Job, fresh_state, trained_model
-from kinfolk.tuning.sweep import Pace, Sweep
+from kinfolk.tuning.recipes import recipe_of
+from kinfolk.tuning.sweep import ALARM, Pace, Sweep
 
 Measure = Callable[[Model], Mapping[str, float]]
-ALARM = "alarm"  # figure: whether the monitor of a trial has fired
 _ERROR_CHARACTERS = 2000
 _LEAVE_TIMEOUT_S = 60  # that a stopped trial's thread may take to end before the next trial in its process
 
@@ -44,18 +43,6 @@ class Work:
     initial: Mapping[str, Tensor] = field(default_factory=dict)
     parents: Mapping[str, Model] = field(default_factory=dict)
     latents: Path | None = None
-
-
-def recipe_of(base: Mapping[str, Any], settings: Mapping[str, Any], pace: Pace, seed: int | None = None) -> Recipe:
-    """The recipe of one trial.
-
-    Raises:
-        ConfigError: a key is none of a recipe, or a value is not allowed.
-    """
-    values = lay(base, settings, "space")
-    recipe = parse(Recipe, values if seed is None else {**values, "seed": seed}, "sweep")
-    changes = {"samples": pace.samples, "checkpoint_every_samples": pace.report_every}
-    return recipe.model_copy(update={"training": recipe.training.model_copy(update=changes)})
 
 
 def job_of(work: Work, settings: Mapping[str, Any], seed: int | None = None) -> Job:

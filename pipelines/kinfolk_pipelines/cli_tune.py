@@ -1,0 +1,51 @@
+"""The command that searches settings."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kinfolk_pipelines.cli_options import Json, Sets
+from kinfolk_pipelines.output import console, print_json
+from kinfolk_pipelines.settings import load_settings
+
+
+def tune(
+    sweep: Annotated[str, typer.Argument(help="A sweep file's path or name, e.g. digits/gan-asha.")],
+    sets: Sets = None,
+    name: Annotated[str | None, typer.Option(help="Name to register the best under; DATA-RECIPE if left out.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a sweep that was begun.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start a sweep over that was begun.")] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the report goes.")] = Path("sweep.html"),
+    as_json: Json = False,
+) -> None:
+    """Search the settings of a recipe and register the best trial. Example: `kinfolk tune digits/gan-asha`"""
+    from kinfolk_pipelines.sweep_plan import plan_sweep
+    from kinfolk_pipelines.tune import tune as run
+
+    settings = load_settings()
+    planned = plan_sweep(settings, sweep, sets or (), name)
+    tuned = run(settings, planned, console(), out, resume=resume, fresh=fresh)
+    metric = planned.sweep.objective.metric
+    value = None if tuned.best is None else tuned.best.figures[metric]
+    if as_json:
+        print_json(
+            {
+                "model": tuned.version.reference if tuned.version else None,
+                "trial": tuned.best.id if tuned.best else None,
+                "settings": dict(tuned.best.settings) if tuned.best else None,
+                metric: value,
+                "median_of_finished": tuned.median,
+                "trials": dict(tuned.counts),
+                "report": out,
+            }
+        )
+        return
+    if tuned.version is None or value is None:
+        typer.echo(f"No trial keeps the constraints; nothing was registered. The report is {out}.")
+        return
+    assert tuned.best is not None
+    typer.echo(
+        f"{tuned.version.reference} is trial {tuned.best.id}, {metric} {value:.4g}. The report is {out}. "
+        f"Next: kinfolk evaluate {tuned.version.reference}"
+    )

@@ -1,0 +1,138 @@
+"""What a sweep will be, checked as a whole before anything is touched: its file, its space, its figures."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kinfolk.config import Recipe, find_recipe, lay, override, parse, read_mapping
+from kinfolk.contract import Model
+from kinfolk.errors import ConfigError, nearest
+from kinfolk.families import find_family
+from kinfolk.training.loop import TrainState, build, prepare
+from kinfolk.tuning.population import check_perturbed
+from kinfolk.tuning.recipes import recipe_of
+from kinfolk.tuning.space import chosen, ends
+from kinfolk.tuning.sweep import ALARM, Pace, Pbt, Sweep, pace
+from kinfolk_pipelines.figures import check
+from kinfolk_pipelines.meaning import MEANING
+from kinfolk_pipelines.plan import Plan, plan
+from kinfolk_pipelines.settings import Settings
+
+_SEARCHED = ("model.", "training.")  # keys of a recipe that may differ between trials; the rest is what they are for
+
+
+@dataclass(frozen=True, slots=True)
+class SweepPlan:
+    """A sweep that was checked as a whole."""
+
+    sweep: Sweep
+    base: Plan  # of the recipe with what is fixed
+    values: Mapping[str, Any]  # the same, as a recipe file would have them
+    pace: Pace
+    name: str  # DATA-NAME
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that change with the sweep, its recipe, its parents or its data."""
+        text = json.dumps([self.sweep.model_dump(mode="json"), self.base.run_name], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def plan_sweep(settings: Settings, name: str, sets: Sequence[str] = (), model_name: str | None = None) -> SweepPlan:
+    """Check everything that can be wrong with a sweep; ``sets`` are keys of its file.
+
+    Raises:
+        ConfigError: the file, its recipe or its space is not allowed, or the budget is too small for one report.
+        DataError: the data set is not there.
+    """
+    path = find_recipe(name, settings.sweep_folder, "sweep")
+    sweep = parse(Sweep, {"name": path.stem.lower(), **override(read_mapping(path), sets)}, str(path))
+    _check_figures(sweep)
+    base = plan(settings, sweep.recipe, as_sets(sweep.fixed), model_name)
+    recipe_path = find_recipe(sweep.recipe, settings.recipe_folder)
+    values = {"name": base.recipe.name, **lay(read_mapping(recipe_path), sweep.fixed, "fixed")}
+    planned = SweepPlan(sweep, base, values, pace(sweep, base.recipe), f"{base.recipe.data}-{sweep.name}")
+    _check_space(planned)
+    return planned
+
+
+def as_sets(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as ``--set`` takes them."""
+    return [f"{key}={_as_yaml(value)}" for key, value in settings.items()]
+
+
+def _as_yaml(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**9)
+    return text.removesuffix("...\n").strip()
+
+
+def _check_figures(sweep: Sweep) -> None:
+    """Refuse an objective or a constraint on what is no figure; means of training's logs are named ``phase/what``."""
+    for metric in (sweep.objective.metric, *(constraint.metric for constraint in sweep.constraints)):
+        if metric not in MEANING and metric != ALARM and "/" not in metric:
+            raise ConfigError(
+                f"{sweep.name}: {metric} is no figure.{nearest(metric, [*MEANING, ALARM])} Give one of `kinfolk "
+                "evaluate`, alarm, or a log of training such as critic/loss."
+            )
+
+
+def _check_space(planned: SweepPlan) -> None:
+    for settings in ends(planned.sweep.space):
+        _untrained(planned, settings)
+    for key in planned.sweep.space:
+        if not key.startswith(_SEARCHED):
+            raise ConfigError(
+                f"space.{key}: a sweep searches keys of {' and '.join(each + '*' for each in _SEARCHED)}. Put others "
+                "under fixed; for the spread over seeds there is `seeds`."
+            )
+    if "training.samples" in planned.sweep.space:
+        raise ConfigError("space.training.samples: how long trials train is budget.samples, equal for all.")
+    if isinstance(planned.sweep.scheduler, Pbt):
+        first = chosen(planned.sweep.space, lambda _, setting: setting.at(0.0))
+        check_perturbed(planned.sweep.scheduler, planned.sweep.space, first, lambda given: _state(planned, given))
+
+
+def _untrained(planned: SweepPlan, settings: Mapping[str, Any]) -> tuple[Recipe, Model]:
+    """A trial's recipe and model before training; what does not fit fails here.
+
+    Raises:
+        ConfigError: with the settings that do not fit.
+    """
+    base = planned.base
+    try:
+        recipe = recipe_of(planned.values, settings, planned.pace)
+        family = find_family(recipe.family)
+        config = parse(family.config, recipe.model, "model")
+        parents = {role: loaded.model for role, loaded in base.parents.items()}
+        model = build(family, config, base.data.prepared.spec, recipe.seed, parents=parents)
+        check(model, recipe.evaluation)
+    except ConfigError as error:
+        shown = ", ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
+        raise ConfigError(f"The space of {planned.sweep.name}: {error} (at {shown})") from None
+    return recipe, model
+
+
+def _state(planned: SweepPlan, settings: Mapping[str, Any]) -> TrainState:
+    recipe, model = _untrained(planned, settings)
+    return prepare(model, recipe.training)
+
+
+def trial_plan(
+    settings: Settings, planned: SweepPlan, chosen_settings: Mapping[str, Any], seed: int | None, *, whole: bool
+) -> Plan:
+    """The training that a trial was, or with ``whole`` the same settings for as long as the recipe says."""
+    given = {**planned.sweep.fixed, **chosen_settings}
+    given |= {} if seed is None else {"seed": seed}
+    given |= {} if whole else {"training.samples": planned.pace.samples}
+    made = plan(settings, planned.sweep.recipe, as_sets(given), planned.base.model_name)
+    return replace(made, sweep=planned.name)
+
+
+def folder_of(settings: Settings, planned: SweepPlan) -> Path:
+    """Where the sweep is remembered."""
+    return settings.state.absolute() / "sweeps" / planned.name

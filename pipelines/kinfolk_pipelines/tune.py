@@ -1,0 +1,283 @@
+"""Search the settings of a recipe on Ray Tune, track every trial in MLflow, register what is best."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from kinfolk.cluster import connect
+from kinfolk.contract import FIRST_STAGE
+from kinfolk.errors import ConfigError, KinfolkError
+from kinfolk.tracking import registry
+from kinfolk.tracking.lineage import Version
+from kinfolk.tracking.runs import Run, Tracker
+from kinfolk.tuning import ledger as records
+from kinfolk.tuning.best import best, median_of_finished
+from kinfolk.tuning.ledger import ENDED, Ledger, Trial, commonest_error
+from kinfolk.tuning.searchers import Searcher, make_searcher
+from kinfolk.tuning.sweep import Pbt, Unscheduled
+from kinfolk_pipelines.compare import train_features
+from kinfolk_pipelines.datasets import encode_dataset
+from kinfolk_pipelines.models import Loaded, feature_model
+from kinfolk_pipelines.settings import Settings
+from kinfolk_pipelines.sweep_display import display
+from kinfolk_pipelines.sweep_figures import SweepFigures
+from kinfolk_pipelines.sweep_plan import SweepPlan, folder_of, trial_plan
+from kinfolk_pipelines.sweep_report import write_sweep_report
+from kinfolk_pipelines.sweep_runs import TrialRuns, start_parent
+from kinfolk_pipelines.train import InterruptedTrainingError, register_trained, train
+
+if TYPE_CHECKING:
+    from kinfolk.tuning.trial import Work  # loads Ray
+
+_REPEAT = "seed-"  # what trials of the best settings with other seeds are called
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What a sweep left."""
+
+    version: Version | None  # None: no trial kept the constraints
+    best: Trial | None
+    counts: Mapping[str, int]  # trials by how they ended
+    median: float | None  # objective of those that trained to the end
+    report: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """A sweep under way."""
+
+    settings: Settings
+    planned: SweepPlan
+    ledger: Ledger
+    work: "Work"
+    console: Console
+
+    @property
+    def searched(self) -> list[Trial]:
+        """Trials of the search itself."""
+        return [trial for trial in self.ledger.trials.values() if not trial.id.startswith(_REPEAT)]
+
+    @property
+    def repeats(self) -> list[Trial]:
+        """Trials of the best settings with other seeds."""
+        return [trial for trial in self.ledger.trials.values() if trial.id.startswith(_REPEAT)]
+
+
+def tune(
+    settings: Settings, planned: SweepPlan, console: Console, out: Path, *, resume: bool = False, fresh: bool = False
+) -> Tuned:
+    """Run ``planned`` to its end and register the best trial; ``resume`` goes on with one that was begun.
+
+    Raises:
+        ConfigError: it was begun before and neither ``resume`` nor ``fresh`` was asked for, or the other way round.
+        InterruptedTrainingError: stopped by a signal.
+        KinfolkError: every trial failed; with the commonest error.
+    """
+    folder = folder_of(settings, planned)
+    _check_begun(planned, folder, resume, fresh)
+    tracker = Tracker(settings.tracking, settings.experiment, settings.state.absolute() / "spool")
+    tracker.check()
+    if fresh and records.exists(folder):
+        folder.rename(folder.with_name(f"{folder.name}.{int(time.time())}"))
+    with records.opened(folder, planned.digest) as ledger:
+        work = _work(settings, planned, ledger, console)
+        under_way = _Search(settings, planned, ledger, work, console)
+        _queue(under_way)
+        parent = start_parent(tracker, planned, ledger)
+        try:
+            tuned = _searched(under_way, tracker, parent, out)
+        except InterruptedTrainingError:
+            parent.finish("KILLED")
+            raise
+        except BaseException:
+            parent.finish("FAILED")
+            raise
+        parent.finish("FINISHED")
+        return tuned
+
+
+def _check_begun(planned: SweepPlan, folder: Path, resume: bool, fresh: bool) -> None:
+    begun = records.exists(folder)
+    if resume and not begun:
+        raise ConfigError(f"{planned.name} was not begun here, so there is nothing to go on with. Leave --resume out.")
+    if resume and fresh:
+        raise ConfigError("--resume goes on with a sweep and --fresh starts it over. Give one of them.")
+    if begun and not resume and not fresh:
+        raise ConfigError(
+            f"{planned.name} was begun before. Go on with `--resume`, which repeats no trial that ended, or start over "
+            "with `--fresh`."
+        )
+
+
+def _queue(search: _Search) -> None:
+    """Every trial the sweep is to have, known before the first starts."""
+    for index in range(search.planned.sweep.trials):
+        if (name := f"{index:03}") not in search.ledger.trials:
+            search.ledger.save(Trial(name, {}))
+    search.ledger.save_head()
+
+
+def _work(settings: Settings, planned: SweepPlan, ledger: Ledger, console: Console) -> "Work":
+    """What all trials have in common, with Ray connected and the classifier for figures trained."""
+    sweep, base = planned.sweep, planned.base
+    cpus = settings.cpus
+    if isinstance(sweep.scheduler, Pbt) and settings.ray_address is None:
+        cpus = sweep.parallel * sweep.workers  # the population takes turns on what the cluster has
+    connect(settings.ray_address, settings.state, cpus=cpus)
+    from kinfolk.tuning.search import check_room, threads_of_a_trial
+    from kinfolk.tuning.trial import Work
+
+    check_room(sweep)
+    features = _features(settings, planned, console)
+    if base.latents is not None:
+        encode_dataset(base.latents, base.data, base.parents[FIRST_STAGE].model)
+    measure = SweepFigures(
+        base.data.prepared.path,
+        base.recipe.evaluation,
+        sweep.evaluation_samples,
+        features.model if features else None,
+        base.recipe.keep_labels,
+    )
+    return Work(
+        sweep=sweep,
+        base=planned.values,
+        pace=planned.pace,
+        data=base.data.prepared.path,
+        storage=f"{settings.checkpoints}/sweeps/{planned.name}-{ledger.id}",
+        measure=measure,
+        threads=threads_of_a_trial(sweep),
+        initial=base.initial,
+        parents={role: loaded.model for role, loaded in base.parents.items()},
+        latents=base.latents,
+    )
+
+
+def _features(settings: Settings, planned: SweepPlan, console: Console) -> Loaded | None:
+    """The classifier that figures on samples rest on, trained first where it is not there yet."""
+    base = planned.base
+    if not base.draws or base.data.prepared.spec.classes is None:
+        return None
+    train_features(settings, base, console, 1, False)
+    return feature_model(settings, base.data.name)
+
+
+def _searched(search: _Search, tracker: Tracker, parent: Run, out: Path) -> Tuned:
+    """All of it, from wherever the ledger is."""
+    planned = search.planned
+    searcher = make_searcher(planned.sweep)
+    for trial in search.searched:
+        if trial.status in ENDED:
+            searcher.learn(trial)
+    _run(search, tracker, parent, search.searched, searcher)
+    _check_some_ended_well(search, out)
+    leader = best(planned.sweep, search.searched)
+    if leader is not None and planned.sweep.seeds:
+        _queue_repeats(search, leader)
+        _run(search, tracker, parent, search.repeats, None)
+    version = None if leader is None else _registered(search, leader)
+    median = median_of_finished(planned.sweep, search.searched)
+    _log_outcome(search, parent, leader)
+    write_sweep_report(out, planned, search.ledger, leader, version)
+    return Tuned(version, leader, _counts(search.searched), median, out)
+
+
+def _run(search: _Search, tracker: Tracker, parent: Run, trials: Sequence[Trial], searcher: Searcher | None) -> None:
+    """Run ``trials`` to their ends: of the search with its ``searcher``, scheduler and time, or to compare seeds."""
+    from kinfolk.tuning.search import search as run
+
+    planned, ledger = search.planned, search.ledger
+    minutes = planned.sweep.budget.minutes
+    limits = (Unscheduled(), None) if searcher is None else (planned.sweep.scheduler, minutes and minutes * 60)
+    runs = TrialRuns(tracker, planned, ledger, parent.run_id, search.console.print)
+    try:
+        with display(search.console, planned, ledger) as show:
+            ending = run(search.work, ledger, trials, searcher, limits[0], _both(runs, show), limits[1])
+    finally:
+        runs.close("KILLED")
+    if ending == "interrupted":
+        ended = sum(trial.status in ENDED for trial in trials)
+        raise InterruptedTrainingError(
+            f"{planned.name} stopped with {ended} of {len(trials)} trials ended. `--resume` goes on: none of them is "
+            "repeated, and those under way go on from their last report."
+        )
+
+
+def _both(*listeners: Callable[[Trial], None]) -> Callable[[Trial], None]:
+    def listen(trial: Trial) -> None:
+        for each in listeners:
+            each(trial)
+
+    return listen
+
+
+def _check_some_ended_well(search: _Search, out: Path) -> None:
+    trials = search.searched
+    failed = [trial for trial in trials if trial.status == "failed"]
+    if len(failed) == len(trials):
+        error, count = commonest_error(failed)
+        write_sweep_report(out, search.planned, search.ledger, None, None)
+        raise KinfolkError(
+            f"Every trial of {search.planned.name} failed, {count} of {len(trials)} with: {error} The report is {out}."
+        )
+    if not any(trial.reports for trial in trials):
+        raise KinfolkError(
+            f"No trial of {search.planned.name} got to its first report, after {search.planned.pace.report_every} "
+            f"samples, within budget.minutes={search.planned.sweep.budget.minutes}. Give more, or report more often."
+        )
+
+
+def _queue_repeats(search: _Search, leader: Trial) -> None:
+    first = (search.planned.base.recipe.seed if leader.seed is None else leader.seed) + 1
+    for index in range(search.planned.sweep.seeds):
+        if (name := f"{_REPEAT}{index}") not in search.ledger.trials:
+            search.ledger.save(Trial(name, dict(leader.settings), seed=first + index))
+
+
+def _registered(search: _Search, leader: Trial) -> Version:
+    """The best trial as a version of the model; one that was registered before is not registered again."""
+    settings, planned, ledger = search.settings, search.planned, search.ledger
+    if ledger.version is not None:
+        return registry.find(settings.tracking, ledger.version)
+    if planned.sweep.finish == "retrain":
+        whole = trial_plan(settings, planned, leader.settings, leader.seed, whole=True)
+        version = train(settings, whole, search.console).version
+    else:
+        version = _taken(search, leader)
+    ledger.version = version.reference
+    ledger.save_head()
+    return version
+
+
+def _taken(search: _Search, leader: Trial) -> Version:
+    from kinfolk.tuning.trial import trained
+
+    settings, planned = search.settings, search.planned
+    if leader.run_id is None or not leader.checkpoints:
+        raise KinfolkError(f"The best trial, {leader.id}, left no run or checkpoint. Use finish: retrain.")
+    model = trained(search.work, leader.settings, leader.seed, leader.checkpoints[-1])
+    as_trained = trial_plan(settings, planned, leader.settings, leader.seed, whole=False)
+    figures = {name: value for name, value in leader.figures.items() if name != "samples_seen"}
+    name = f"{planned.name}-{search.ledger.id}-{leader.id}"
+    version = register_trained(settings, as_trained, name, leader.run_id, model, figures)
+    basis = {
+        "data": f"{planned.base.data.name} {planned.base.data.digest}",
+        "samples": str(planned.sweep.evaluation_samples),
+    }
+    registry.log_model_metrics(settings.tracking, version, {}, basis=basis)
+    return version
+
+
+def _log_outcome(search: _Search, parent: Run, leader: Trial | None) -> None:
+    """How many trials ended how, and the best one's figures, on the sweep's run."""
+    counts = {f"trials_{status}": float(count) for status, count in _counts(search.searched).items()}
+    figures = {} if leader is None else {n: v for n, v in leader.figures.items() if n != "samples_seen"}
+    parent.log({**figures, **counts}, search.planned.pace.samples)
+
+
+def _counts(trials: Sequence[Trial]) -> dict[str, int]:
+    return {status: sum(trial.status == status for trial in trials) for status in sorted(ENDED)}
