@@ -165,7 +165,11 @@ def test_after_an_alarm_training_goes_back_and_on_with_the_change_and_again_afte
     monitor = {
         "every_samples": 5 * BATCH,
         "samples": 100,
-        "alarm": {"grace_samples": 0, "looks": 2, "measures": {"missing": None, "support_share": None}},
+        "alarm": {
+            "grace_samples": 0,
+            "looks": 2,
+            "limits": {"missing": None, "effective_bins": None, "support_share": None},
+        },
         "act": "change",
         "changes": [{"put": {"model.shrink": 0.0, "model.optimizer.lr": 0.02}, "new_seed": True}],
     }

@@ -8,14 +8,14 @@ from kinfolk_toy import FAMILY as TOY
 from kinfolk_toy import GaussianConfig
 
 from kinfolk.config import Training
-from kinfolk.metrics.alarm import AlarmConfig, MeasureLimits
+from kinfolk.metrics.alarm import AlarmConfig
 from kinfolk.monitor import Monitor
 from kinfolk.training.loop import build, prepare
 from kinfolk.training.watch import Watch, alarms, began, since_alarm
 
 PLAN = Training(samples=1000, batch_size=10)
-DISTANCES = MeasureLimits(missing=None, support_share=None)  # a Gaussian is no model of digits, but spreads as they do
-MONITOR = Monitor(samples=200, alarm=AlarmConfig(grace_samples=100, looks=2, measures=DISTANCES))
+SPREAD = {"missing": None, "effective_bins": None, "support_share": None}  # all a Gaussian has in common with digits
+MONITOR = Monitor(samples=200, alarm=AlarmConfig(grace_samples=100, looks=2, limits=SPREAD))
 
 
 @pytest.fixture

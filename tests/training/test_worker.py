@@ -308,7 +308,11 @@ def test_weights_to_start_from_are_those_of_the_first_step(job, digits):
 WATCHED = {
     "every_samples": 32,
     "samples": 100,
-    "alarm": {"grace_samples": 0, "looks": 2, "measures": {"missing": None, "support_share": None}},
+    "alarm": {
+        "grace_samples": 0,
+        "looks": 2,
+        "limits": {"missing": None, "effective_bins": None, "support_share": None},
+    },
 }
 
 
