@@ -11,7 +11,7 @@ from kinfolk import sampling
 from kinfolk.contract import SamplerOptions, Tasks
 from kinfolk.errors import RequestError
 from kinfolk.rng import row_between, row_normal, slerp
-from kinfolk.training.loop import build
+from kinfolk.training.state import build
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from torch import Tensor
 from kinfolk.config import parse
 from kinfolk.contract import DataSpec, Model
 from kinfolk.families import find_family
-from kinfolk.training.loop import build
+from kinfolk.training.state import build
 from kinfolk_families.autoregressive.sample import race
 
 SIDE = 28

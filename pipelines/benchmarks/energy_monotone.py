@@ -22,7 +22,8 @@ from kinfolk.data.prepared import Prepared
 from kinfolk.errors import ConfigError
 from kinfolk.rng import generator
 from kinfolk.tracking.connection import mlflow_environment
-from kinfolk.training.loop import build, prepare, train
+from kinfolk.training.loop import train
+from kinfolk.training.state import build, prepare
 from kinfolk_families._shared.transformer import Block, patchify, unpatchify
 from kinfolk_families.energy import FAMILY
 from kinfolk_families.energy.config import EnergyConfig, MaskConfig, Options, TransformerConfig

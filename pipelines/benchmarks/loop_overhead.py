@@ -33,8 +33,9 @@ from kinfolk.families import find_family
 from kinfolk.memory import keep_freed_memory
 from kinfolk.rng import generator
 from kinfolk.step import World
-from kinfolk.training.loop import Report, build, prepare, train
+from kinfolk.training.loop import Report, train
 from kinfolk.training.mailbox import Mailbox
+from kinfolk.training.state import build, prepare
 from kinfolk.training.worker import Job, Reporter
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "digits" / "edm.yaml"

@@ -33,7 +33,8 @@ from kinfolk.families import find_family
 from kinfolk.memory import keep_freed_memory
 from kinfolk.metrics.speed import parameter_count
 from kinfolk.step import World
-from kinfolk.training.loop import build, prepare, take_step
+from kinfolk.training.loop import take_step
+from kinfolk.training.state import build, prepare
 
 SPEC = DataSpec(kind="image", shape=(1, 28, 28), levels=256, data_std=0.6162)
 ROWS = 4096

@@ -24,7 +24,8 @@ from kinfolk.errors import ConfigError
 from kinfolk.families import find_family
 from kinfolk.memory import keep_freed_memory
 from kinfolk.step import World
-from kinfolk.training.loop import TrainState, build, prepare, take_step
+from kinfolk.training.loop import take_step
+from kinfolk.training.state import TrainState, build, prepare
 from kinfolk_pipelines.scripts import plain_mistakes
 
 RECIPES = (

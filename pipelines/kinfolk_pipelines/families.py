@@ -14,7 +14,7 @@ from kinfolk.errors import ConfigError
 from kinfolk.families import family_names, find_family
 from kinfolk.metrics.speed import parameter_count
 from kinfolk.tracking.reference import parse_reference
-from kinfolk.training.loop import build
+from kinfolk.training.state import build
 from kinfolk_pipelines.settings import Settings
 
 Row = dict[str, Any]

@@ -15,7 +15,8 @@ from kinfolk.data.source import keep
 from kinfolk.errors import ConfigError, RegistryError
 from kinfolk.families import find_family
 from kinfolk.tracking.reference import parse_name
-from kinfolk.training.loop import build, judged_together
+from kinfolk.training.loop import judged_together
+from kinfolk.training.state import build
 from kinfolk_pipelines.datasets import Dataset, open_dataset
 from kinfolk_pipelines.figures import check
 from kinfolk_pipelines.models import Loaded, judge_of, load_model

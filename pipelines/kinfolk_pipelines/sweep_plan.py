@@ -13,7 +13,7 @@ from kinfolk.config import Recipe, find_recipe, lay, override, parse, read_mappi
 from kinfolk.contract import Model
 from kinfolk.errors import ConfigError, nearest
 from kinfolk.families import find_family
-from kinfolk.training.loop import TrainState, build, prepare
+from kinfolk.training.state import TrainState, build, prepare
 from kinfolk.tuning.population import check_perturbed
 from kinfolk.tuning.recipes import recipe_of
 from kinfolk.tuning.space import chosen, ends

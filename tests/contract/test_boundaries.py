@@ -67,7 +67,8 @@ import torch
 from kinfolk.config import Training
 from kinfolk.contract import DataSpec
 from kinfolk.data.source import TensorSource
-from kinfolk.training.loop import build, prepare, train
+from kinfolk.training.loop import train
+from kinfolk.training.state import build, prepare
 from kinfolk_families.gan import FAMILY
 spec = DataSpec(kind="image", shape=(1, 8, 8), levels=17)
 source = TensorSource(spec, torch.zeros(64, 1, 8, 8, dtype=torch.uint8))

@@ -21,7 +21,8 @@ from kinfolk.data.source import TensorSource
 from kinfolk.errors import ConfigError, RequestError
 from kinfolk.families import family_names, find_family
 from kinfolk.step import World, trainable, turn
-from kinfolk.training.loop import build, prepare, take_step
+from kinfolk.training.loop import take_step
+from kinfolk.training.state import build, prepare
 from kinfolk_pipelines.families import untrained
 
 RECIPES = sorted((Path(__file__).parents[2] / "pipelines" / "recipes" / "digits").glob("*.yaml"))

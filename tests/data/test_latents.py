@@ -9,7 +9,7 @@ import torch
 from kinfolk.contract import DataSpec, Tasks
 from kinfolk.data.latents import write_latents
 from kinfolk.errors import ConfigError
-from kinfolk.training.loop import build
+from kinfolk.training.state import build
 
 CODES = DataSpec(kind="tokens", shape=(2,), levels=300)
 PLACES = DataSpec(kind="vector", shape=(2,))

@@ -7,7 +7,7 @@ import torch
 
 from kinfolk.config import parse
 from kinfolk.contract import Batch, ConfigError, DataSpec, Progress
-from kinfolk.training.loop import build
+from kinfolk.training.state import build
 from kinfolk_families.autoencoder import FAMILY
 from kinfolk_families.autoencoder.config import AutoencoderConfig, ConvConfig, GaussianConfig, IwaeConfig, MlpConfig
 from kinfolk_families.autoencoder.losses import doubly_reparameterised_bound, importance_weighted_bound, log_weights

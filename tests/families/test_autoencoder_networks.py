@@ -5,7 +5,7 @@ import torch
 
 from kinfolk.config import parse
 from kinfolk.contract import Batch, ConfigError, DataSpec, Progress
-from kinfolk.training.loop import build
+from kinfolk.training.state import build
 from kinfolk_families.autoencoder import FAMILY
 from kinfolk_families.autoencoder.config import AutoencoderConfig
 from kinfolk_families.autoencoder.networks import beside, make_decoder, make_encoder

@@ -5,7 +5,7 @@ import torch
 
 from kinfolk.config import parse
 from kinfolk.contract import Batch, ConfigError, DataSpec, Progress, RequestError
-from kinfolk.training.loop import build
+from kinfolk.training.state import build
 from kinfolk_families.autoencoder import FAMILY
 from kinfolk_families.autoencoder.config import (
     AutoencoderConfig,

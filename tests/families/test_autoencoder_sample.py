@@ -8,7 +8,7 @@ import torch
 from kinfolk import sampling
 from kinfolk.config import parse
 from kinfolk.contract import Batch, ConfigError, DataSpec, Model, RequestError
-from kinfolk.training.loop import build
+from kinfolk.training.state import build
 from kinfolk_families.autoencoder import FAMILY
 from kinfolk_families.autoencoder.config import (
     AutoencoderConfig,

@@ -9,7 +9,7 @@ from kinfolk import sampling
 from kinfolk.config import parse
 from kinfolk.contract import Batch, DataSpec, Progress, RequestError, SampleRequest, SamplerState
 from kinfolk.rng import row_uniform
-from kinfolk.training.loop import build
+from kinfolk.training.state import build
 from kinfolk_families.autoregressive import FAMILY
 from kinfolk_families.autoregressive.config import AutoregressiveConfig, MixtureConfig, Options, PixelCnnPpConfig
 from kinfolk_families.autoregressive.losses import phases

@@ -22,7 +22,7 @@ from kinfolk.contract import (
     Tasks,
 )
 from kinfolk.families import find_family
-from kinfolk.training.loop import build
+from kinfolk.training.state import build
 from kinfolk_families.autoregressive import FAMILY
 from kinfolk_families.autoregressive.config import AutoregressiveConfig
 from kinfolk_families.autoregressive.losses import phases

@@ -12,7 +12,8 @@ from kinfolk.contract import Batch, ConfigError, DataSpec, Progress
 from kinfolk.data.prepared import Prepared
 from kinfolk.metrics.accuracy import class_accuracy
 from kinfolk.rng import generator, seeded_initialisation
-from kinfolk.training.loop import build, prepare, train
+from kinfolk.training.loop import train
+from kinfolk.training.state import build, prepare
 from kinfolk_families.classifier import FAMILY
 from kinfolk_families.classifier.losses import classification_loss, random_shift
 from kinfolk_families.classifier.model import Classifier

@@ -9,7 +9,8 @@ from kinfolk.contract import Batch, ConfigError, DataSpec, Progress
 from kinfolk.data.source import TensorSource
 from kinfolk.families import find_family
 from kinfolk.step import World
-from kinfolk.training.loop import build, prepare, take_step
+from kinfolk.training.loop import take_step
+from kinfolk.training.state import build, prepare
 from kinfolk_families._shared import networks
 from kinfolk_families._shared.dropout import dropouts
 from kinfolk_families._shared.network_config import MlpConfig, TransformerConfig, UNetConfig

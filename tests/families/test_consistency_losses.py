@@ -9,7 +9,7 @@ from torch import nn
 
 from kinfolk.contract import Batch, Config, DataSpec, Family, Model, Phase, Progress, Tasks
 from kinfolk.step import World, make_optimizer, turn
-from kinfolk.training.loop import build
+from kinfolk.training.state import build
 from kinfolk_families._shared.network_config import MlpConfig
 from kinfolk_families.consistency import FAMILY
 from kinfolk_families.consistency.config import (

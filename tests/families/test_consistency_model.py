@@ -9,7 +9,7 @@ from kinfolk.bundle import load_bundle, save_bundle
 from kinfolk.contract import Batch, ConfigError, DataSpec, Model, Progress, RequestError
 from kinfolk.ema import Ema
 from kinfolk.families import find_family
-from kinfolk.training.loop import build
+from kinfolk.training.state import build
 from kinfolk_families._shared.network_config import MlpConfig, TransformerConfig
 from kinfolk_families.consistency import FAMILY
 from kinfolk_families.consistency.config import (

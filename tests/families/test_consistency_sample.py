@@ -8,7 +8,7 @@ from kinfolk import sampling
 from kinfolk.contract import DataSpec, SamplerState
 from kinfolk.errors import RequestError
 from kinfolk.rng import row_between, row_integers, row_normal, slerp
-from kinfolk.training.loop import build
+from kinfolk.training.state import build
 from kinfolk_families._shared.network_config import MlpConfig
 from kinfolk_families.consistency import FAMILY
 from kinfolk_families.consistency.config import ConsistencyConfig, ImprovedTrainingConfig

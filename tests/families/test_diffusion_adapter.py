@@ -12,7 +12,8 @@ from kinfolk.config import Training
 from kinfolk.contract import Batch, ConfigError, DataSpec, OptimizerConfig, RequestError
 from kinfolk.data.source import TensorSource
 from kinfolk.step import World
-from kinfolk.training.loop import build, prepare, take_step
+from kinfolk.training.loop import take_step
+from kinfolk.training.state import build, prepare
 from kinfolk_families._shared.network_config import MlpConfig, TransformerConfig, UNetConfig
 from kinfolk_families._shared.networks import PixelAttention
 from kinfolk_families.diffusion import FAMILY

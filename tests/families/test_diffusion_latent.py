@@ -13,7 +13,8 @@ from kinfolk.contract import FIRST_STAGE, Batch, Config, ConfigError, DataSpec, 
 from kinfolk.data.source import TensorSource
 from kinfolk.families import find_family
 from kinfolk.step import World
-from kinfolk.training.loop import build, prepare, take_step
+from kinfolk.training.loop import take_step
+from kinfolk.training.state import build, prepare
 from kinfolk_families._shared.network_config import MlpConfig, TransformerConfig
 from kinfolk_families.diffusion import FAMILY
 from kinfolk_families.diffusion.config import AdapterConfig, DiffusionConfig, Options

@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from kinfolk.contract import Batch, DataSpec
-from kinfolk.training.loop import build
+from kinfolk.training.state import build
 from kinfolk_families._shared.network_config import MlpConfig
 from kinfolk_families.diffusion import FAMILY
 from kinfolk_families.diffusion.config import DdpmConfig, DiffusionConfig, EdmConfig, FlowConfig, LikelihoodConfig

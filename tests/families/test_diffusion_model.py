@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 
 from kinfolk.contract import Batch, ConfigError, DataSpec, Progress
-from kinfolk.training.loop import build
+from kinfolk.training.state import build
 from kinfolk_families._shared import networks
 from kinfolk_families._shared.network_config import MlpConfig, TransformerConfig, UNetConfig
 from kinfolk_families._shared.networks import NoiseEmbedding, PixelAttention

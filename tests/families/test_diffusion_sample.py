@@ -10,7 +10,7 @@ from kinfolk import sampling
 from kinfolk.contract import DataSpec, SampleRequest, SamplerState, Tasks
 from kinfolk.errors import RequestError
 from kinfolk.rng import row_integers
-from kinfolk.training.loop import build
+from kinfolk.training.state import build
 from kinfolk_families._shared.network_config import MlpConfig
 from kinfolk_families.diffusion import FAMILY
 from kinfolk_families.diffusion.config import DdpmConfig, DiffusionConfig, EdmConfig, Options

@@ -10,7 +10,7 @@ import torch
 from kinfolk import sampling
 from kinfolk.contract import Batch, DataSpec, Progress, RequestError, SampleRequest, SamplerState
 from kinfolk.rng import generator, row_between
-from kinfolk.training.loop import build
+from kinfolk.training.state import build
 from kinfolk_families._shared.network_config import MlpConfig, UNetConfig
 from kinfolk_families._shared.noise import noise_between, per_row
 from kinfolk_families.diffusion import FAMILY

@@ -10,7 +10,8 @@ from kinfolk.config import Training
 from kinfolk.contract import Batch, DataSpec, OptimizerConfig, Progress
 from kinfolk.data.source import TensorSource
 from kinfolk.step import NonFiniteError, World, make_optimizer, turn
-from kinfolk.training.loop import build, prepare, train
+from kinfolk.training.loop import train
+from kinfolk.training.state import build, prepare
 from kinfolk_families.energy import FAMILY
 from kinfolk_families.energy.config import (
     BufferConfig,

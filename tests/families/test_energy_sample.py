@@ -8,7 +8,7 @@ from torch import nn
 
 from kinfolk import sampling
 from kinfolk.contract import Batch, ConfigError, DataSpec, Model, RequestError, SampleRequest, SamplerState
-from kinfolk.training.loop import build
+from kinfolk.training.state import build
 from kinfolk_families.energy import FAMILY
 from kinfolk_families.energy.completion import draw, drawn_after, turns
 from kinfolk_families.energy.config import (

@@ -7,7 +7,8 @@ import torch
 
 from kinfolk.config import Training
 from kinfolk.contract import ConfigError, DataSpec, OptimizerConfig
-from kinfolk.training.loop import build, prepare, train
+from kinfolk.training.loop import train
+from kinfolk.training.state import build, prepare
 from kinfolk_families.energy import FAMILY
 from kinfolk_families.energy.config import EnergyConfig, TransformerConfig
 from kinfolk_families.energy.transformer import EnergyAttention, EnergyBlock, EnergyNorm, HopfieldMemory

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kinfolk.contract import Batch, DataSpec, Progress
-from kinfolk.training.loop import build
+from kinfolk.training.state import build
 from kinfolk_families.flow import FAMILY
 from kinfolk_families.flow.bijections import (
     ActNorm,

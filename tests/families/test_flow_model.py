@@ -11,7 +11,8 @@ from kinfolk.config import Training, parse
 from kinfolk.contract import Batch, ConfigError, DataSpec, Progress, RequestError, SampleRequest
 from kinfolk.data.source import TensorSource
 from kinfolk.step import World
-from kinfolk.training.loop import build, prepare, take_step
+from kinfolk.training.loop import take_step
+from kinfolk.training.state import build, prepare
 from kinfolk_families.flow import FAMILY
 from kinfolk_families.flow.config import Options
 

@@ -6,7 +6,8 @@ import torch
 from kinfolk.checkpoint import load_checkpoint, save_checkpoint
 from kinfolk.config import Training
 from kinfolk.step import World
-from kinfolk.training.loop import build, prepare, take_step
+from kinfolk.training.loop import take_step
+from kinfolk.training.state import build, prepare
 from kinfolk_families.gan import FAMILY
 from kinfolk_families.gan.config import GANConfig
 

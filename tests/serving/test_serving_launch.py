@@ -115,7 +115,7 @@ def serving(monkeypatch):
 
 @pytest.fixture
 def bundle(toy, digits, tmp_path):
-    from kinfolk.training.loop import build
+    from kinfolk.training.state import build
 
     save_bundle(build(toy, toy.config(), digits.spec, 0), tmp_path / "bundle")
     return tmp_path / "bundle"

@@ -11,7 +11,8 @@ from kinfolk.config import Training
 from kinfolk.errors import ConfigError, DivergenceError
 from kinfolk.families import find_family
 from kinfolk.step import World
-from kinfolk.training.loop import build, initialise, judged_together, prepare, take_step, train
+from kinfolk.training.loop import initialise, judged_together, take_step, train
+from kinfolk.training.state import build, prepare
 from kinfolk_families.gan.config import GANConfig
 from kinfolk_families.gan.network_config import MLPNetwork
 

@@ -10,7 +10,7 @@ from kinfolk_toy import GaussianConfig
 from kinfolk.config import Training
 from kinfolk.metrics.alarm import AlarmConfig
 from kinfolk.monitor import Monitor
-from kinfolk.training.loop import build, prepare
+from kinfolk.training.state import build, prepare
 from kinfolk.training.watch import Watch, alarms, began, since_alarm
 
 PLAN = Training(samples=1000, batch_size=10)

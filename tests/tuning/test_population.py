@@ -9,7 +9,7 @@ from kinfolk.config import parse
 from kinfolk.contract import DataSpec
 from kinfolk.errors import ConfigError
 from kinfolk.families import find_family
-from kinfolk.training.loop import build, prepare
+from kinfolk.training.state import build, prepare
 from kinfolk.tuning.population import check_perturbed, explorer
 from kinfolk.tuning.recipes import recipe_of
 from kinfolk.tuning.space import Setting

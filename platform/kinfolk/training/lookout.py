@@ -15,7 +15,7 @@ from kinfolk.config import Recipe
 from kinfolk.contract import Model
 from kinfolk.data.prepared import Prepared
 from kinfolk.pictures import draw, picturable
-from kinfolk.training.loop import TrainState
+from kinfolk.training.state import TrainState
 from kinfolk.training.watch import SEED, Watch, alarms, began
 
 _SHOWN = 64  # samples in the snapshot of an alarm

@@ -4,23 +4,22 @@ Resuming is exact: data order and noise are functions of (seed, samples seen), a
 the rest.
 """
 
-import copy
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import torch
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 
 from kinfolk.checkpoint import Snapshot
 from kinfolk.config import Training
-from kinfolk.contract import Batch, Config, DataSpec, Family, Model, Phase, Progress
-from kinfolk.ema import Ema
+from kinfolk.contract import Batch, Phase, Progress
 from kinfolk.errors import ConfigError, DivergenceError
-from kinfolk.rng import generator, seeded_initialisation
-from kinfolk.step import NonFiniteError, World, make_optimizer, trainable, turn
+from kinfolk.rng import generator
+from kinfolk.step import NonFiniteError, World, turn
+from kinfolk.training.state import TrainState
 
 Kind = Literal["log", "preview", "look", "checkpoint", "rollback"]
 
@@ -40,122 +39,6 @@ class Report:
     samples_seen: int
     logs: Mapping[str, float] = field(default_factory=dict)
     snapshot: Snapshot | None = None  # of a checkpoint
-
-
-@dataclass(slots=True)
-class TrainState:
-    """A model in training: everything that changes from step to step."""
-
-    model: Model
-    phases: Sequence[Phase]
-    optimizers: Mapping[str, optim.Optimizer]
-    ema: Ema | None
-    samples_seen: int = 0
-    step: int = 0
-    tuned: bool = False  # started from trained weights, which no data shall initialise again
-    rollbacks: int = 0  # part of the noise's key, so that a second try draws other noise
-    looks: list[dict[str, Any]] = field(default_factory=list)  # what a monitor saw so far; JSON
-
-    def served(self) -> Model:
-        """The model as it would be evaluated and served now: averaged weights, frozen, in eval mode."""
-        ema = self.ema or Ema(self.model.module, 0, 1)
-        return Model(
-            self.model.family, self.model.config, self.model.spec, ema.averaged(self.model.module), self.model.parents
-        )
-
-    def snapshot(self) -> Snapshot:
-        """A copy of the state on the CPU."""
-        tensors = {f"model.{name}": value for name, value in self.model.module.state_dict().items()}
-        if self.ema is not None:
-            tensors |= {f"ema.{name}": value for name, value in self.ema.average.items()}
-        for phase, optimizer in self.optimizers.items():
-            for index, slots in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{phase}.{index}.{name}": value for name, value in slots.items()}
-        copies = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
-        values = {"samples_seen": self.samples_seen, "step": self.step, "rollbacks": self.rollbacks}
-        return Snapshot(copies, {**values, "looks": copy.deepcopy(self.looks)})
-
-    def load(self, snapshot: Snapshot) -> None:
-        """Go back, or on, to ``snapshot``."""
-        self.model.module.load_state_dict(snapshot.part("model"))
-        if self.ema is not None:
-            self.ema.load(snapshot.part("ema"))
-        for phase, optimizer in self.optimizers.items():
-            _load_optimizer(optimizer, snapshot.part(f"optimizer.{phase}"))
-        self.samples_seen, self.step = snapshot.values["samples_seen"], snapshot.values["step"]
-        self.rollbacks, self.looks = snapshot.values["rollbacks"], copy.deepcopy(snapshot.values["looks"])
-
-    def adopt(self, snapshot: Snapshot) -> None:
-        """Go on, before the first step, from a snapshot of a model with other settings: what fits is taken over.
-
-        An optimiser is taken over if all its parameters are, and starts anew otherwise.
-        """
-        own, given = self.snapshot().tensors, snapshot.tensors
-        fits = {name for name, value in own.items() if name in given and given[name].shape == value.shape}
-        names = {id(value): f"model.{name}" for name, value in self.model.module.named_parameters()}
-        kept = {name: given[name] if name in fits else value for name, value in own.items()}
-        for phase in self.phases:
-            start, parameters = f"optimizer.{phase.name}.", trainable(phase.module)
-            slots = {name: value for name, value in given.items() if name.startswith(start)}
-            moved = {name.removeprefix(start).partition(".")[0] for name in slots}
-            if len(moved) == len(parameters) and all(names[id(value)] in fits for value in parameters):
-                kept |= slots
-        self.load(Snapshot(kept, snapshot.values))
-
-
-def _load_optimizer(optimizer: optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Fused optimisers walk through memory, so what they hold lies there in the order of the parameter's elements."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        index, _, slot = name.partition(".")
-        parameter = parameters[int(index)]
-        like = parameter if parameter.shape == value.shape else value
-        slots.setdefault(int(index), {})[slot] = torch.empty_like(like, dtype=value.dtype, device="cpu").copy_(value)
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
-
-
-def build(
-    family: Family,
-    config: Config,
-    spec: DataSpec,
-    seed: int,
-    device: torch.device | str = "cpu",
-    parents: Mapping[str, Model] | None = None,
-) -> Model:
-    """A freshly initialised model, a function of ``seed``.
-
-    Raises:
-        ConfigError: the family cannot learn data of this kind, or takes no such parent.
-    """
-    if spec.kind not in family.kinds:
-        kinds = ", ".join(sorted(family.kinds))
-        raise ConfigError(
-            f"{family.name} learns {kinds} data; this data set holds {spec.kind} samples. Use another recipe or data."
-        )
-    given = {role: _frozen(parent, device) for role, parent in (parents or {}).items()}
-    if strange := sorted(given.keys() - family.roles):
-        roles = ", ".join(sorted(family.roles)) or "none"
-        raise ConfigError(f"{family.name} takes no parent in the role {strange[0]!r}. Its roles: {roles}.")
-    with seeded_initialisation(seed):
-        module = family.build(config, spec, given)
-    return Model(family, config, spec, module.to(device), given)
-
-
-def _frozen(parent: Model, device: torch.device | str) -> Model:
-    """A parent as a child may use it: on the child's device, in eval mode, without gradients."""
-    module = parent.module.to(device).eval().requires_grad_(False)
-    parents = {role: _frozen(each, device) for role, each in parent.parents.items()}
-    return replace(parent, module=module, parents=parents)
-
-
-def prepare(model: Model, training: Training) -> TrainState:
-    """A model with fresh optimisers and average, before its first step."""
-    phases = model.family.phases(model.module)
-    optimizers = {phase.name: make_optimizer(phase.module, phase.optimizer) for phase in phases}
-    halflife = training.ema_halflife_samples
-    ema = Ema(model.module, halflife, training.ema_ramp) if halflife else None
-    return TrainState(model, phases, optimizers, ema)
 
 
 def _device(module: nn.Module) -> torch.device:

@@ -22,7 +22,7 @@ from kinfolk.metrics.collapse import (
 )
 from kinfolk.monitor import Monitor
 from kinfolk.rng import generator
-from kinfolk.training.loop import TrainState
+from kinfolk.training.state import TrainState
 
 SEED = 2  # the same rows in every look, so that looks differ by training alone; evaluation draws others
 _REAL_ROWS = 5000  # of the train split, that samples are held against

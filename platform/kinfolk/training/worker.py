@@ -28,7 +28,8 @@ from kinfolk.memory import keep_freed_memory
 from kinfolk.pictures import draw, picturable
 from kinfolk.step import World
 from kinfolk.training.lookout import acts, ended_by_alarm, figures, look_every, snapshot_of, watch_of
-from kinfolk.training.loop import Report, TrainState, build, prepare, train
+from kinfolk.training.loop import Report, train
+from kinfolk.training.state import TrainState, build, prepare
 from kinfolk.training.watch import Watch, alarms
 
 _PREVIEW_SEED = 0  # the same rows in every preview, so that they can be compared

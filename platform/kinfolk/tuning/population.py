@@ -6,7 +6,7 @@ from typing import Any
 
 from kinfolk.checkpoint import Snapshot
 from kinfolk.errors import ConfigError
-from kinfolk.training.loop import TrainState
+from kinfolk.training.state import TrainState
 from kinfolk.tuning.space import Space, perturbed
 from kinfolk.tuning.sweep import Pbt
 

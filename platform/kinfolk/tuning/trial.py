@@ -19,7 +19,8 @@ from kinfolk.data.prepared import Prepared
 from kinfolk.data.source import keep
 from kinfolk.errors import KinfolkError
 from kinfolk.memory import keep_freed_memory
-from kinfolk.training.loop import Report, TrainState, train
+from kinfolk.training.loop import Report, train
+from kinfolk.training.state import TrainState
 from kinfolk.training.worker import Job, fresh_state, trained_model
 from kinfolk.tuning.recipes import recipe_of
 from kinfolk.tuning.sweep import ALARM, Pace, Sweep
