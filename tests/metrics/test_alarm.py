@@ -112,10 +112,10 @@ def test_looks_without_a_figure_are_passed_over() -> None:
 def test_a_reason_says_what_its_value_and_the_limit() -> None:
     alarm = verdict(looks([0.01] * 10 + [0.25, 0.25, 0.26]), AlarmConfig(), RUN)
     assert alarm is not None
-    assert (alarm.what, alarm.value, alarm.limit, alarm.samples_seen) == ("missing", 0.26, 0.2, 650)
+    assert (alarm.what, alarm.value, alarm.limit, alarm.samples_seen) == ("missing", 0.26, 0.15, 650)
     assert alarm.reason == (
         "missing (share of the data in regions that samples have all but lost) is 0.26 after 650 samples, and for 3 "
-        "looks in a row beyond 0.2: the limit for any run."
+        "looks in a row beyond 0.15: the limit for any run."
     )
     drifted = verdict(looks([0.01] * 10 + [0.15] * 3), AlarmConfig(), RUN)
     assert drifted is not None

@@ -54,8 +54,8 @@ class Limit(Config):
 
 
 LIMITS: Mapping[str, Limit] = {
-    "missing": Limit(most=0.2, drift=0.1),
-    "effective_bins": Limit(least=0.7, drift=0.2),
+    "missing": Limit(most=0.15, drift=0.1),
+    "effective_bins": Limit(least=0.75, drift=0.2),
     "distance_ratio": Limit(least=0.5, drift=0.3),
     "support_share": Limit(least=0.05),
     "logit_gap": Limit(growth=10.0),
