@@ -100,7 +100,8 @@ def test_a_gap_is_held_to_what_was_usual_in_the_run(name: str) -> None:
     for sign in (1, -1):
         usual = [sign * value for value in (1.0, 2.0, 3.0) * 4]
         assert fires(logged([*usual, 21.0, 22.0, 21.0], name)) == [750]
-        assert not fires(logged([*usual, 19.0, 19.0, 19.0], name))
+        assert fires(logged([*usual, -21.0, -22.0, -21.0], name)) == [750]
+        assert not fires(logged([*usual, 19.0, -19.0, 19.0], name))
     assert not fires(logged([500.0] * 12, name))  # a scale of its own
 
 
