@@ -61,6 +61,8 @@ def test_what_was_good_and_is_lost_is_alarmed_even_where_others_are_worse() -> N
 def test_the_best_is_one_that_was_kept() -> None:
     assert not fires(looks([0.15] * 8 + [0.0] + [0.15] * 4))
     assert fires(looks([0.15] * 8 + [0.0] * 3 + [0.15] * 3)) == [700]
+    assert not fires(looks([0.65] * 8 + [1.0] + [0.65] * 4, "distance_ratio"))
+    assert fires(looks([0.65] * 8 + [1.0] * 3 + [0.65] * 3, "distance_ratio")) == [700]
 
 
 def test_a_moment_is_no_collapse() -> None:
