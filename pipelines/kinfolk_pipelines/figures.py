@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import Tensor
 
@@ -44,8 +45,8 @@ def measure(
     """All figures ``model`` can have on ``data``; those on features need the data set's classifier.
 
     ``learned`` are the classes it was trained on (none given: all), which are what it is measured on; ``against`` are
-    samples that ought to look strange to it, as the other classes do. ``modes`` are counted
-    of a model of all classes, whose classes are left to the seeds.
+    samples that ought to look strange to it, as the other classes do. ``modes`` are counted of a model of all classes,
+    in samples whose classes are left to their seeds.
 
     Raises:
         ConfigError, DataError, RequestError: something is asked that the model cannot do; before anything is measured.
@@ -66,9 +67,8 @@ def measure(
         if features is not None:
             metrics |= on_features(features, keep(data.source("train"), learned), test, samples, labels)
         if modes is not None and not learned:
-            enough = labels is None and len(samples) >= modes.samples
-            drawn = samples if enough else sampling.sample(model, modes.samples, seed, None, evaluation.options)
-            metrics |= on_modes(modes, drawn[: modes.samples], data.spec, features)
+            drawn = samples if labels is None else samples[:0]
+            metrics |= on_modes(modes, partial(_first, model, evaluation, seed, drawn), data.spec, features)
     return Figures(metrics, samples)
 
 
@@ -99,6 +99,11 @@ def even_labels(model: Model, n: int, learned: Sequence[int] = ()) -> list[int] 
         return None
     classes = sorted(learned) or range(model.spec.classes or 1)
     return [classes[index % len(classes)] for index in range(n)]
+
+
+def _first(model: Model, evaluation: Evaluation, seed: int, drawn: Tensor, n: int) -> Tensor:
+    """The first ``n`` samples of ``seed``, from those already ``drawn`` if they are enough. -> (n, *)"""
+    return drawn[:n] if len(drawn) >= n else sampling.sample(model, n, seed, None, evaluation.options)
 
 
 def _cost(model: Model, evaluation: Evaluation) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """Figures of mode collapse, on data whose modes are known: how many are kept, and how evenly."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -10,16 +12,19 @@ from kinfolk.metrics.accuracy import class_counts
 from kinfolk.metrics.modes import HIGH_QUALITY_STD, class_modes, mode_scores
 
 
-def on_modes(known: KnownModes, samples: Tensor, spec: DataSpec, features: Model | None) -> dict[str, float]:
-    """Modes kept and their KL to uniform, with its floor, by the data set's own rule. (N, *)
+def on_modes(
+    known: KnownModes, draw: Callable[[int], Tensor], spec: DataSpec, features: Model | None
+) -> dict[str, float]:
+    """Modes kept and their KL to uniform, with its floor, by the data set's own rule and number of samples to draw.
 
-    Classes of stacks are read by ``features``; without it there are none of those figures.
+    Classes of stacks are read by ``features``; without it there are no such figures, and nothing is drawn.
     """
     if isinstance(known, Mixture):
-        return _of_mixture(known, samples)
+        return _of_mixture(known, draw(known.samples))
     classify = None if features is None else features.tasks.classify
     if classify is None:
         return {}
+    samples = draw(known.samples)
     found = class_modes(class_counts(judged(lambda batch, seeds: classify(_shown(batch, spec), seeds), samples)))
     return _named(found.captured, len(samples)) | {"kl_to_uniform": found.kl, "kl_floor": found.kl_floor}
 

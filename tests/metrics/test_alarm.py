@@ -61,6 +61,8 @@ def test_what_was_good_and_is_lost_is_alarmed_even_where_others_are_worse() -> N
 def test_the_best_is_one_that_was_kept() -> None:
     assert not fires(looks([0.15] * 8 + [0.0] + [0.15] * 4))
     assert fires(looks([0.15] * 8 + [0.0] * 3 + [0.15] * 3)) == [700]
+    assert not fires(looks([0.65] * 8 + [1.0] + [0.65] * 4, "distance_ratio"))
+    assert fires(looks([0.65] * 8 + [1.0] * 3 + [0.65] * 3, "distance_ratio")) == [700]
 
 
 def test_a_moment_is_no_collapse() -> None:
@@ -100,7 +102,8 @@ def test_a_gap_is_held_to_what_was_usual_in_the_run(name: str) -> None:
     for sign in (1, -1):
         usual = [sign * value for value in (1.0, 2.0, 3.0) * 4]
         assert fires(logged([*usual, 21.0, 22.0, 21.0], name)) == [750]
-        assert not fires(logged([*usual, 19.0, 19.0, 19.0], name))
+        assert fires(logged([*usual, -21.0, -22.0, -21.0], name)) == [750]
+        assert not fires(logged([*usual, 19.0, -19.0, 19.0], name))
     assert not fires(logged([500.0] * 12, name))  # a scale of its own
 
 
@@ -112,10 +115,10 @@ def test_looks_without_a_figure_are_passed_over() -> None:
 def test_a_reason_says_what_its_value_and_the_limit() -> None:
     alarm = verdict(looks([0.01] * 10 + [0.25, 0.25, 0.26]), AlarmConfig(), RUN)
     assert alarm is not None
-    assert (alarm.what, alarm.value, alarm.limit, alarm.samples_seen) == ("missing", 0.26, 0.2, 650)
+    assert (alarm.what, alarm.value, alarm.limit, alarm.samples_seen) == ("missing", 0.26, 0.15, 650)
     assert alarm.reason == (
         "missing (share of the data in regions that samples have all but lost) is 0.26 after 650 samples, and for 3 "
-        "looks in a row beyond 0.2: the limit for any run."
+        "looks in a row beyond 0.15: the limit for any run."
     )
     drifted = verdict(looks([0.01] * 10 + [0.15] * 3), AlarmConfig(), RUN)
     assert drifted is not None

@@ -60,7 +60,7 @@ def test_one_sample_again_and_again(reference: CollapseReference) -> None:
 
 @BOTH
 def test_every_mode_as_one_point_is_seen_by_duplicates_alone(reference: CollapseReference) -> None:
-    found = collapse_measures(reference, grid(2500, 1, std=0.0))
+    found = collapse_measures(reference, grid(2500, 1, std=1e-5))  # 0.00001: closer than any two of the data
     assert found.distance_ratio == pytest.approx(1, abs=0.05)
     assert found.support == pytest.approx(25, rel=0.1)
 
@@ -77,6 +77,16 @@ def test_samples_near_no_mode_keep_regions_and_no_modes() -> None:
 def test_clusters_know_no_modes() -> None:
     found = collapse_measures(by_clusters(), grid(500, 1))
     assert (found.modes, found.high_quality) == (None, None)
+
+
+def test_duplicates_are_as_close_as_the_closest_of_so_many_real_samples() -> None:
+    spacing = torch.tensor([[1.0], [2.0], [3.0]])[:, :, None]  # of three sets of 1,000; a fourth set is not whole
+    rows = torch.cat([*(spacing * torch.arange(1000.0)[:, None]), torch.zeros(999, 1)])
+    reference = reference_of_modes(rows, torch.tensor([[0.0], [1500.0]]), 1.0)
+    assert reference.duplicate_distance == 2
+    assert reference.pairwise_distance == pytest.approx(1001 / 3)
+    halves = torch.arange(40.0)[:, None] * 1.5
+    assert collapse_measures(reference, halves).support == pytest.approx(40 * 39 / (2 * 39))
 
 
 def test_bins_are_one_for_fifty_rows_and_at_most_a_hundred() -> None:

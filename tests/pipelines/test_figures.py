@@ -389,7 +389,9 @@ def test_classes_are_read_by_the_judge_and_left_to_the_seeds(data, bank, samples
     assert (found["modes"], found["mode_samples"]) == (2, ROWS)
     assert found["kl_to_uniform"] == pytest.approx(math.log(2))
     assert found["kl_floor"] == (CLASSES - 1) / (2 * ROWS)
+    model.module.asked.clear()
     assert "modes" not in measure(model, data, Evaluation(samples=6), None, modes=known).metrics
+    assert max(len(request.seeds) for request in model.module.asked) == 64  # for speed alone
 
 
 def test_the_judge_sees_samples_at_the_levels_of_data(bank):
@@ -400,7 +402,7 @@ def test_the_judge_sees_samples_at_the_levels_of_data(bank):
 
     judge = Model(family(lambda _: Tasks(options=SamplerOptions(), classify=off_level)), Config(), SPEC, nn.Identity())
     mixed = torch.cat([bank[:8], bank[:8] + 0.3 * STEP])
-    assert on_modes(Stack(judge="marks"), mixed, SPEC, judge)["modes"] == 1
+    assert on_modes(Stack(judge="marks", samples=16), lambda n: mixed[:n], SPEC, judge)["modes"] == 1
 
 
 def test_modes_are_those_of_a_model_of_all_classes(data, bank):

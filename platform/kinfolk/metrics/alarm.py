@@ -44,7 +44,7 @@ class Limit(Config):
     most: float | None = None
     least: float | None = None
     drift: float | None = Field(None, gt=0)  # most that it may worsen from the run's own best, kept over the looks
-    growth: float | None = Field(None, gt=1)  # most that its size may grow over the run's own median before the looks
+    growth: float | None = Field(None, gt=1)  # of its size, which alone is then watched, over the run's median before
 
     @model_validator(mode="after")
     def _one_bad_side(self) -> "Limit":
@@ -54,8 +54,8 @@ class Limit(Config):
 
 
 LIMITS: Mapping[str, Limit] = {
-    "missing": Limit(most=0.2, drift=0.1),
-    "effective_bins": Limit(least=0.7, drift=0.2),
+    "missing": Limit(most=0.15, drift=0.1),
+    "effective_bins": Limit(least=0.75, drift=0.2),
     "distance_ratio": Limit(least=0.5, drift=0.3),
     "support_share": Limit(least=0.05),
     "logit_gap": Limit(growth=10.0),
@@ -126,6 +126,8 @@ def verdict(history: Sequence[Look], config: AlarmConfig, run_samples: int) -> A
         values = [value for look in judged for value in _read(look, name)]
         if limit is None or len(values) < config.looks:
             continue
+        if limit.growth is not None:
+            values = [abs(value) for value in values]
         before, now = values[: -config.looks], values[-config.looks :]
         crossed = [
             b for b in _bounds(limit, before, config.looks) if all(_worse(limit, value, b.value) for value in now)
@@ -168,7 +170,7 @@ def _bounds(limit: Limit, before: Sequence[float], looks: int) -> Iterable[_Boun
         best = _best_kept(limit, before, looks)
         yield _Bound(best + (-limit.drift if limit.least is not None else limit.drift), f"this run had kept {best:.3g}")
     if limit.growth is not None and len(before) >= looks:
-        usual = median(abs(value) for value in before)
+        usual = median(before)
         yield _Bound(limit.growth * usual, f"{usual:.3g} was usual in this run")
 
 
