@@ -24,8 +24,8 @@ from kinfolk_pipelines.datasets import encode_dataset
 from kinfolk_pipelines.models import Loaded, feature_model
 from kinfolk_pipelines.settings import Settings
 from kinfolk_pipelines.sweep_display import display
-from kinfolk_pipelines.sweep_figures import SweepFigures
-from kinfolk_pipelines.sweep_plan import SweepPlan, folder_of, trial_plan
+from kinfolk_pipelines.sweep_figures import ON_FEATURES, SweepFigures
+from kinfolk_pipelines.sweep_plan import SweepPlan, folder_of, judged_by, trial_plan
 from kinfolk_pipelines.sweep_report import write_sweep_report
 from kinfolk_pipelines.sweep_runs import TrialRuns, start_parent
 from kinfolk_pipelines.train import InterruptedTrainingError, register_trained, train
@@ -158,10 +158,15 @@ def _work(settings: Settings, planned: SweepPlan, ledger: Ledger, console: Conso
 
 
 def _features(settings: Settings, planned: SweepPlan, console: Console) -> Loaded | None:
-    """The classifier that figures on samples rest on, trained first where it is not there yet."""
+    """The classifier that figures on samples rest on, trained first where it is not there yet; None if not needed."""
     base = planned.base
-    if not base.draws or base.data.prepared.spec.classes is None:
+    if not ON_FEATURES & set(judged_by(planned.sweep)):
         return None
+    if not base.draws or base.data.prepared.spec.classes is None:
+        raise ConfigError(
+            f"{planned.name} is judged by figures on a classifier's features of samples; this recipe draws no samples, "
+            "or its data has no classes. Give another objective."
+        )
     train_features(settings, base, console, 1, False)
     return feature_model(settings, base.data.name)
 
