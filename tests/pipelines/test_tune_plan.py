@@ -104,7 +104,6 @@ def test_settings_survive_the_way_through_set():
         "f": {"x": 1},
         "g": "1e3",
         "h": True,
-        "i": 10**20,
     }
     assert override({}, as_sets(settings)) == {
         "a": 1e-05, "b": {"c": [0.0, 0.99], "d": "yes"}, "e": None, "f": {"x": 1}, "g": "1e3", "h": True

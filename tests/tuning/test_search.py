@@ -27,19 +27,23 @@ def run(work, folder, listener=lambda _: None):
         return ending, ledger.trials
 
 
-def left_behind():
-    """Placement groups and trials' actors that are still there."""
+def still_there():
+    """Placement groups and trials' actors of this cluster that have not ended."""
+    import ray
     from ray.util import placement_group_table
     from ray.util.state import list_actors
 
     groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
-    return groups + [each for each in list_actors() if each.state != "DEAD" and "ImplicitFunc" in each.class_name]
+    actors = list_actors(address=ray.get_runtime_context().gcs_address)
+    return groups, [each for each in actors if each.state != "DEAD" and "ImplicitFunc" in each.class_name]
 
 
 def test_trials_that_fail_are_told_and_the_rest_trains_to_the_end(work_of, tmp_path):
     work = work_of(space={"model.optimizer.lr": LR, "model.class_shift": SHIFT}, trials=6)
-    ending, trials = run(work, tmp_path / "ledger")
+    seen = []
+    ending, trials = run(work, tmp_path / "ledger", lambda _: seen or seen.extend(still_there()))
     assert ending == "done"
+    assert all(seen)  # while it runs there are both
     broken = {name for name, trial in trials.items() if trial.settings["model.class_shift"] == -1.0}
     assert 0 < len(broken) < 6
     for name, trial in trials.items():
@@ -52,7 +56,7 @@ def test_trials_that_fail_are_told_and_the_rest_trains_to_the_end(work_of, tmp_p
     good = next(trial for name, trial in trials.items() if name not in broken)
     model = trained(work, good.settings, None, good.checkpoints[-1])
     assert work.measure(model)["width"] == good.figures["width"]
-    assert left_behind() == []
+    assert still_there() == ([], [])
 
 
 def test_a_sweep_that_was_stopped_goes_on_without_repeating_what_ended(work_of, tmp_path):
