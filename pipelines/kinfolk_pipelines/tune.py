@@ -18,7 +18,7 @@ from kinfolk.tuning import ledger as records
 from kinfolk.tuning.best import best, median_of_finished
 from kinfolk.tuning.ledger import ENDED, Ledger, Trial, commonest_error
 from kinfolk.tuning.searchers import Searcher, make_searcher
-from kinfolk.tuning.sweep import Pbt, Unscheduled
+from kinfolk.tuning.sweep import Pbt, Sweep, Unscheduled
 from kinfolk_pipelines.compare import train_features
 from kinfolk_pipelines.datasets import encode_dataset
 from kinfolk_pipelines.models import Loaded, feature_model
@@ -125,14 +125,16 @@ def _queue(search: _Search) -> None:
 def _work(settings: Settings, planned: SweepPlan, ledger: Ledger, console: Console) -> "Work":
     """What all trials have in common, with Ray connected and the classifier for figures trained."""
     sweep, base = planned.sweep, planned.base
-    cpus = settings.cpus
-    if isinstance(sweep.scheduler, Pbt) and settings.ray_address is None:
-        cpus = sweep.parallel * sweep.workers  # the population takes turns on what the cluster has
-    connect(settings.ray_address, settings.state, cpus=cpus)
+    connect(settings.ray_address, settings.state, cpus=_local_cpus(settings, sweep))
     from kinfolk.tuning.search import check_room, threads_of_a_trial
     from kinfolk.tuning.trial import Work
 
     check_room(sweep)
+    if isinstance(sweep.scheduler, Pbt) and settings.ray_address is not None and sweep.parallel < sweep.trials:
+        raise ConfigError(
+            f"A population takes turns on whatever the cluster at {settings.ray_address} has free, so parallel="
+            f"{sweep.parallel} cannot be kept to there. Use parallel: {sweep.trials}, the whole population."
+        )
     features = _features(settings, planned, console)
     if base.latents is not None:
         encode_dataset(base.latents, base.data, base.parents[FIRST_STAGE].model)
@@ -155,6 +157,13 @@ def _work(settings: Settings, planned: SweepPlan, ledger: Ledger, console: Conso
         parents={role: loaded.model for role, loaded in base.parents.items()},
         latents=base.latents,
     )
+
+
+def _local_cpus(settings: Settings, sweep: Sweep) -> int | None:
+    """CPUs of a cluster of this machine: a population takes turns on what there is, teams need someone who waits."""
+    if isinstance(sweep.scheduler, Pbt):
+        return sweep.parallel
+    return sweep.parallel * sweep.workers + 1 if sweep.workers > 1 else settings.cpus
 
 
 def _features(settings: Settings, planned: SweepPlan, console: Console) -> Loaded | None:

@@ -107,6 +107,18 @@ def test_a_population_copies_its_best_and_changes_settings(work_of, tmp_path):
         assert trial.settings != trial.first_settings
 
 
+def test_trials_of_several_workers_train_and_their_models_are_there(work_of, tmp_path):
+    from kinfolk.tuning.trial import trained
+
+    work = work_of(trials=2, parallel=1, workers=2, report_every_samples=640)
+    _, trials = run(work, tmp_path / "ledger")
+    assert {trial.status for trial in trials.values()} == {"finished"}
+    for trial in trials.values():
+        assert trial.samples_seen == 1280
+        model = trained(work, trial.settings, None, trial.checkpoints[-1])
+        assert work.measure(model)["width"] == trial.figures["width"]
+
+
 def test_time_that_is_up_ends_what_runs(work_of, tmp_path):
     from kinfolk.tuning.search import search
 
@@ -124,5 +136,7 @@ def test_more_trials_at_a_time_than_the_cluster_holds_are_refused(work_of):
     from kinfolk.tuning.search import check_room
 
     check_room(work_of(parallel=4).sweep)
-    with pytest.raises(ConfigError, match=r"parallel=5 trials want 1 CPU each; the cluster has 4\. Use parallel: 4"):
+    with pytest.raises(ConfigError, match=r"parallel=5 trials of workers=1 want 5 CPUs; the cluster has 4"):
         check_room(work_of(parallel=5).sweep)
+    with pytest.raises(ConfigError, match=r"parallel=2 trials of workers=2 want 5 CPUs"):
+        check_room(work_of(parallel=2, workers=2).sweep)
