@@ -16,7 +16,6 @@ from kinfolk_pipelines.sweep_display import judged, shown_settings
 from kinfolk_pipelines.sweep_importance import importance
 from kinfolk_pipelines.sweep_plan import SweepPlan, judged_by
 
-_REPEAT = "seed-"
 _MORE_STYLE = "td.said { text-align: left; white-space: normal; } tr.best td { background: var(--best); }"
 
 
@@ -30,8 +29,8 @@ def write_sweep_report(
 
 def render(planned: SweepPlan, ledger: Ledger, leader: Trial | None, version: Version | None) -> str:
     """The page."""
-    trials = [trial for trial in ledger.trials.values() if not trial.id.startswith(_REPEAT)]
-    repeats = [trial for trial in ledger.trials.values() if trial.id.startswith(_REPEAT)]
+    trials = [trial for trial in ledger.trials.values() if not trial.repeats]
+    repeats = [trial for trial in ledger.trials.values() if trial.repeats]
     title = f"Sweep {planned.name}"
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",

@@ -16,7 +16,7 @@ from kinfolk.tracking.lineage import Version
 from kinfolk.tracking.runs import Run, Tracker
 from kinfolk.tuning import ledger as records
 from kinfolk.tuning.best import best, median_of_finished
-from kinfolk.tuning.ledger import ENDED, Ledger, Trial, commonest_error
+from kinfolk.tuning.ledger import ENDED, REPEAT, Ledger, Trial, commonest_error
 from kinfolk.tuning.searchers import Searcher, make_searcher
 from kinfolk.tuning.sweep import Pbt, Sweep, Unscheduled
 from kinfolk_pipelines.compare import train_features
@@ -32,8 +32,6 @@ from kinfolk_pipelines.train import InterruptedTrainingError, register_trained, 
 
 if TYPE_CHECKING:
     from kinfolk.tuning.trial import Work  # loads Ray
-
-_REPEAT = "seed-"  # what trials of the best settings with other seeds are called
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +58,12 @@ class _Search:
     @property
     def searched(self) -> list[Trial]:
         """Trials of the search itself."""
-        return [trial for trial in self.ledger.trials.values() if not trial.id.startswith(_REPEAT)]
+        return [trial for trial in self.ledger.trials.values() if not trial.repeats]
 
     @property
     def repeats(self) -> list[Trial]:
         """Trials of the best settings with other seeds."""
-        return [trial for trial in self.ledger.trials.values() if trial.id.startswith(_REPEAT)]
+        return [trial for trial in self.ledger.trials.values() if trial.repeats]
 
 
 def tune(
@@ -248,7 +246,7 @@ def _check_some_ended_well(search: _Search, out: Path) -> None:
 def _queue_repeats(search: _Search, leader: Trial) -> None:
     first = (search.planned.base.recipe.seed if leader.seed is None else leader.seed) + 1
     for index in range(search.planned.sweep.seeds):
-        if (name := f"{_REPEAT}{index}") not in search.ledger.trials:
+        if (name := f"{REPEAT}{index}") not in search.ledger.trials:
             search.ledger.save(Trial(name, dict(leader.settings), seed=first + index))
 
 

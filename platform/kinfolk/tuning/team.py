@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from pyarrow.fs import FileSelector, FileSystem, FileType
@@ -13,8 +12,7 @@ from kinfolk.checkpoint import load_checkpoint
 from kinfolk.data.prepared import Prepared
 from kinfolk.training.launch import launch
 from kinfolk.training.worker import Job, fresh_state
-from kinfolk.tuning.sweep import ALARM
-from kinfolk.tuning.trial import Work, job_of, said
+from kinfolk.tuning.trial import Work, figures_of, job_of, said
 
 
 def run_team_trial(config: Mapping[str, Any], work: Work) -> None:
@@ -57,9 +55,7 @@ class _Watcher:
         snapshot = load_checkpoint(Path(stored.to_directory()))
         state = fresh_state(self.job, Prepared.open(self.job.data).spec)
         state.load(snapshot)
-        means = {name: fmean(values) for name, values in self._logs.items()}
-        measured = {name: float(value) for name, value in self.work.measure(state.served()).items()}
-        return {ALARM: 0.0, **means, **measured, "samples_seen": float(state.samples_seen)}
+        return figures_of(self.work, state, self._logs)
 
 
 def newest_checkpoint(folder: str) -> str | None:
