@@ -51,7 +51,7 @@ def line(planned: SweepPlan, trial: Trial) -> str:
 
 def table(planned: SweepPlan, ledger: Ledger) -> Table:
     """The trials so far: those under way, then the best that ended."""
-    leader = best(planned.sweep, ledger.trials.values())
+    leader = best(planned.sweep, (trial for trial in ledger.trials.values() if not trial.repeats))
     ended = sum(trial.status in ENDED for trial in ledger.trials.values())
     title = f"{planned.name}: {ended} of {len(ledger.trials)} trials ended, {ledger.seconds:.0f} s"
     drawn = Table(title=title, box=None, header_style="bold", pad_edge=False, title_justify="left")

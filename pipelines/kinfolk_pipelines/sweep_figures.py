@@ -10,6 +10,21 @@ from kinfolk.contract import Model
 from kinfolk.data.prepared import Prepared
 from kinfolk_pipelines.figures import measure
 
+ON_FEATURES = frozenset(  # figures that need the data set's classifier
+    {
+        "fd_local",
+        "fd_local_test",
+        "kd_local",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "pairwise_distance",
+        "vendi",
+    }
+    | {"distance_within_classes", "classes_covered", "class_accuracy"}
+)
+
 
 @dataclass(frozen=True, slots=True)
 class SweepFigures:

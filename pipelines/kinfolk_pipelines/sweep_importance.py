@@ -10,7 +10,7 @@ from kinfolk.tuning.ledger import Trial
 from kinfolk.tuning.sweep import NEVER, Sweep
 
 _LEAST_TRIALS = 8  # below that a forest says nothing
-_TREES, _REPEATS, _SEED = 300, 30, 0
+_TREES, _REPEATS, _SEED = 100, 10, 0
 
 
 @dataclass(frozen=True, slots=True)

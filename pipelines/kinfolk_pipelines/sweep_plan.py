@@ -71,9 +71,14 @@ def _as_yaml(value: Any) -> str:
     return text.removesuffix("...\n").strip()
 
 
+def judged_by(sweep: Sweep) -> list[str]:
+    """The figures of the objective and the constraints."""
+    return [sweep.objective.metric, *(constraint.metric for constraint in sweep.constraints)]
+
+
 def _check_figures(sweep: Sweep) -> None:
     """Refuse an objective or a constraint on what is no figure; means of training's logs are named ``phase/what``."""
-    for metric in (sweep.objective.metric, *(constraint.metric for constraint in sweep.constraints)):
+    for metric in judged_by(sweep):
         if metric not in MEANING and metric != ALARM and "/" not in metric:
             raise ConfigError(
                 f"{sweep.name}: {metric} is no figure.{nearest(metric, [*MEANING, ALARM])} Give one of `kinfolk "

@@ -14,9 +14,8 @@ from kinfolk_pipelines.meaning import MEANING
 from kinfolk_pipelines.report import STYLE, image, meaning, number
 from kinfolk_pipelines.sweep_display import judged, shown_settings
 from kinfolk_pipelines.sweep_importance import importance
-from kinfolk_pipelines.sweep_plan import SweepPlan
+from kinfolk_pipelines.sweep_plan import SweepPlan, judged_by
 
-_REPEAT = "seed-"
 _MORE_STYLE = "td.said { text-align: left; white-space: normal; } tr.best td { background: var(--best); }"
 
 
@@ -30,8 +29,8 @@ def write_sweep_report(
 
 def render(planned: SweepPlan, ledger: Ledger, leader: Trial | None, version: Version | None) -> str:
     """The page."""
-    trials = [trial for trial in ledger.trials.values() if not trial.id.startswith(_REPEAT)]
-    repeats = [trial for trial in ledger.trials.values() if trial.id.startswith(_REPEAT)]
+    trials = [trial for trial in ledger.trials.values() if not trial.repeats]
+    repeats = [trial for trial in ledger.trials.values() if trial.repeats]
     title = f"Sweep {planned.name}"
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
@@ -118,7 +117,7 @@ def _seeds(sweep: Sweep, leader: Trial | None, repeats: Sequence[Trial]) -> str:
 
 def _table(planned: SweepPlan, trials: Sequence[Trial], leader: Trial | None) -> str:
     sweep = planned.sweep
-    figures = [sweep.objective.metric, *dict.fromkeys(c.metric for c in sweep.constraints)]
+    figures = list(dict.fromkeys(judged_by(sweep)))
     head = "".join(f"<th>{html.escape(name)}</th>" for name in (*figures, "samples", "ended"))
     rows = "".join(_row(planned, trial, figures[1:], trial is leader) for trial in _by_score(sweep, trials))
     return (

@@ -16,24 +16,22 @@ from kinfolk.tracking.lineage import Version
 from kinfolk.tracking.runs import Run, Tracker
 from kinfolk.tuning import ledger as records
 from kinfolk.tuning.best import best, median_of_finished
-from kinfolk.tuning.ledger import ENDED, Ledger, Trial, commonest_error
+from kinfolk.tuning.ledger import ENDED, REPEAT, Ledger, Trial, commonest_error
 from kinfolk.tuning.searchers import Searcher, make_searcher
-from kinfolk.tuning.sweep import Pbt, Unscheduled
+from kinfolk.tuning.sweep import Pbt, Sweep, Unscheduled
 from kinfolk_pipelines.compare import train_features
 from kinfolk_pipelines.datasets import encode_dataset
 from kinfolk_pipelines.models import Loaded, feature_model
 from kinfolk_pipelines.settings import Settings
 from kinfolk_pipelines.sweep_display import display
-from kinfolk_pipelines.sweep_figures import SweepFigures
-from kinfolk_pipelines.sweep_plan import SweepPlan, folder_of, trial_plan
+from kinfolk_pipelines.sweep_figures import ON_FEATURES, SweepFigures
+from kinfolk_pipelines.sweep_plan import SweepPlan, folder_of, judged_by, trial_plan
 from kinfolk_pipelines.sweep_report import write_sweep_report
 from kinfolk_pipelines.sweep_runs import TrialRuns, start_parent
 from kinfolk_pipelines.train import InterruptedTrainingError, register_trained, train
 
 if TYPE_CHECKING:
     from kinfolk.tuning.trial import Work  # loads Ray
-
-_REPEAT = "seed-"  # what trials of the best settings with other seeds are called
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +58,12 @@ class _Search:
     @property
     def searched(self) -> list[Trial]:
         """Trials of the search itself."""
-        return [trial for trial in self.ledger.trials.values() if not trial.id.startswith(_REPEAT)]
+        return [trial for trial in self.ledger.trials.values() if not trial.repeats]
 
     @property
     def repeats(self) -> list[Trial]:
         """Trials of the best settings with other seeds."""
-        return [trial for trial in self.ledger.trials.values() if trial.id.startswith(_REPEAT)]
+        return [trial for trial in self.ledger.trials.values() if trial.repeats]
 
 
 def tune(
@@ -125,14 +123,16 @@ def _queue(search: _Search) -> None:
 def _work(settings: Settings, planned: SweepPlan, ledger: Ledger, console: Console) -> "Work":
     """What all trials have in common, with Ray connected and the classifier for figures trained."""
     sweep, base = planned.sweep, planned.base
-    cpus = settings.cpus
-    if isinstance(sweep.scheduler, Pbt) and settings.ray_address is None:
-        cpus = sweep.parallel * sweep.workers  # the population takes turns on what the cluster has
-    connect(settings.ray_address, settings.state, cpus=cpus)
+    connect(settings.ray_address, settings.state, cpus=_local_cpus(settings, sweep))
     from kinfolk.tuning.search import check_room, threads_of_a_trial
     from kinfolk.tuning.trial import Work
 
     check_room(sweep)
+    if isinstance(sweep.scheduler, Pbt) and settings.ray_address is not None and sweep.parallel < sweep.trials:
+        raise ConfigError(
+            f"A population takes turns on whatever the cluster at {settings.ray_address} has free, so parallel="
+            f"{sweep.parallel} cannot be kept to there. Use parallel: {sweep.trials}, the whole population."
+        )
     features = _features(settings, planned, console)
     if base.latents is not None:
         encode_dataset(base.latents, base.data, base.parents[FIRST_STAGE].model)
@@ -157,11 +157,23 @@ def _work(settings: Settings, planned: SweepPlan, ledger: Ledger, console: Conso
     )
 
 
+def _local_cpus(settings: Settings, sweep: Sweep) -> int | None:
+    """CPUs of a cluster of this machine: a population takes turns on what there is, teams need someone who waits."""
+    if isinstance(sweep.scheduler, Pbt):
+        return sweep.parallel
+    return sweep.parallel * sweep.workers + 1 if sweep.workers > 1 else settings.cpus
+
+
 def _features(settings: Settings, planned: SweepPlan, console: Console) -> Loaded | None:
-    """The classifier that figures on samples rest on, trained first where it is not there yet."""
+    """The classifier that figures on samples rest on, trained first where it is not there yet; None if not needed."""
     base = planned.base
-    if not base.draws or base.data.prepared.spec.classes is None:
+    if not ON_FEATURES & set(judged_by(planned.sweep)):
         return None
+    if not base.draws or base.data.prepared.spec.classes is None:
+        raise ConfigError(
+            f"{planned.name} is judged by figures on a classifier's features of samples; this recipe draws no samples, "
+            "or its data has no classes. Give another objective."
+        )
     train_features(settings, base, console, 1, False)
     return feature_model(settings, base.data.name)
 
@@ -234,7 +246,7 @@ def _check_some_ended_well(search: _Search, out: Path) -> None:
 def _queue_repeats(search: _Search, leader: Trial) -> None:
     first = (search.planned.base.recipe.seed if leader.seed is None else leader.seed) + 1
     for index in range(search.planned.sweep.seeds):
-        if (name := f"{_REPEAT}{index}") not in search.ledger.trials:
+        if (name := f"{REPEAT}{index}") not in search.ledger.trials:
             search.ledger.save(Trial(name, dict(leader.settings), seed=first + index))
 
 

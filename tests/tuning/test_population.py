@@ -56,7 +56,7 @@ def test_rates_penalties_and_averages_may_change():
     ("key", "setting", "says"),
     [
         ("model.latent", {"kind": "int", "low": 2, "high": 4}, r"generator.network.project.weight is \(\d+, 2\)"),
-        ("model.critic.kind", {"kind": "choice", "values": ["conv", "residual"]}, "missing"),
+        ("model.critic.kind", {"kind": "choice", "values": ["conv", "residual"]}, "critic.head.weight is"),
         ("training.ema_halflife_samples", {"kind": "int", "low": 0, "high": 10}, "missing at one end"),
         ("model.critic_optimizer.kind", {"kind": "choice", "values": ["adam", "sgd"]}, "it changes the optimiser"),
         ("training.batch_size", {"kind": "int", "low": 10, "high": 20}, "in which order"),

@@ -134,6 +134,8 @@ class Bookkeeper(Callback):
             return
         self._note_change(ours, trial.config["trial"], int(result["samples_seen"]))
         ours.add(result["figures"])
+        if "checkpoint" in result:  # of a team, whose checkpoints Tune does not know
+            ours.stored(result["checkpoint"])
         self._changed(ours)
 
     def _note_change(self, ours: Trial, order: Any, samples_seen: int) -> None:

@@ -17,6 +17,7 @@ from kinfolk.errors import ConfigError, IntegrityError
 
 Status = Literal["waiting", "running", "finished", "stopped", "failed"]
 ENDED: frozenset[Status] = frozenset({"finished", "stopped", "failed"})
+REPEAT = "seed-"  # how the names of trials begin that repeat the best settings with other seeds
 _HEAD = ("digest", "id", "seconds", "starts", "run_id", "version")
 _KEPT = 2  # checkpoints to go on from: the one before a damaged one must exist
 
@@ -34,6 +35,11 @@ class Trial:
     checkpoints: list[str] = field(default_factory=list)  # paths in the storage, oldest first
     error: str | None = None
     run_id: str | None = None  # in MLflow
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it repeats the best settings with another seed, and is no part of the search."""
+        return self.id.startswith(REPEAT)
 
     @property
     def samples_seen(self) -> int:

@@ -20,9 +20,11 @@ from kinfolk.tuning.ledger import ENDED, Ledger, Trial
 from kinfolk.tuning.population import explorer
 from kinfolk.tuning.searchers import Searcher
 from kinfolk.tuning.sweep import Asha, Pbt, Sweep, Unscheduled
+from kinfolk.tuning.team import run_team_trial
 from kinfolk.tuning.trial import Work, run_trial
 
 _DEATHS = 3  # of a trial's process, from its last checkpoint, before it counts as failed
+_TEAM_CPUS = 0.01  # of the process that waits for a trial's workers, which have a CPU each
 _KEPT = 4  # checkpoints of a trial: PBT may still copy one that its trial has left behind
 Ending = Literal["done", "interrupted", "out of time"]
 _ENVIRONMENT = {
@@ -35,24 +37,29 @@ _ENVIRONMENT = {
 }
 
 
-def check_room(sweep: Sweep, per_trial: int = 1) -> None:
-    """Refuse more trials at a time, of ``per_trial`` CPUs each, than the cluster can ever hold.
+def cpus_wanted(sweep: Sweep) -> int:
+    """CPUs that the trials at a time want: one for each worker, and one more for those who wait for teams."""
+    return sweep.parallel * sweep.workers + (sweep.workers > 1)
+
+
+def check_room(sweep: Sweep) -> None:
+    """Refuse more trials at a time than the cluster can ever hold.
 
     Raises:
         ConfigError: with what the cluster has.
     """
     cpus = int(ray.cluster_resources().get("CPU", 0))
-    if sweep.parallel * per_trial > cpus:
+    if (wanted := cpus_wanted(sweep)) > cpus:
         raise ConfigError(
-            f"parallel={sweep.parallel} trials want {per_trial} CPU each; the cluster has {cpus}. Use parallel: "
-            f"{max(cpus // per_trial, 1)} or fewer."
+            f"parallel={sweep.parallel} trials of workers={sweep.workers} want {wanted} CPUs; the cluster has {cpus}. "
+            "Lower parallel or workers."
         )
 
 
 def threads_of_a_trial(sweep: Sweep) -> int:
-    """CPU threads of one trial, so that ``parallel`` of them fill the largest machine."""
+    """CPU threads of one worker, so that the trials at a time fill the largest machine."""
     cpus = max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
-    return max(int(cpus) // sweep.parallel, 1)
+    return max(int(cpus) // (sweep.parallel * sweep.workers), 1)
 
 
 def search(
@@ -128,16 +135,17 @@ def _run(
             "max_concurrent_trials": work.sweep.parallel,
         }
     )
+    alone = work.sweep.workers == 1
     tune.run(
-        tune.with_parameters(run_trial, work=work),
+        tune.with_parameters(run_trial if alone else run_team_trial, work=work),
         name=f"start-{ledger.starts}",
         storage_path=work.storage,
-        resources_per_trial={"cpu": 1},
+        resources_per_trial={"cpu": 1 if alone else _TEAM_CPUS},
         scheduler=scheduler,
         stop=stopper,
         callbacks=[keeper],
         max_failures=_DEATHS,
-        reuse_actors=True,  # a process takes seconds to start
+        reuse_actors=alone,  # a process takes seconds to start; that of a team ends with its workers
         checkpoint_config=tune.CheckpointConfig(num_to_keep=_KEPT),
         trial_dirname_creator=lambda trial: f"{trial.config['trial']['id']}-{trial.trial_id}",
         raise_on_failed_trial=False,

@@ -81,7 +81,8 @@ def _hand_over(result: Mapping[str, Any], snapshot: Snapshot) -> None:
 def _stored(work: Work, recorded: Sequence[str]) -> Iterator[Path]:
     """Checkpoints to go on from, newest first: of this start of the sweep, then those the ledger knows."""
     if (newest := tune.get_checkpoint()) is not None:
-        yield Path(newest.to_directory())
+        with newest.as_directory() as folder:
+            yield Path(folder)
     for path in reversed(recorded):
         yield from _fetched(work.storage, path)
 
@@ -90,7 +91,9 @@ def _fetched(storage: str, path: str) -> Iterator[Path]:
     """The checkpoint at ``path`` of the storage, unless it is gone."""
     checkpoint = tune.Checkpoint(path, FileSystem.from_uri(storage)[0])
     try:
-        yield Path(checkpoint.to_directory())
+        with checkpoint.as_directory() as folder:
+            if Path(folder).is_dir():
+                yield Path(folder)
     except FileNotFoundError:
         return
 
@@ -115,7 +118,7 @@ def reports(
     for report in train(state, source, job.recipe.training, job.recipe.seed):
         _collect(logs, report)
         if report.snapshot is not None:
-            yield _figures(work, state, logs), report.snapshot
+            yield figures_of(work, state, logs), report.snapshot
             logs.clear()
 
 
@@ -124,7 +127,7 @@ def _collect(logs: dict[str, list[float]], report: Report) -> None:
         logs.setdefault(name, []).append(value)
 
 
-def _figures(work: Work, state: TrainState, logs: Mapping[str, Sequence[float]]) -> dict[str, float]:
+def figures_of(work: Work, state: TrainState, logs: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Means of the training's logs, and what is measured of the model that would be served."""
     means = {name: fmean(values) for name, values in logs.items()}
     measured = {name: float(value) for name, value in work.measure(state.served()).items()}

@@ -1,0 +1,66 @@
+"""A trial of several workers: Ray Train inside a trial of Tune, which measures each checkpoint the workers leave."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pyarrow.fs import FileSelector, FileSystem, FileType
+from ray import tune
+
+from kinfolk.checkpoint import load_checkpoint
+from kinfolk.data.prepared import Prepared
+from kinfolk.training.launch import launch
+from kinfolk.training.worker import Job, fresh_state
+from kinfolk.tuning.trial import Work, figures_of, job_of, said
+
+
+def run_team_trial(config: Mapping[str, Any], work: Work) -> None:
+    """Tune's trainable. Train goes on from what it stored under the trial's name in an earlier start by itself."""
+    order = config["trial"]
+    try:
+        job = job_of(work, order["settings"], order["seed"])
+        storage = f"{work.storage}/teams"
+        watcher = _Watcher(work, job, f"{storage}/{order['id']}")
+        launch(job, name=order["id"], storage=storage, workers=work.sweep.workers, listener=watcher.listen)
+    except Exception as error:
+        tune.report({"error": said(error)})
+
+
+@dataclass(slots=True)
+class _Watcher:
+    """Turns the reports of a training into those of a trial."""
+
+    work: Work
+    job: Job
+    folder: str  # where Train keeps this trial's checkpoints
+    _logs: dict[str, list[float]] = field(default_factory=dict)
+    _measured: str = ""
+
+    def listen(self, report: Mapping[str, Any]) -> None:
+        """One report of the training; a checkpoint is measured, unless it was before."""
+        for name, value in report.get("logs", {}).items():
+            self._logs.setdefault(name, []).append(value)
+        if report["kind"] != "checkpoint" or (newest := newest_checkpoint(self.folder)) in (None, self._measured):
+            return
+        assert newest is not None
+        self._measured = newest
+        figures = self._figures(newest)
+        score, seen = self.work.sweep.score(figures), int(figures["samples_seen"])
+        tune.report({"score": score, "samples_seen": seen, "figures": figures, "checkpoint": newest})
+        self._logs.clear()
+
+    def _figures(self, checkpoint: str) -> dict[str, float]:
+        stored = tune.Checkpoint(checkpoint, FileSystem.from_uri(self.work.storage)[0])
+        snapshot = load_checkpoint(Path(stored.to_directory()))
+        state = fresh_state(self.job, Prepared.open(self.job.data).spec)
+        state.load(snapshot)
+        return figures_of(self.work, state, self._logs)
+
+
+def newest_checkpoint(folder: str) -> str | None:
+    """The path, in its storage, of the checkpoint Train wrote last below ``folder``; None before the first."""
+    files, path = FileSystem.from_uri(folder)
+    found = files.get_file_info(FileSelector(path, allow_not_found=True))
+    names = sorted(each.path for each in found if each.type == FileType.Directory and "checkpoint" in each.base_name)
+    return names[-1] if names else None

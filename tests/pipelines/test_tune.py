@@ -1,0 +1,228 @@
+"""The verb on a search that runs in this process: what is refused, recorded, gone on with, registered and shown."""
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from kinfolk.checkpoint import save_checkpoint
+from kinfolk.errors import ConfigError, KinfolkError
+from kinfolk.tracking.connection import connect
+from kinfolk.tuning.ledger import ENDED
+from kinfolk_pipelines.sweep_plan import plan_sweep
+from kinfolk_pipelines.train import InterruptedTrainingError
+from kinfolk_pipelines.tune import tune
+
+SWEEP = """
+recipe: ring/blob
+fixed: {model.optimizer.kind: sgd, model.dequantise: 0.1}
+space:
+  model.optimizer.lr: {kind: choice, values: [1.0e-5, 0.01, 1.0e+6]}
+trials: 6
+parallel: 2
+report_every_samples: 32
+evaluation_samples: 12
+objective: {metric: log_prob_density_nats, mode: max}
+constraints: ["alarm == 0"]
+"""
+
+
+@dataclass
+class InProcess:
+    """Stands in for Ray Tune: one trial after the other; stops as Ctrl-C does before the ``stop_before``-th."""
+
+    stop_before: int | None = None
+    ran: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+    def search(self, work, ledger, trials, searcher, scheduler, listener, seconds):
+        self.asked.append(scheduler.kind)
+        for trial in trials:
+            if trial.status in ENDED:
+                continue
+            if self.stop_before is not None and len(self.ran) >= self.stop_before:
+                return "interrupted"
+            self.ran.append(trial.id)
+            trial.settings = trial.settings or searcher.propose(trial.id)
+            self._train(work, ledger, trial, listener)
+        ledger.starts += 1
+        ledger.save_head()
+        return "done"
+
+    def _train(self, work, ledger, trial, listener):
+        from kinfolk.tuning.trial import reports, said
+
+        trial.status = "running"
+        listener(trial)
+        try:
+            for figures, snapshot in reports(work, trial.settings, trial.seed, []):
+                trial.add(figures)
+                place = Path(work.storage) / trial.id / str(trial.samples_seen)
+                save_checkpoint(place, snapshot)
+                trial.stored(str(place))
+                listener(trial)
+        except KinfolkError as error:
+            trial.error = said(error)
+        trial.status = "failed" if trial.error else "finished"
+        ledger.save(trial)
+        listener(trial)
+
+
+@pytest.fixture
+def sweeps(settings, tmp_path):
+    """Settings with a folder of sweeps."""
+    (tmp_path / "sweeps" / "ring").mkdir(parents=True)
+    (tmp_path / "sweeps" / "ring" / "rates.yaml").write_text(SWEEP)
+    return settings.model_copy(update={"sweeps": tmp_path / "sweeps"})
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    import kinfolk.tuning.search as search
+    import kinfolk_pipelines.tune as verb
+
+    standing_in = InProcess()
+    monkeypatch.setattr(search, "search", standing_in.search)
+    monkeypatch.setattr(search, "check_room", lambda sweep: None)
+    monkeypatch.setattr(search, "threads_of_a_trial", lambda sweep: 1)
+    monkeypatch.setattr(verb, "connect", lambda *_, **__: None)
+    return standing_in
+
+
+@pytest.fixture
+def run(sweeps, in_process, quiet, tmp_path):
+    """The verb with ``--set`` entries; its report is ``sweep.html``."""
+
+    def go(*sets, **how):
+        planned = plan_sweep(sweeps, "ring/rates", sets)
+        return tune(sweeps, planned, quiet, tmp_path / "sweep.html", **how)
+
+    return go
+
+
+def runs_of(settings):
+    """MLflow's runs by name."""
+    client = connect(settings.tracking)
+    found = client.search_runs([client.get_experiment_by_name("kinfolk").experiment_id])
+    return {each.info.run_name: each for each in found}
+
+
+def ledger_of(settings):
+    paths = sorted((settings.state / "sweeps" / "ring-rates" / "trials").glob("*.json"))
+    return {path.stem: json.loads(path.read_text()) for path in paths}
+
+
+def test_the_best_trial_is_registered_with_its_lineage_and_figures(run, sweeps):
+    tuned = run()
+    assert dict(tuned.counts)["finished"] + dict(tuned.counts)["failed"] == 6
+    assert tuned.counts["failed"] > 0
+    assert tuned.best.settings == {"model.optimizer.lr": 0.01}
+    version = tuned.version
+    assert (version.name, version.number) == ("ring-blob", 1)
+    assert version.lineage.sweep == "ring-rates"
+    assert version.metrics["log_prob_density_nats"] == tuned.best.figures["log_prob_density_nats"]
+    assert version.run_id == tuned.best.run_id
+    from kinfolk_pipelines.models import load_model
+
+    loaded = load_model(sweeps, "ring-blob")
+    assert loaded.recipe["model"]["optimizer"]["lr"] == 0.01
+    assert loaded.recipe["model"]["dequantise"] == 0.1
+    assert loaded.recipe["training"]["samples"] == 64
+
+
+def test_mlflow_has_a_run_of_the_sweep_and_one_below_it_for_each_trial(run, sweeps):
+    tuned = run()
+    runs = runs_of(sweeps)
+    parent = runs["ring-rates"]
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["trials_failed"] == tuned.counts["failed"]
+    for name, trial in ledger_of(sweeps).items():
+        child = runs[f"ring-rates-{name}"]
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert child.data.params["model.optimizer.lr"] == json.dumps(trial["settings"]["model.optimizer.lr"])
+        assert child.info.status == {"finished": "FINISHED", "failed": "FAILED"}[trial["status"]]
+        logged = connect(sweeps.tracking).get_metric_history(child.info.run_id, "log_prob_density_nats")
+        steps = [point.step for point in logged if point.step]  # registration logs those of the version at 0
+        assert steps == [report["samples_seen"] for report in trial["reports"]]
+
+
+def test_a_sweep_that_was_begun_goes_on_only_when_told_to_and_repeats_nothing(run, in_process, sweeps):
+    in_process.stop_before = 3
+    with pytest.raises(InterruptedTrainingError, match=r"stopped with 3 of 6 trials ended\. `--resume` goes on"):
+        run()
+    assert runs_of(sweeps)["ring-rates"].info.status == "KILLED"
+    with pytest.raises(ConfigError, match="was begun before"):
+        run()
+    in_process.stop_before = None
+    tuned = run(resume=True)
+    assert in_process.ran == ["000", "001", "002", "003", "004", "005"]
+    assert sum(tuned.counts.values()) == 6
+    assert len(runs_of(sweeps)) == 7
+    assert runs_of(sweeps)["ring-rates"].info.status == "FINISHED"
+    again = run(resume=True)
+    assert again.version.reference == tuned.version.reference == "ring-blob/1"
+    assert len(in_process.ran) == 6
+
+
+def test_fresh_starts_over_and_leaves_the_old_record(run, in_process, sweeps):
+    run()
+    tuned = run(fresh=True)
+    assert len(in_process.ran) == 12
+    assert tuned.version.reference == "ring-blob/2"
+    assert len(list((sweeps.state / "sweeps").iterdir())) == 2
+
+
+def test_resume_needs_something_to_go_on_with_that_is_still_the_same(run, in_process):
+    with pytest.raises(ConfigError, match="was not begun here"):
+        run(resume=True)
+    run()
+    with pytest.raises(ConfigError, match="was begun with other settings, another recipe or other data"):
+        run("trials=7", resume=True)
+    assert len(in_process.ran) == 6
+
+
+def test_a_sweep_whose_every_trial_fails_says_so_with_the_commonest_error(run, sweeps, tmp_path):
+    bad = SWEEP.replace("[1.0e-5, 0.01, 1.0e+6]", "[1.0e+6, 2.0e+6]")
+    (tmp_path / "sweeps" / "ring" / "rates.yaml").write_text(bad)
+    with pytest.raises(
+        KinfolkError, match="Every trial of ring-rates failed, 6 of 6 with: Training diverged"
+    ) as caught:
+        run()
+    assert not isinstance(caught.value, ConfigError)  # exit code 1
+    assert runs_of(sweeps)["ring-rates"].info.status == "FAILED"
+    assert "Training diverged" in (tmp_path / "sweep.html").read_text()
+
+
+def test_no_trial_that_breaks_a_constraint_is_registered(run, tmp_path):
+    tuned = run('constraints=["alarm > 0"]')
+    assert (tuned.version, tuned.best) == (None, None)
+    assert "No trial keeps the constraints" in (tmp_path / "sweep.html").read_text()
+
+
+def test_the_best_settings_are_repeated_with_other_seeds(run, in_process, sweeps, tmp_path):
+    tuned = run("seeds=2")
+    assert in_process.ran[-2:] == ["seed-0", "seed-1"]
+    assert in_process.asked == ["none", "none"]
+    records = ledger_of(sweeps)
+    assert [records[f"seed-{i}"]["seed"] for i in range(2)] == [1, 2]
+    assert all(records[f"seed-{i}"]["settings"] == tuned.best.settings for i in range(2))
+    assert not tuned.best.id.startswith("seed-")
+    assert "The best settings with 3 seeds" in (tmp_path / "sweep.html").read_text()
+
+
+def test_retraining_trains_as_long_as_the_recipe(run, ray, sweeps):
+    tuned = run("finish=retrain", "budget.samples=32")
+    assert ray.asked[0]["job"].recipe.training.samples == 64
+    assert ray.asked[0]["job"].recipe.model["optimizer"]["lr"] == 0.01
+    assert tuned.version.lineage.sweep == "ring-rates"
+    assert tuned.best.samples_seen == 32
+
+
+def test_mlflow_away_before_the_start_stops_everything_before_anything_is_written(sweeps, quiet, tmp_path, in_process):
+    away = sweeps.model_copy(update={"tracking_uri": "http://127.0.0.1:9"})
+    with pytest.raises(KinfolkError, match="out of reach"):
+        tune(away, plan_sweep(away, "ring/rates"), quiet, tmp_path / "sweep.html")
+    assert not (sweeps.state / "sweeps").exists()
+    shutil.rmtree(sweeps.state)

@@ -1,0 +1,132 @@
+"""Sweeps that are refused before anything starts, each with what to do."""
+
+import pytest
+import yaml
+
+from kinfolk.errors import ConfigError
+from kinfolk_pipelines.settings import Settings
+from kinfolk_pipelines.sweep_figures import ON_FEATURES
+from kinfolk_pipelines.sweep_plan import as_sets, plan_sweep, trial_plan
+
+SWEEP = {
+    "recipe": "ring/blob",
+    "space": {"model.optimizer.lr": {"kind": "log_uniform", "low": 0.001, "high": 0.1}},
+    "trials": 4,
+    "report_every_samples": 32,
+    "objective": {"metric": "log_prob_density_nats", "mode": "max"},
+}
+
+
+@pytest.fixture
+def planned(settings, tmp_path):
+    """The plan of a sweep file with these entries."""
+
+    def plan(**changes):
+        folder = tmp_path / "sweeps" / "ring"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "rates.yaml").write_text(yaml.safe_dump({**SWEEP, **changes}))
+        return plan_sweep(settings.model_copy(update={"sweeps": tmp_path / "sweeps"}), "ring/rates")
+
+    return plan
+
+
+def space(**keys):
+    return {key.replace("__", "."): setting for key, setting in keys.items()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"space": {"model.optimizer.lrr": {"kind": "int", "low": 1, "high": 2}}},
+            r"lrr is not a key. Did you mean 'lr'\?",
+        ),
+        ({"space": {"modle.x": {"kind": "int", "low": 1, "high": 2}}}, r"modle is not a key. Did you mean 'model'\?"),
+        ({"space": {"training.sampels": {"kind": "int", "low": 1, "high": 2}}}, r"Did you mean 'samples'\?"),
+        ({"space": {"training.samples": {"kind": "int", "low": 64, "high": 99}}}, "budget.samples, equal for all"),
+        ({"space": {"seed": {"kind": "int", "low": 1, "high": 2}}}, r"space.seed: a sweep searches keys of model.\*"),
+        ({"space": {"model.optimizer.lr": {"kind": "uniform", "low": -1, "high": 1}}}, r"got -1.0.*lr=-1.0"),
+        ({"fixed": {"model.optimiser.lr": 1}}, r"optimiser is not a key. Did you mean 'optimizer'\?"),
+        ({"objective": {"metric": "log_prob_density_nat", "mode": "max"}}, r"Did you mean 'log_prob_density_nats'\?"),
+        ({"constraints": ["alrm == 0"]}, r"alrm is no figure. Did you mean 'alarm'\?"),
+        ({"budget": {"samples": 31}}, "ends before the first report, after 32 samples. Give at least 32"),
+        ({"recipe": "ring/blop"}, r"No recipe file or recipe is called 'ring/blop'. Did you mean 'ring/blob'\?"),
+    ],
+)
+def test_a_mistake_is_named_with_what_is_meant(planned, changes, says):
+    with pytest.raises(ConfigError, match=says):
+        planned(**changes)
+
+
+def test_a_population_may_change_a_rate_and_not_the_batch(planned):
+    pbt = {"kind": "pbt", "every_samples": 32, "perturb": ["model.optimizer.lr"]}
+    assert planned(scheduler=pbt).sweep.scheduler.perturb == ("model.optimizer.lr",)
+    batch = {"training.batch_size": {"kind": "choice", "values": [16, 32]}}
+    with pytest.raises(ConfigError, match=r"training.batch_size cannot change during training"):
+        planned(space=batch, scheduler={**pbt, "perturb": ["training.batch_size"]})
+
+
+def test_an_unknown_sweep_is_told_with_the_nearest(planned, settings, tmp_path):
+    planned()
+    with pytest.raises(ConfigError, match=r"No sweep file or sweep is called 'ring/rate'. Did you mean 'ring/rates'\?"):
+        plan_sweep(settings.model_copy(update={"sweeps": tmp_path / "sweeps"}), "ring/rate")
+
+
+def test_the_digest_changes_with_the_sweep_and_with_the_recipe(planned, settings, tmp_path):
+    one = planned().digest
+    assert planned().digest == one
+    assert planned(trials=5).digest != one
+    assert planned(fixed={"model.dequantise": 0.2}).digest != one
+    recipe = tmp_path / "recipes" / "ring" / "blob.yaml"
+    recipe.write_text(recipe.read_text().replace("batch_size: 32", "batch_size: 16"))
+    assert planned().digest != one
+
+
+def test_a_trials_training_is_the_recipe_with_its_settings(planned, settings):
+    made = planned(fixed={"model.dequantise": 0.2}, budget={"samples": 32})
+    short, whole = (
+        trial_plan(settings, made, {"model.optimizer.lr": 1e-05}, 7, whole=whole) for whole in (False, True)
+    )
+    assert (short.recipe.training.samples, whole.recipe.training.samples) == (32, 64)
+    assert short.recipe.model["optimizer"]["lr"] == whole.recipe.model["optimizer"]["lr"] == 1e-05
+    assert (short.recipe.seed, short.recipe.model["dequantise"]) == (7, 0.2)
+    assert (short.sweep, short.model_name) == ("ring-rates", "ring-blob")
+
+
+def test_settings_survive_the_way_through_set():
+    from kinfolk.config import override
+
+    settings = {
+        "a": 1e-05,
+        "b.c": [0.0, 0.99],
+        "b.d": "yes",
+        "e": None,
+        "f": {"x": 1},
+        "g": "1e3",
+        "h": True,
+    }
+    assert override({}, as_sets(settings)) == {
+        "a": 1e-05, "b": {"c": [0.0, 0.99], "d": "yes"}, "e": None, "f": {"x": 1}, "g": "1e3", "h": True
+    }  # fmt: skip
+
+
+def test_the_figures_that_want_a_classifier_are_those_it_gives(digits):
+    from kinfolk.families import find_family
+    from kinfolk.training.state import build
+    from kinfolk_pipelines.figures_on_samples import on_features
+
+    family = find_family("classifier")
+    model = build(family, family.config(), digits.spec, 0)
+    test = digits.source("test")
+    x = test.take(0, 50).x
+    told = on_features(model, digits.source("train"), test, x, None).keys()
+    told |= on_features(model, digits.source("train"), test, x, [0, 1] * 25).keys()
+    assert told == ON_FEATURES
+
+
+def test_shipped_sweeps_are_sound(tmp_path, prepared_folder):
+    shipped = Settings(state=tmp_path / "state", data=tmp_path / "data")
+    names = sorted(p.relative_to(shipped.sweep_folder).with_suffix("") for p in shipped.sweep_folder.glob("*/*.yaml"))
+    assert names
+    for name in names:
+        assert plan_sweep(shipped, str(name)).sweep.trials > 1
