@@ -131,10 +131,23 @@ def test_dpmpp_2m_factors_are_those_of_its_paper():
     assert rule.previous.item() == pytest.approx(math.expm1(-h) / (2 * r))
 
 
+def test_dpmpp_2m_with_eta_one_is_the_sde_solver_of_its_paper():
+    """SDE-DPM-Solver++(2M) with alpha = 1: x_t e^-2h, estimates by 1 - e^-2h, noise sigma sqrt(1 - e^-2h)."""
+    before, sigma, after = (torch.tensor(value, dtype=torch.float64) for value in ([9.0], [5.0], [2.0]))
+    h, h_before = math.log(5 / 2), math.log(9 / 5)
+    r, share = h_before / h, -math.expm1(-2 * h)
+    rule = dpmpp_2m(at(before, sigma, after, eta=1.0))
+    assert rule.x.item() == pytest.approx(math.exp(-2 * h))
+    assert rule.denoised.item() == pytest.approx(share * (1 + 1 / (2 * r)))
+    assert rule.previous.item() == pytest.approx(-share / (2 * r))
+    assert rule.noise.item() == pytest.approx(2.0 * math.sqrt(share))
+
+
 @pytest.mark.parametrize(("before", "after"), [(math.inf, 2.0), (9.0, 0.0)], ids=["first", "last"])
-def test_dpmpp_2m_begins_and_ends_with_first_order(before, after):
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_dpmpp_2m_begins_and_ends_with_first_order(before, after, eta):
     sigma = torch.tensor([5.0], dtype=torch.float64)
-    multistep, euler = dpmpp_2m(at(before, sigma, after)), ddim(at(before, sigma, after))
+    multistep, euler = dpmpp_2m(at(before, sigma, after, eta=eta)), ddim(at(before, sigma, after, eta=eta))
     assert torch.equal(torch.stack(multistep), torch.stack(euler))
 
 
@@ -213,9 +226,18 @@ def test_small_variance_becomes_right_as_steps_grow():
     assert short[2] < 0.005
 
 
-def test_ancestral_samples_have_the_moments_of_the_data():
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"solver": "ddpm", "variance": "large", "steps": 10},
+        {"solver": "dpmpp_2m", "eta": 1.0, "steps": 60},
+        {"solver": "dpmpp_2m", "eta": 0.5, "steps": 60},
+    ],
+    ids=["ddpm", "sde", "halfway"],
+)
+def test_samples_with_noise_have_the_moments_of_the_data(options):
     """200 rows of 100 values, to 3 standard errors."""
-    x = finished(unit_gaussian, DDPM, 200, (100,), solver="ddpm", variance="large", steps=10)
+    x = finished(unit_gaussian, DDPM, 200, (100,), **options)
     assert abs(float(x.mean())) < 3 / math.sqrt(x.numel())
     assert abs(float(x.std()) - 1) < 3 / math.sqrt(2 * x.numel())
 

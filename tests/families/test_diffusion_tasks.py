@@ -148,7 +148,12 @@ def way(weights, **options):
     return SampleRequest(seeds, Options(**options), seed_to=torch.full_like(seeds, 9), weight=weight)
 
 
-STOCHASTIC = [{"solver": "ddpm"}, {"solver": "ddim", "eta": 0.7}, {"solver": "heun", "churn": 3.0}]
+STOCHASTIC = [
+    {"solver": "ddpm"},
+    {"solver": "ddim", "eta": 0.7},
+    {"solver": "heun", "churn": 3.0},
+    {"solver": "dpmpp_2m", "eta": 1.0},
+]
 
 
 @pytest.mark.parametrize("options", [{"solver": "heun"}, {"solver": "dpmpp_2m"}, *STOCHASTIC])

@@ -9,7 +9,11 @@ from kinfolk.contract import Config, ConfigError, DataSpec, OptimizerConfig, Sam
 from kinfolk_families._shared.network_config import Network, TransformerConfig, check_network
 
 SolverName = Literal["ddpm", "ddim", "heun", "dpmpp_2m"]
-SOLVER_OF: dict[str, SolverName] = {"eta": "ddim", "variance": "ddpm", "churn": "heun"}  # options of one solver alone
+SOLVERS_OF: dict[str, tuple[SolverName, ...]] = {  # options that some solvers read
+    "eta": ("ddim", "dpmpp_2m"),
+    "variance": ("ddpm",),
+    "churn": ("heun",),
+}
 GUIDED = ("guidance_low", "guidance_high")
 CHURNED = ("churn_low", "churn_high", "churn_noise")
 OF_AN_ADAPTER = {"adapter", "optimizer"}  # settings of an adapted model that are not its base's
@@ -27,7 +31,7 @@ class Options(SamplerOptions):
     guidance_low: float = Field(0.0, ge=0, description="noise level at and below which nothing is guided")
     guidance_high: float | None = Field(None, gt=0, description="noise level above which nothing is guided")
     clamp: bool = Field(False, description="keep each denoised estimate within the data's range")
-    eta: float = Field(0.0, ge=0, le=1, description="ddim: 0 adds no noise, 1 as much as ddpm")
+    eta: float = Field(0.0, ge=0, le=1, description="ddim, dpmpp_2m: 0 adds no noise, 1 as much as ddpm")
     variance: Literal["small", "large"] = Field("small", description="ddpm: variance of a step, least or largest")
     churn: float = Field(0.0, ge=0, description="heun: S_churn, noise put back over all steps; 0 is deterministic")
     churn_low: float = Field(0.0, ge=0, description="heun: S_tmin, noise level below which nothing is churned")
@@ -46,7 +50,9 @@ class Options(SamplerOptions):
 
     def idle(self) -> dict[str, str]:
         """The settings of the other solvers; where to guide and to churn if nothing is."""
-        others = {name: f"solver={solver}" for name, solver in SOLVER_OF.items() if solver != self.solver}
+        others = {
+            name: f"solver={' or '.join(solvers)}" for name, solvers in SOLVERS_OF.items() if self.solver not in solvers
+        }
         unguided = dict.fromkeys(GUIDED, "guidance other than 1") if self.guidance == 1 else {}
         still = dict.fromkeys(CHURNED, "churn above 0") if self.solver != "heun" or not self.churn else {}
         return {**others, **unguided, **still}

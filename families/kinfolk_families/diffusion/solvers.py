@@ -88,8 +88,13 @@ def ddim(at: Stage) -> Update:
 
     Source: Song et al., 2021, https://arxiv.org/abs/2010.02502.
     """
+    return towards(*_kept(at))
+
+
+def _kept(at: Stage) -> tuple[Tensor, Tensor]:
+    """How much of x_t's noise a step keeps, and the noise it adds, eta times as much as ancestral sampling does."""
     noise = at.eta * at.after * (1 - (at.after / at.sigma).square()).sqrt()
-    return towards((at.after.square() - noise.square()).sqrt() / at.sigma, noise)
+    return (at.after.square() - noise.square()).sqrt() / at.sigma, noise
 
 
 def heun(at: Stage) -> Update:
@@ -107,12 +112,13 @@ def heun(at: Stage) -> Update:
 def dpmpp_2m(at: Stage) -> Update:
     """DPM-Solver++(2M): the denoised estimate extrapolated along lambda = -ln(sigma); first and last step first order.
 
-    Source: Lu et al., 2022, algorithm 2, https://arxiv.org/abs/2211.01095.
+    With eta = 1 it is SDE-DPM-Solver++(2M), whose noise mends what a network gets wrong on the way.
+    Source: Lu et al., 2022, algorithm 2 and the SDE solvers there, https://arxiv.org/abs/2211.01095.
     """
-    keep = at.after / at.sigma
+    keep, noise = _kept(at)
     ahead = (at.sigma / at.after).log() / (2 * (at.before / at.sigma).log())  # 1 / (2 r)
     ahead = torch.where(at.after > 0, ahead, 0.0)
-    return Update(keep, (1 - keep) * (1 + ahead), -(1 - keep) * ahead, torch.zeros_like(keep))
+    return Update(keep, (1 - keep) * (1 + ahead), -(1 - keep) * ahead, noise)
 
 
 @dataclass(frozen=True, slots=True)
