@@ -5,8 +5,8 @@ import secrets
 import socket
 import sys
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kinfolk.errors import ConfigError
@@ -123,3 +123,23 @@ def connect(
         raise _no_cluster(address or "this machine", error) from None
     url = context.dashboard_url
     return f"http://{url}" if url else None
+
+
+def export(given: Mapping[str, str]) -> None:
+    """Environment variables that Ray reads in this process from now on."""
+    os.environ.update(given)
+
+
+@contextmanager
+def variables(given: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables that Ray reads as it runs, put back afterwards."""
+    before = {name: os.environ.get(name) for name in given}
+    export(given)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

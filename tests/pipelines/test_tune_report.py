@@ -1,13 +1,13 @@
 """What a sweep shows: its table, what mattered, and the page, read back."""
 
 import io
-import random
 import re
 
 import pytest
 from PIL import Image
 from rich.console import Console
 
+from kinfolk.rng import generator
 from kinfolk.tuning.ledger import Ledger, Trial
 from kinfolk.tuning.space import drawn
 from kinfolk.tuning.sweep import Sweep
@@ -42,7 +42,7 @@ def trial(name, fd=None, status="finished", samples=64, coverage=0.9, **more):
 def many(count, judge):
     made = []
     for index in range(count):
-        settings = drawn(SWEEP.space, random.Random(index))
+        settings = drawn(SWEEP.space, generator(index))
         made.append(Trial(f"{index:03}", settings, status="finished"))
         made[-1].add({"samples_seen": 64.0, "fd_local": judge(settings), "coverage": 1.0})
     return made

@@ -1,12 +1,12 @@
 """The search space: what is drawn lies in it, its ends are all seen, and what depends on another follows it."""
 
 import math
-import random
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from kinfolk.errors import ConfigError
+from kinfolk.rng import generator
 from kinfolk.tuning.space import Setting, drawn, ends, ordered, perturbed
 
 one = TypeAdapter(Setting).validate_python
@@ -58,7 +58,7 @@ SPACE = {
 def test_a_setting_exists_only_beside_the_value_it_is_for():
     seen = set()
     for seed in range(200):
-        settings = drawn(SPACE, random.Random(seed))
+        settings = drawn(SPACE, generator(seed))
         assert ("gamma" in settings) == ("lazy" in settings) == (settings["penalty"] == "r1")
         assert ("every" in settings) == (settings.get("lazy") is True)
         seen.add(frozenset(settings))
@@ -100,16 +100,16 @@ def test_a_condition_that_can_never_hold_is_refused(when, says):
 def test_a_perturbation_moves_a_little_stays_inside_and_leaves_the_rest_alone():
     space = {"lr": LR, "width": WIDTH, "loss": LOSS}
     before = {"lr": 0.01, "width": 5, "loss": "wasserstein"}
-    moved = [perturbed(space, ("lr", "loss"), before, random.Random(seed), resample=0.0) for seed in range(100)]
+    moved = [perturbed(space, ("lr", "loss"), before, generator(seed), resample=0.0) for seed in range(100)]
     assert {each["width"] for each in moved} == {5}
     assert {round(each["lr"], 6) for each in moved} == {0.008, 0.012}
     assert {repr(each["loss"]) for each in moved} == {"'hinge'", "[0, 1]"}
     at_the_end = {"lr": 0.1, "loss": "hinge"}
-    again = [perturbed(space, ("lr", "loss"), at_the_end, random.Random(seed), resample=0.0) for seed in range(100)]
+    again = [perturbed(space, ("lr", "loss"), at_the_end, generator(seed), resample=0.0) for seed in range(100)]
     assert {round(each["lr"], 6) for each in again} == {0.08, 0.1}
     assert before["lr"] == 0.01
 
 
 def test_a_resampled_setting_is_drawn_from_the_whole_space():
-    drawn_values = [perturbed({"lr": LR}, ("lr",), {"lr": 0.05}, random.Random(s), 1.0)["lr"] for s in range(200)]
+    drawn_values = [perturbed({"lr": LR}, ("lr",), {"lr": 0.05}, generator(s), 1.0)["lr"] for s in range(200)]
     assert sum(value < math.sqrt(1e-4 * 1e-1) for value in drawn_values) == pytest.approx(100, abs=25)

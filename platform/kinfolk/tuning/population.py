@@ -1,11 +1,11 @@
 """What population based training may change: settings that a training in progress can take over."""
 
-import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from kinfolk.checkpoint import Snapshot
 from kinfolk.errors import ConfigError
+from kinfolk.rng import generator
 from kinfolk.training.state import TrainState
 from kinfolk.tuning.space import Space, perturbed
 from kinfolk.tuning.sweep import Pbt
@@ -61,11 +61,11 @@ def _optimizers(state: TrainState) -> list[tuple[str, str]]:
 
 def explorer(pbt: Pbt, space: Space) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Tune's explore step: the donor's settings, changed. What else is in the donor's config stays the donor's."""
-    generator = random.Random(pbt.seed)
+    draws = generator("population", pbt.seed)
 
     def explore(config: dict[str, Any]) -> dict[str, Any]:
         order = config["trial"]
-        settings = perturbed(space, pbt.perturb, order["settings"], generator, pbt.resample)
+        settings = perturbed(space, pbt.perturb, order["settings"], draws, pbt.resample)
         return {"trial": {**order, "settings": settings}}
 
     return explore

@@ -1,10 +1,9 @@
 """The search itself: Ray Tune over the trials of a ledger, from wherever they are to their ends."""
 
-import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
@@ -14,6 +13,7 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 
+from kinfolk.cluster import variables
 from kinfolk.errors import ConfigError
 from kinfolk.tuning.bookkeeping import Bookkeeper, Listener, Suggestions, UntilTold, order_of, replay
 from kinfolk.tuning.ledger import ENDED, Ledger, Trial
@@ -88,7 +88,7 @@ def search(
     ledger.save_head()
     stopper = UntilTold(clock, seconds)
     keeper = Bookkeeper(ledger, work.pace.samples, clock, listener)
-    with _environment(_ENVIRONMENT), _signals_stop(stopper):
+    with variables(_ENVIRONMENT), _signals_stop(stopper):
         _run(work, ledger, trials, searcher, scheduler, stopper, keeper)
     ledger.seconds = clock()
     ledger.save_head()
@@ -186,21 +186,6 @@ def make_scheduler(scheduling: Unscheduled | Asha | Pbt, work: Work) -> TrialSch
             log_config=False,
         )
     return FIFOScheduler()
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Variables that Tune reads as it runs, put back afterwards."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """Where the settings of the next trial come from. What was learned is fed again from the ledger after a restart."""
 
 import json
-import random
 from typing import Any, Protocol
 
+from kinfolk.rng import generator
 from kinfolk.tuning.ledger import Trial
 from kinfolk.tuning.space import Choice, Fixed, IntRange, LogUniform, Setting, Space, chosen, drawn, exists
 from kinfolk.tuning.sweep import NEVER, Optuna, Random, Sweep
@@ -27,7 +27,7 @@ class RandomSearcher:
 
     def propose(self, trial_id: str) -> dict[str, Any]:
         """Settings of a new trial."""
-        return drawn(self._space, random.Random(f"{self._seed}/{trial_id}"))
+        return drawn(self._space, generator("trial", self._seed, trial_id))
 
     def learn(self, trial: Trial) -> None:
         """Nothing: chance has no memory."""

@@ -2,10 +2,10 @@
 
 import json
 import math
-import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field, model_validator
 
 from kinfolk.contract import Config
@@ -161,9 +161,19 @@ def chosen(space: Space, choose: Choose) -> dict[str, Any]:
     return settings
 
 
-def drawn(space: Space, generator: random.Random) -> dict[str, Any]:
+def uniform(generator: torch.Generator) -> float:
+    """A number in [0, 1)."""
+    return float(torch.rand((), generator=generator, dtype=torch.float64))
+
+
+def _pick(options: Sequence[float], generator: torch.Generator) -> float:
+    """One of ``options``, each as likely."""
+    return options[int(torch.randint(len(options), (), generator=generator))]
+
+
+def drawn(space: Space, generator: torch.Generator) -> dict[str, Any]:
     """Settings at random."""
-    return chosen(space, lambda _, setting: setting.at(generator.random()))
+    return chosen(space, lambda _, setting: setting.at(uniform(generator)))
 
 
 def ends(space: Space) -> Iterator[dict[str, Any]]:
@@ -187,7 +197,7 @@ def _conditions(space: Space, key: str) -> dict[str, Any]:
 
 
 def perturbed(
-    space: Space, keys: tuple[str, ...], settings: Mapping[str, Any], generator: random.Random, resample: float
+    space: Space, keys: tuple[str, ...], settings: Mapping[str, Any], generator: torch.Generator, resample: float
 ) -> dict[str, Any]:
     """``settings`` with those of ``keys`` drawn anew with probability ``resample``, else moved a little.
 
@@ -197,18 +207,18 @@ def perturbed(
     changed = dict(settings)
     for key in sorted(changed.keys() & set(keys)):
         setting = space[key]
-        if generator.random() < resample:
-            changed[key] = setting.at(generator.random())
+        if uniform(generator) < resample:
+            changed[key] = setting.at(uniform(generator))
         else:
             changed[key] = _moved(setting, changed[key], generator)
     return changed
 
 
-def _moved(setting: Setting, value: Any, generator: random.Random) -> Any:
+def _moved(setting: Setting, value: Any, generator: torch.Generator) -> Any:
     if isinstance(setting, Fixed):
         return value
     if isinstance(setting, Choice):
-        index = setting.values.index(value) + generator.choice((-1, 1))
+        index = setting.values.index(value) + _pick((-1, 1), generator)
         return setting.values[min(max(index, 0), len(setting.values) - 1)]
-    moved = value * generator.choice(_FACTORS)
+    moved = value * _pick(_FACTORS, generator)
     return min(max(round(moved) if isinstance(setting, IntRange) else moved, setting.low), setting.high)

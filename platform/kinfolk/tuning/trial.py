@@ -1,6 +1,5 @@
 """What one trial does in its process: train, measure at every report, hand figures and a checkpoint to Tune."""
 
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from ray import tune
 from torch import Tensor
 
 from kinfolk.checkpoint import Snapshot, newest_good, save_checkpoint
+from kinfolk.cluster import export
 from kinfolk.contract import Model
 from kinfolk.data.prepared import Prepared
 from kinfolk.data.source import keep
@@ -55,7 +55,7 @@ def job_of(work: Work, settings: Mapping[str, Any], seed: int | None = None) -> 
 def run_trial(config: Mapping[str, Any], work: Work) -> None:
     """Tune's trainable. What a trial raises is reported, not raised: starting it again would not help."""
     order = config["trial"]
-    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(_LEAVE_TIMEOUT_S)  # Tune reads it in this process alone
+    export({"TUNE_FUNCTION_THREAD_TIMEOUT_S": str(_LEAVE_TIMEOUT_S)})
     keep_freed_memory()
     torch.set_num_threads(work.threads)
     try:
