@@ -19,7 +19,7 @@ NETWORKS = {
     "residual": {"kind": "residual", "width": 8, "max_width": 16, "blocks": 1},
     "mlp": {"kind": "mlp", "width": 16, "depth": 2},
     "resnet": {"kind": "resnet", "width": 8, "max_width": 16},
-    "attention": {"kind": "conv", "width": 8, "max_width": 16, "attention": 4},
+    "attention": {"kind": "conv", "width": 16, "max_width": 16, "attention": 4},
     "progressive": {"kind": "progressive", "width": 8, "max_width": 16},
     "stylegan2": {"kind": "stylegan2", "width": 8, "max_width": 16},
 }
