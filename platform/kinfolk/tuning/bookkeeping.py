@@ -144,6 +144,7 @@ class Bookkeeper(Callback):
         change = {"samples_seen": samples_seen, "donor": order["id"], "before": ours.settings}
         ours.changes.append(change)
         ours.settings = order["settings"]
+        order["id"] = ours.id  # Tune copied the donor's; who copies this trial next is to see its own
 
     def on_checkpoint(self, trial: Any, checkpoint: Any, **_: Any) -> None:
         """Its state is in the storage."""
