@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from kinfolk.contract import Config
 from kinfolk.errors import ConfigError, nearest
 
+Number = TypeVar("Number", int, float)
 _FACTORS = (0.8, 1.2)  # of a perturbed number (Jaderberg et al., 2017, Appendix A.2)
 
 
@@ -166,7 +167,7 @@ def uniform(generator: torch.Generator) -> float:
     return float(torch.rand((), generator=generator, dtype=torch.float64))
 
 
-def _pick(options: Sequence[float], generator: torch.Generator) -> float:
+def _pick(options: Sequence[Number], generator: torch.Generator) -> Number:
     """One of ``options``, each as likely."""
     return options[int(torch.randint(len(options), (), generator=generator))]
 
