@@ -67,6 +67,13 @@ def test_solvers_are_compared_within_the_range_of_samples_but_not_of_latents():
         assert all(options.get("clamp", False) == clamped for options in runs.values())
 
 
+def test_only_ratios_of_solvers_that_were_measured_are_told():
+    quality = script("solver_quality")
+    found = {name: quality.Run(fd_local, 1, 1.0) for name, fd_local in (("DDIM 20", 0.4), ("DPM-Solver++(2M) 10", 0.5))}
+    (line,) = quality.bars(found)
+    assert line == "| DPM-Solver++(2M) 10 / DDIM 20 | 1.25 | 1 | no |"
+
+
 def test_a_worker_that_has_ended_is_not_killed_and_none_is_waited_for(monkeypatch):
     killer, killed = script("kill_and_resume"), []
 
