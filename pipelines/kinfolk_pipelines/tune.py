@@ -154,6 +154,7 @@ def _work(settings: Settings, planned: SweepPlan, ledger: Ledger, console: Conso
         initial=base.initial,
         parents={role: loaded.model for role, loaded in base.parents.items()},
         latents=base.latents,
+        features=base.features,
     )
 
 

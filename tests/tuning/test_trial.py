@@ -1,5 +1,6 @@
 """What one trial does: reports at its pace, figures of the averaged weights, and a resume that costs no bit."""
 
+from dataclasses import replace
 from itertools import islice
 from statistics import fmean
 
@@ -99,7 +100,7 @@ def test_settings_reach_into_lists_and_what_is_none_is_named():
     assert recipe.model["penalties"] == [{"kind": "r1", "gamma": 0.25}]
     assert (recipe.seed, recipe.training.samples, recipe.training.checkpoint_every_samples) == (3, 500, 50)
     assert base["model"]["penalties"][0]["gamma"] == 1.0
-    with pytest.raises(ConfigError, match=r"space model.penalties.1.gamma: '1' is no entry of a list of 1. Use 0 to 0"):
+    with pytest.raises(ConfigError, match=r"space model.penalties.1.gamma: '1' is no position in a list of 1. The first is 0"):
         recipe_of(base, {"model.penalties.1.gamma": 0.25}, rate)
     with pytest.raises(ConfigError, match=r"sweep: modle is not a key. Did you mean 'model'\?"):
         recipe_of(base, {"modle.loss": 0.25}, rate)
@@ -111,3 +112,19 @@ def test_an_error_is_told_with_its_kind_unless_it_was_written_for_users():
     assert said(ZeroDivisionError("by zero")) == "ZeroDivisionError: by zero"
     assert said(ConfigError("Use another.")) == "Use another."
     assert len(said(ValueError("x" * 10**6))) == 2000
+
+
+def test_an_alarm_of_the_monitor_is_a_figure_from_then_on_and_ends_no_trial(work_of, tmp_path):
+    """Deviations shrink until samples are alike; what was seen comes back with a checkpoint."""
+    distances = {"missing": None, "effective_bins": None, "support_share": None}
+    monitor = {"every_samples": 80, "samples": 100, "act": "stop"}
+    monitor["alarm"] = {"grace_samples": 0, "looks": 2, "limits": distances}
+    work = work_of()
+    work = replace(work, base={**work.base, "model": {"shrink": 1000.0}, "monitor": monitor})
+    found = list(reports(work, LR | {"model.optimizer.lr": 0.1}, None, []))
+    alarms = [each["alarm"] for each, _ in found]
+    assert alarms == sorted(alarms)
+    assert {*alarms} == {0.0, 1.0}
+    save_checkpoint(tmp_path / "last", found[-2][1])
+    ((again, _),) = reports(work, LR | {"model.optimizer.lr": 0.1}, None, [tmp_path / "last"])
+    assert again["alarm"] == 1.0

@@ -19,8 +19,10 @@ from kinfolk.data.prepared import Prepared
 from kinfolk.data.source import keep
 from kinfolk.errors import KinfolkError
 from kinfolk.memory import keep_freed_memory
+from kinfolk.training.lookout import look_every, watch_of
 from kinfolk.training.loop import Report, train
 from kinfolk.training.state import TrainState
+from kinfolk.training.watch import alarms
 from kinfolk.training.worker import Job, fresh_state, trained_model
 from kinfolk.tuning.recipes import recipe_of
 from kinfolk.tuning.sweep import ALARM, Pace, Sweep
@@ -44,12 +46,13 @@ class Work:
     initial: Mapping[str, Tensor] = field(default_factory=dict)
     parents: Mapping[str, Model] = field(default_factory=dict)
     latents: Path | None = None
+    features: Model | None = None  # the network by which a recipe's monitor tells samples apart
 
 
 def job_of(work: Work, settings: Mapping[str, Any], seed: int | None = None) -> Job:
     """The training job of one trial."""
     recipe = recipe_of(work.base, settings, work.pace, seed)
-    return Job(recipe, work.data, work.threads, work.initial, work.parents, work.latents)
+    return Job(recipe, work.data, work.threads, work.initial, work.parents, work.latents, features=work.features)
 
 
 def run_trial(config: Mapping[str, Any], work: Work) -> None:
@@ -103,6 +106,8 @@ def reports(
 ) -> Iterator[tuple[dict[str, float], Snapshot]]:
     """Figures of the averaged weights and the state behind them, at every report until the trial's end.
 
+    An alarm of the recipe's monitor is a figure, whatever the monitor would do: the sweep's constraints judge it.
+
     Raises:
         DivergenceError, ConfigError: as training does.
     """
@@ -115,7 +120,11 @@ def reports(
     learned = Prepared.open(job.latents) if job.latents else data
     source = keep(learned.source("train"), job.recipe.keep_labels)
     logs: dict[str, list[float]] = {}
-    for report in train(state, source, job.recipe.training, job.recipe.seed):
+    watch = watch_of(job.recipe, data, job.features)
+    for report in train(state, source, job.recipe.training, job.recipe.seed, look_every=look_every(job.recipe)):
+        if report.kind == "look" and watch is not None:
+            watch.look(state, report.logs)
+            continue
         _collect(logs, report)
         if report.snapshot is not None:
             yield figures_of(work, state, logs), report.snapshot
@@ -131,7 +140,7 @@ def figures_of(work: Work, state: TrainState, logs: Mapping[str, Sequence[float]
     """Means of the training's logs, and what is measured of the model that would be served."""
     means = {name: fmean(values) for name, values in logs.items()}
     measured = {name: float(value) for name, value in work.measure(state.served()).items()}
-    return {ALARM: 0.0, **means, **measured, "samples_seen": float(state.samples_seen)}
+    return {**means, **measured, ALARM: float(bool(alarms(state.looks))), "samples_seen": float(state.samples_seen)}
 
 
 def trained(work: Work, settings: Mapping[str, Any], seed: int | None, checkpoint: str) -> Model:
