@@ -197,10 +197,11 @@ def test_modes_are_counted_as_the_data_set_says_and_the_rule_is_told(settings, a
 
 def test_stacks_are_judged_by_the_classifier_of_what_a_channel_holds(settings, add, measured, monkeypatch):
     ring = open_dataset(settings, "ring")
-    record = ring.prepared.record.model_copy(update={"modes": Stack(judge="ring")})
+    spec = PICTURES.model_copy(update={"shape": (2, 8, 8), "classes": 100})
+    record = ring.prepared.record.model_copy(update={"modes": Stack(judge="ring"), "spec": spec})
     stacks = Dataset("stacks", Prepared(ring.prepared.path, record), "d1")
     monkeypatch.setattr(evaluation, "open_dataset", lambda settings, name: {"stacks": stacks}[name])
-    add(data="stacks", digest="d1", spec=PICTURES.model_copy(update={"shape": (2, 8, 8), "classes": 100}))
+    add(data="stacks", digest="d1", spec=spec)
     assert "train ring-features for" in evaluate(settings, "blob").figures.basis["features"]
     add("ring-features", seed=5)
     assert evaluate(settings, "blob").figures.basis["features"] == "ring-features/1 on each channel"

@@ -12,6 +12,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 
 from kinfolk.checkpoint import save_checkpoint
 from kinfolk.config import Recipe
+from kinfolk.data.prepared import Prepared
 from kinfolk.errors import ConfigError, DataError, DivergenceError, IntegrityError, KinfolkError
 from kinfolk.training import launch as module
 from kinfolk.training.launch import _fit, _outcome, _readable, check_workers
@@ -184,15 +185,40 @@ def test_an_error_that_a_worker_returned_is_raised_as_what_it_is(job, kind, erro
     assert type(caught.value) is error
 
 
+WHOLE = {"samples_seen": 64, "interrupted": False, "alarm": None, "alarms": ["alike"]}
+
+
 def test_a_result_is_the_model_and_an_interrupted_one_is_none(job, stored):
     checkpoint = SimpleNamespace(path="s3://runs/x", to_directory=lambda _: str(stored))
-    ended = SimpleNamespace(error=None, checkpoint=checkpoint, return_value={"samples_seen": 64, "interrupted": False})
+    ended = SimpleNamespace(error=None, checkpoint=checkpoint, return_value=WHOLE)
     outcome = _outcome(job, ended)
+    assert outcome.alarms == ("alike",)
+    assert outcome.alarm is None
     assert (outcome.samples_seen, outcome.interrupted, outcome.checkpoint) == (64, False, "s3://runs/x")
     assert torch.equal(outcome.model.module.mean, torch.full((1, 8, 8), 0.5))
-    ended.return_value = {"samples_seen": 32, "interrupted": True}
+    ended.return_value = {**WHOLE, "samples_seen": 32, "interrupted": True}
     outcome = _outcome(job, ended)
     assert (outcome.model, outcome.samples_seen, outcome.interrupted) == (None, 32, True)
     ended.error = RuntimeError("a node is gone")
     with pytest.raises(KinfolkError, match="a node is gone"):
         _outcome(job, ended)
+
+
+def test_an_alarm_leads_back_to_the_newest_checkpoint_from_before_it_began(job, tmp_path):
+    def kept(seen):
+        state = fresh_state(job, Prepared.open(job.data).spec)
+        state.samples_seen = seen
+        save_checkpoint(tmp_path / str(seen), state.snapshot())
+        return SimpleNamespace(path=str(seen), to_directory=lambda _: str(tmp_path / str(seen))), {"samples_seen": seen}
+
+    checkpoints = [kept(seen) for seen in (10, 20, 30, 40)]
+    ending = {**WHOLE, "alarm": {"reason": "alike", "began": 30}}
+    ended = SimpleNamespace(
+        error=None, checkpoint=checkpoints[-1][0], return_value=ending, best_checkpoints=checkpoints
+    )
+    outcome = _outcome(job, ended)
+    assert outcome.model is None
+    assert outcome.alarm.reason == "alike"
+    assert outcome.alarm.before.values["samples_seen"] == 20
+    ended.best_checkpoints = checkpoints[2:]
+    assert _outcome(job, ended).alarm.before is None
