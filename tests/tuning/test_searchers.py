@@ -49,13 +49,15 @@ def test_optuna_proposes_inside_the_space_and_finds_the_better_half():
 
 @pytest.mark.parametrize("learned", [True, False])
 def test_optuna_knows_after_a_restart_what_earlier_trials_told(learned):
-    searcher = make_searcher(sweep(kind="optuna", seed=1, startup_trials=10))
-    random = make_searcher(sweep(kind="random"))
-    for index in range(30 if learned else 0):
-        searcher.learn(ended(f"{index:03}", random.propose(f"{index:03}")))
-    proposed = [searcher.propose(f"{index:03}") for index in range(30, 40)]
-    good = sum(settings["n"] == 0 for settings in proposed)
-    assert good >= 7 if learned else good <= 5
+    """Of what 5 searchers propose, a quarter has the best ``n`` by chance."""
+    random, proposed = make_searcher(sweep(kind="random")), []
+    for seed in range(5):
+        searcher = make_searcher(sweep(kind="optuna", seed=seed, startup_trials=10))
+        for index in range(30 if learned else 0):
+            searcher.learn(ended(f"{index:03}", random.propose(f"{index:03}")))
+        proposed += [searcher.propose(f"{index:03}") for index in range(30, 40)]
+    good = sum(settings["n"] == 0 for settings in proposed) / len(proposed)
+    assert good > 0.5 if learned else good < 0.4
 
 
 def test_optuna_takes_a_failed_trial_and_one_it_never_asked_for():

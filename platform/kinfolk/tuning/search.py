@@ -181,6 +181,7 @@ def make_scheduler(scheduling: Unscheduled | Asha | Pbt, work: Work) -> TrialSch
             mode="max",
             perturbation_interval=scheduling.every_samples,
             quantile_fraction=scheduling.quantile,
+            synch=True,  # the population is compared at equal samples, however fast each trial runs
             custom_explore_fn=explorer(scheduling, work.sweep.space),
             require_attrs=False,
             log_config=False,
