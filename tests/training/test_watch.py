@@ -8,7 +8,9 @@ from kinfolk_toy import FAMILY as TOY
 from kinfolk_toy import GaussianConfig
 
 from kinfolk.config import Training
+from kinfolk.data.source import keep
 from kinfolk.metrics.alarm import AlarmConfig
+from kinfolk.metrics.collapse import collapse_measures
 from kinfolk.monitor import Monitor
 from kinfolk.training.state import build, prepare
 from kinfolk.training.watch import Watch, alarms, began, since_alarm
@@ -60,3 +62,13 @@ def test_looks_are_kept_as_plain_values_and_read_back_as_they_were(state, digits
     assert asdict(look) == {key: value for key, value in state.looks[0].items() if key != "alarm"}
     assert look.measures == watch.measures(state.served())
     assert look.logs == {"gaussian/loss": 1.0}
+
+
+def test_a_run_on_some_classes_is_held_against_those_alone(digits):
+    two = keep(digits.source("train"), (0, 1)).batch(5, 0, 250).x
+    missing = [
+        collapse_measures(Watch.over(MONITOR, digits, 1000, keep_labels=labels).reference, two.flatten(1)).missing
+        for labels in ((), (0, 1))
+    ]
+    assert missing[0] > 0.5
+    assert missing[1] < 0.1

@@ -25,7 +25,7 @@ def watch_of(recipe: Recipe, data: Prepared, features: Model | None) -> Watch | 
     """The watch of a recipe that has a monitor."""
     if recipe.monitor is None:
         return None
-    return Watch.over(recipe.monitor, data, recipe.training.samples, features)
+    return Watch.over(recipe.monitor, data, recipe.training.samples, features, recipe.keep_labels)
 
 
 def look_every(recipe: Recipe) -> int | None:

@@ -11,6 +11,7 @@ from kinfolk import sampling
 from kinfolk.contract import Model
 from kinfolk.data.modes import Mixture
 from kinfolk.data.prepared import Prepared
+from kinfolk.data.source import keep
 from kinfolk.judge import as_shown, encoded
 from kinfolk.metrics.alarm import Alarm, Look, verdict
 from kinfolk.metrics.collapse import (
@@ -38,9 +39,16 @@ class Watch:
     features: Model | None = None
 
     @classmethod
-    def over(cls, monitor: Monitor, data: Prepared, run_samples: int, features: Model | None = None) -> "Watch":
-        """The monitor of a run on ``data``; where its modes are known, they are what is counted."""
-        source, modes = data.source("train"), data.record.modes
+    def over(
+        cls,
+        monitor: Monitor,
+        data: Prepared,
+        run_samples: int,
+        features: Model | None = None,
+        keep_labels: Sequence[int] = (),
+    ) -> "Watch":
+        """The monitor of a run on ``data``, or some classes of it; where modes are known, they are what is counted."""
+        source, modes = keep(data.source("train"), keep_labels), data.record.modes
         real = source.batch(SEED, 0, min(len(source), _REAL_ROWS)).x
         if isinstance(modes, Mixture):
             centres = torch.tensor(modes.centres, dtype=torch.float64)
