@@ -1,13 +1,10 @@
 """Training of one job on Ray: 1 to N workers, retries after a worker's death, a clean stop, the trained model."""
 
-import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import ray
@@ -18,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from kinfolk.checkpoint import Snapshot, newest_good
 from kinfolk.contract import Model
 from kinfolk.errors import ConfigError, DataError, DivergenceError, IntegrityError, KinfolkError
+from kinfolk.signals import first_signal
 from kinfolk.training.lookout import kept_checkpoints
 from kinfolk.training.loop import check_batch
 from kinfolk.training.mailbox import Mailbox
@@ -117,7 +115,7 @@ def _fit(trainer: TorchTrainer, mailbox: Any, listener: Listener) -> Result:
 
     thread = threading.Thread(target=work, name="kinfolk-fit", daemon=True)
     try:
-        with _signals_stop(mailbox):
+        with first_signal(lambda: mailbox.stop.remote()):
             thread.start()
             while thread.is_alive():
                 thread.join(_POLL_S)
@@ -134,30 +132,6 @@ def _fit(trainer: TorchTrainer, mailbox: Any, listener: Listener) -> Result:
     if error := box.get("error"):
         raise _readable(error) from error
     return box["result"]
-
-
-@contextmanager
-def _signals_stop(mailbox: Any) -> Iterator[None]:
-    """The first SIGINT or SIGTERM asks for a clean stop, the second is the ordinary one."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        restore()
-        mailbox.stop.remote()
-
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        restore()
 
 
 def _readable(error: Exception) -> KinfolkError:

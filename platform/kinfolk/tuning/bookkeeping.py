@@ -89,6 +89,10 @@ class UntilTold(Stopper):
         """No trial is stopped alone."""
         return False
 
+    def ask(self) -> None:
+        """End the search."""
+        self.asked = True
+
     @property
     def out_of_time(self) -> bool:
         """Whether the time is spent."""

@@ -1,12 +1,8 @@
 """The search itself: Ray Tune over the trials of a ledger, from wherever they are to their ends."""
 
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
-from types import FrameType
 from typing import Any, Literal
 
 import ray
@@ -15,6 +11,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTra
 
 from kinfolk.cluster import variables
 from kinfolk.errors import ConfigError
+from kinfolk.signals import first_signal
 from kinfolk.tuning.bookkeeping import Bookkeeper, Listener, Suggestions, UntilTold, order_of, replay
 from kinfolk.tuning.ledger import ENDED, Ledger, Trial
 from kinfolk.tuning.population import explorer
@@ -88,7 +85,7 @@ def search(
     ledger.save_head()
     stopper = UntilTold(clock, seconds)
     keeper = Bookkeeper(ledger, work.pace.samples, clock, listener)
-    with variables(_ENVIRONMENT), _signals_stop(stopper):
+    with variables(_ENVIRONMENT), first_signal(stopper.ask):
         _run(work, ledger, trials, searcher, scheduler, stopper, keeper)
     ledger.seconds = clock()
     ledger.save_head()
@@ -187,27 +184,3 @@ def make_scheduler(scheduling: Unscheduled | Asha | Pbt, work: Work) -> TrialSch
             log_config=False,
         )
     return FIFOScheduler()
-
-
-@contextmanager
-def _signals_stop(stopper: UntilTold) -> Iterator[None]:
-    """The first SIGINT or SIGTERM asks for a clean stop, the second is the ordinary one."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        restore()
-        stopper.asked = True
-
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        restore()
