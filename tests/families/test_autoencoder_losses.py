@@ -22,7 +22,7 @@ from kinfolk_families.autoencoder.config import (
     MlpConfig,
     ReconstructionConfig,
 )
-from kinfolk_families.autoencoder.losses import kl_to_prior, log_weights
+from kinfolk_families.autoencoder.losses import kl_logs, kl_to_prior, log_weights
 from kinfolk_families.autoencoder.model import Posterior
 from kinfolk_families.autoencoder.sample import importance_bound
 
@@ -71,6 +71,13 @@ def test_closed_form_kl_equals_monte_carlo():
     z = posterior.mu + (posterior.log_var / 2).exp() * torch.randn(200_000, 2, 2, generator=generator())
     estimate = -log_weights(torch.zeros(()), z, posterior).mean(0)
     torch.testing.assert_close(kl_to_prior(posterior), estimate, rtol=0, atol=0.02)
+
+
+def test_a_latent_dimension_is_active_if_its_own_kl_over_the_batch_is():
+    mu = torch.tensor([[0.5, 0.0, 0.13, 0.15], [-0.5, 0.0, 0.13, -0.15]])  # 0.125, 0, 0.00845 and 0.01125 nats
+    logs = kl_logs(Posterior(mu, torch.zeros(2, 4)))
+    assert logs["kl_active"] == 0.5
+    assert logs["kl"] == pytest.approx((0.5**2 + 0.13**2 + 0.15**2) / 2)
 
 
 def test_beta_weighs_the_kl_and_at_one_leaves_the_negative_elbo():

@@ -158,7 +158,8 @@ def test_the_loss_moves_as_many_chains_as_the_batch_and_tells_the_energies():
     loss = loss_of(module, Batch(torch.rand(8, *IMAGE.shape)))
     assert int((module.buffer.chains != before).flatten(1).any(1).sum()) == 8
     assert int(module.buffer.written.sum()) == 8
-    assert set(loss.logs) == {"energy_data", "energy_chains"}
+    assert set(loss.logs) == {"energy_data", "energy_chains", "energy_gap"}
+    assert loss.logs["energy_gap"] == loss.logs["energy_data"] - loss.logs["energy_chains"] != 0
 
 
 def test_the_gradient_is_that_of_the_energies_at_fixed_chains():

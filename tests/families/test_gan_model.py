@@ -10,7 +10,7 @@ from kinfolk_families.gan import FAMILY
 from kinfolk_families.gan.config import GANConfig, PenaltyConfig
 from kinfolk_families.gan.convolution import KERNEL, STRIDE, initialise
 from kinfolk_families.gan.network_config import ConvNetwork, MLPNetwork, ResidualNetwork
-from kinfolk_families.gan.perceptron import MLP
+from kinfolk_families.gan.perceptron import MLP, Octaves
 from kinfolk_families.gan.resampling import doubling, halving
 from kinfolk_families.gan.residual import Block, ResidualCritic
 
@@ -27,15 +27,14 @@ SHAPES = [(1, 8, 8), (1, 28, 28), (3, 17, 23), (3, 5, 2), (2, 1, 1), (3, 64, 64)
 B, Z = 4, 6
 
 
-def build(shape=(1, 8, 8), network="conv", kind="image", classes=10, **changes):
+def build(shape=(1, 8, 8), network="conv", kind="image", classes=10, data_std=1.0, **changes):
     values = {"conditional": True, "latent": Z, **changes}
     values |= {"embedding": 4} if values["conditional"] else {}
     values = {"generator": NETWORKS[network], "critic": NETWORKS[network], **values}
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        return FAMILY.build(
-            GANConfig.model_validate(values), DataSpec(kind=kind, shape=shape, classes=classes), {}
-        ).double()
+        spec = DataSpec(kind=kind, shape=shape, classes=classes, data_std=data_std)
+        return FAMILY.build(GANConfig.model_validate(values), spec, {}).double()
 
 
 def normal(*shape):
@@ -54,6 +53,27 @@ def test_no_pixel_is_out_of_the_players_reach(network, shape):
     x = fake.detach().requires_grad_()
     (grad,) = torch.autograd.grad(gan.critic(x, label).sum(), x)
     assert bool((grad != 0).any(0).all())
+
+
+def test_fully_connected_players_work_in_units_of_the_data():
+    critic = {**NETWORKS["mlp"], "octaves": 3}
+    unit, wide = (build((2,), "mlp", "vector", data_std=std, critic=critic) for std in (1.0, 4.0))
+    z, label = normal(5, Z), torch.arange(5)
+    x = unit.generator(z, label)
+    torch.testing.assert_close(wide.generator(z, label), 4 * x)
+    torch.testing.assert_close(wide.critic(4 * x, label), unit.critic(x, label))
+
+
+def test_octaves_tell_apart_what_is_within_two_standard_deviations():
+    """The grid's 5 lines lie a multiple of 2 apart at a standard deviation of 2.83: no period may fit in between."""
+    octaves = Octaves(6)
+    x = torch.linspace(-1.99, 1.99, 200)[:, None]
+    seen = octaves(x)
+    assert seen.shape == (200, 13)
+    apart = torch.cdist(seen[:, 1:], seen[:, 1:]) + 9 * torch.eye(200)
+    assert apart.min() > 0.1
+    torch.testing.assert_close(seen[:, 1], (torch.pi / 2 * x[:, 0]).sin())
+    torch.testing.assert_close(seen[:, 12], (16 * torch.pi * x[:, 0]).cos())
 
 
 @pytest.mark.parametrize("network", NETWORKS)

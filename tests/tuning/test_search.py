@@ -41,9 +41,9 @@ def still_there():
 def test_trials_that_fail_are_told_and_the_rest_trains_to_the_end(work_of, tmp_path):
     work = work_of(space={"model.optimizer.lr": LR, "model.class_shift": SHIFT}, trials=6)
     seen = []
-    ending, trials = run(work, tmp_path / "ledger", lambda _: seen or seen.extend(still_there()))
+    ending, trials = run(work, tmp_path / "ledger", lambda _: seen.append(still_there()))
     assert ending == "done"
-    assert all(seen)  # while it runs there are both
+    assert any(groups and actors for groups, actors in seen)  # while it runs there are both
     broken = {name for name, trial in trials.items() if trial.settings["model.class_shift"] == -1.0}
     assert 0 < len(broken) < 6
     for name, trial in trials.items():

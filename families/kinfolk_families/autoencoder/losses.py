@@ -35,13 +35,28 @@ def squared_error(x: Tensor, reconstruction: Tensor) -> Tensor:
     return (reconstruction - x).square().flatten(1).sum(1)
 
 
+ACTIVE_KL = 0.01  # nats, of a latent dimension that the decoder hears of; what the signal ``kl_active`` is defined by
+
+
 def kl_to_prior(posterior: Posterior) -> Tensor:
     """KL(N(mu, sigma^2) || N(0, I)). -> (B,)
 
     Source: Kingma and Welling, 2014, appendix B, https://arxiv.org/abs/1312.6114.
     """
+    return _kl_by_dimension(posterior).sum(1)
+
+
+def _kl_by_dimension(posterior: Posterior) -> Tensor:
+    """-> (B, Z)"""
     mu, log_var = posterior
-    return 0.5 * (mu.square() + log_var.exp() - 1 - log_var).flatten(1).sum(1)
+    return 0.5 * (mu.square() + log_var.exp() - 1 - log_var).flatten(1)
+
+
+@torch.no_grad()
+def kl_logs(posterior: Posterior) -> dict[str, Tensor]:
+    """The signals ``kl`` and ``kl_active``: nats a sample, and the share of latent dimensions that carry any."""
+    by_dimension = _kl_by_dimension(posterior).mean(0)  # (Z,)
+    return {"kl": by_dimension.sum(), "kl_active": (by_dimension > ACTIVE_KL).float().mean()}
 
 
 def log_weights(log_px: Tensor, z: Tensor, posterior: Posterior) -> Tensor:
@@ -116,7 +131,7 @@ def kl_regularised_loss(module: RegularisedAutoencoder, batch: Batch, progress: 
     """
     posterior, reconstruction = module(batch.x, batch.label, _noise((len(batch), *module.latent_shape), progress))
     error, kl = squared_error(batch.x, reconstruction), kl_to_prior(posterior)
-    return Loss((error + module.objective.weight * kl).mean(), _means(squared_error=error, kl=kl))
+    return Loss((error + module.objective.weight * kl).mean(), _means(squared_error=error) | kl_logs(posterior))
 
 
 def commitment(quantised: Quantised) -> Tensor:
@@ -171,7 +186,7 @@ def elbo_loss(module: VariationalAutoencoder, objective: ElboConfig, batch: Batc
     passed, log_px = _terms(module, _seen(module, batch, progress), noise)
     kl = kl_to_prior(passed.posterior)
     penalty = kl_penalty(kl, objective, progress.samples_seen)
-    return Loss((penalty - log_px[0]).mean(), _means(elbo=log_px[0] - kl, kl=kl))
+    return Loss((penalty - log_px[0]).mean(), _means(elbo=log_px[0] - kl) | kl_logs(passed.posterior))
 
 
 def iwae_loss(module: VariationalAutoencoder, objective: IwaeConfig, batch: Batch, progress: Progress) -> Loss:
@@ -185,7 +200,7 @@ def iwae_loss(module: VariationalAutoencoder, objective: IwaeConfig, batch: Batc
         (posterior, z, _), log_px = _terms(module, seen, noise)
         log_w = log_weights(log_px, z, posterior)
         bound = doubly_reparameterised_bound(log_px, z, posterior) if doubly else importance_weighted_bound(log_w)
-    return Loss(-bound.mean(), _means(iwae_bound=bound, kl=kl_to_prior(posterior)))
+    return Loss(-bound.mean(), _means(iwae_bound=bound) | kl_logs(posterior))
 
 
 def _bound_through_few(

@@ -50,7 +50,8 @@ def energy_loss(module: EnergyModel, batch: Batch, progress: Progress) -> Loss:
     both = torch.cat([batch.x + config.input_noise * noise, chains])
     data, sampled = module(both, None if label is None else label.repeat(2)).chunk(2)
     value = guarded(contrastive_loss(data, sampled, config), data, sampled, config)
-    return Loss(value, {"energy_data": data.detach().mean(), "energy_chains": sampled.detach().mean()})
+    of_data, of_chains = data.detach().mean(), sampled.detach().mean()
+    return Loss(value, {"energy_data": of_data, "energy_chains": of_chains, "energy_gap": of_data - of_chains})
 
 
 def hidden_patches(count: int, tokens: int, config: MaskConfig, generator: Generator) -> tuple[Tensor, Tensor]:

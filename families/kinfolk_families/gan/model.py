@@ -25,7 +25,7 @@ from kinfolk_families.gan.network_config import (
 )
 from kinfolk_families.gan.packing import packed, unpacked
 from kinfolk_families.gan.path_length import PathLength
-from kinfolk_families.gan.perceptron import MLP
+from kinfolk_families.gan.perceptron import MLP, Scaled
 from kinfolk_families.gan.progressive import Growing, ProgressiveCritic, ProgressiveGenerator
 from kinfolk_families.gan.residual import ResidualCritic, ResidualGenerator
 from kinfolk_families.gan.resnet import ResNetCritic, ResNetGenerator
@@ -46,7 +46,8 @@ def _image_shape(part: str, config: GeneratorNetwork | CriticNetwork, spec: Data
 def _generator_network(config: GeneratorNetwork, inputs: int, spec: DataSpec) -> nn.Module:
     if isinstance(config, MLPNetwork):
         mlp = MLP(config, inputs)
-        return nn.Sequential(mlp, nn.Linear(mlp.features, spec.dims), nn.Unflatten(1, spec.shape))
+        linear, scaled = nn.Linear(mlp.features, spec.dims), Scaled(spec.data_std)
+        return nn.Sequential(mlp, linear, scaled, nn.Unflatten(1, spec.shape))
     shape = _image_shape("generator", config, spec)
     match config:
         case ConvNetwork():
@@ -66,7 +67,7 @@ CriticModule = MLP | ConvCritic | ResNetCritic | ResidualCritic | ProgressiveCri
 
 def _critic_network(config: CriticNetwork, spec: DataSpec) -> CriticModule:
     if isinstance(config, MLPNetwork):
-        return MLP(config, spec.dims)
+        return MLP(config, spec.dims, spec.data_std)
     shape = _image_shape("critic", config, spec)
     match config:
         case ConvNetwork():

@@ -90,7 +90,7 @@ class MLPNetwork(Config):
     kind: Literal["mlp"] = "mlp"
     width: int = Field(128, ge=1)  # units of each hidden layer
     depth: int = Field(3, ge=1)  # hidden layers
-    octaves: int = Field(0, ge=0)  # sines and cosines of the input at pi, 2 pi, 4 pi, ... that stand beside it
+    octaves: int = Field(0, ge=0)  # sines and cosines of a critic's input at pi/2, pi, ... per data_std
 
 
 _Either = ConvNetwork | ResNetwork | ResidualNetwork | ProgressiveNetwork | MLPNetwork
