@@ -1,4 +1,4 @@
-"""Recipes on a mixture whose modes are known, over seeds: modes kept, samples of high quality, reverse KL, seconds.
+"""Recipes on a mixture whose modes are known, over seeds: modes kept, quality, spread, reverse KL.
 
 Each seed is trained as the recipe says, alone in a process of one thread, and scored by the rule of Lin et al., 2018,
 https://arxiv.org/abs/1712.04086, section 4.1: 2,500 samples, of high quality within 3 standard deviations of a mode.
@@ -28,6 +28,7 @@ from kinfolk_pipelines.scripts import plain_mistakes
 from kinfolk_pipelines.settings import apply_environment, load_settings
 
 SAMPLING_SEED = 1
+HEAD = "| seed | modes | high quality | spread | reverse KL | s | good |\n|---|---|---|---|---|---|---|"
 HIGH_QUALITY, REVERSE_KL = 0.95, 0.05  # what a good seed keeps at least, and has at most
 
 
@@ -39,7 +40,8 @@ class Outcome:
     all_modes: int
     modes: int
     high_quality: float
-    reverse_kl: float  # infinite where no sample is of high quality
+    spread: float  # within a mode, in shares of the data's; 0 where no sample is of high quality
+    reverse_kl: float  # infinite there
     train_s: float
 
     @property
@@ -67,23 +69,24 @@ def outcome(recipe_name: str, sets: Sequence[str], seed: int) -> Outcome:
 
 def _scored(model: Model, known: Mixture, seed: int, seconds: float) -> Outcome:
     found = on_modes(known, lambda count: sampling.sample(model, count, SAMPLING_SEED), model.spec, None)
-    kl = found.get("kl_to_uniform", float("inf"))
-    return Outcome(seed, len(known.centres), int(found["modes"]), found["high_quality"], kl, seconds)
+    spread, kl = found.get("mode_spread", 0.0), found.get("kl_to_uniform", float("inf"))
+    return Outcome(seed, len(known.centres), int(found["modes"]), found["high_quality"], spread, kl, seconds)
 
 
 def row(each: Outcome) -> str:
     """A line of the table."""
     kept = f"{each.modes} of {each.all_modes}"
-    figures = f"{each.high_quality:.1%} | {each.reverse_kl:.3f} | {each.train_s:.0f}"
+    figures = f"{each.high_quality:.1%} | {each.spread:.2f} | {each.reverse_kl:.3f} | {each.train_s:.0f}"
     return f"| {each.seed} | {kept} | {figures} | {'yes' if each.good else 'no'} |"
 
 
 def summary(found: Sequence[Outcome]) -> str:
     """Means over seeds, the longest training, and how many seeds were good."""
-    modes, quality = (statistics.mean(x) for x in zip(*((o.modes, o.high_quality) for o in found), strict=True))
-    kl, longest = statistics.mean(o.reverse_kl for o in found), max(o.train_s for o in found)
-    good = sum(o.good for o in found)
-    return f"| mean | {modes:.1f} | {quality:.1%} | {kl:.3f} | {longest:.0f} at most | {good} of {len(found)} |"
+    figures = zip(*((o.modes, o.high_quality, o.spread, o.reverse_kl) for o in found), strict=True)
+    modes, quality, spread, kl = (statistics.mean(column) for column in figures)
+    longest, good = max(o.train_s for o in found), sum(o.good for o in found)
+    told = f"{modes:.1f} | {quality:.1%} | {spread:.2f} | {kl:.3f} | {longest:.0f} at most"
+    return f"| mean | {told} | {good} of {len(found)} |"
 
 
 @plain_mistakes
@@ -98,7 +101,7 @@ def main() -> None:
     apply_environment(mlflow_environment())
     with ProcessPoolExecutor(given.processes, multiprocessing.get_context("spawn")) as pool:
         for recipe in given.recipes:
-            print(f"\n{recipe}\n\n| seed | modes | high quality | reverse KL | s | good |\n|---|---|---|---|---|---|")
+            print(f"\n{recipe}\n\n{HEAD}")
             seeds = range(given.seeds)
             found = []
             for each in pool.map(outcome, [recipe] * len(seeds), [given.set] * len(seeds), seeds):

@@ -36,9 +36,12 @@ def _shown(batch: Batch, spec: DataSpec) -> Batch:
 def _of_mixture(known: Mixture, samples: Tensor) -> dict[str, float]:
     scores = mode_scores(samples, torch.tensor(known.centres, dtype=torch.float64), known.std)
     figures = _named(scores.captured, len(samples)) | {"high_quality": scores.high_quality}
-    if scores.reverse_kl is None or scores.reverse_kl_floor is None:
-        return figures
-    return figures | {"kl_to_uniform": scores.reverse_kl, "kl_floor": scores.reverse_kl_floor}
+    further = {
+        "mode_spread": scores.spread,
+        "kl_to_uniform": scores.reverse_kl,
+        "kl_floor": scores.reverse_kl_floor,
+    }
+    return figures | {name: value for name, value in further.items() if value is not None}
 
 
 def _named(captured: int, samples: int) -> dict[str, float]:

@@ -24,6 +24,9 @@ MEANING = {
     "coverage": Meaning("Share of real 5-neighbour balls that hold a sample.", "higher"),
     "modes": Meaning("Modes of the data that hold a sample, by the rule of its paper.", "higher"),
     "high_quality": Meaning("Share of samples within 3 standard deviations of the nearest mode.", "higher"),
+    "mode_spread": Meaning(
+        "Root mean square distance of those to their mode, in shares of the data's own: 1 is right, 0 a point.", None
+    ),
     "kl_to_uniform": Meaning(
         "KL divergence of the histogram over modes from the uniform, nats; depends on the number of samples.", "lower"
     ),

@@ -71,7 +71,7 @@ def best(entries: Sequence[Entry], metric: str) -> float | None:
 
 def basis_of(metric: str) -> str:
     """The entry of the basis that says which models compare in a figure; there is none for most figures."""
-    if metric in ("modes", "high_quality", "kl_to_uniform"):
+    if metric in ("modes", "high_quality", "mode_spread", "kl_to_uniform"):
         return "mode_rule"
     if metric.startswith("importance_bound"):
         return "importance_bound"

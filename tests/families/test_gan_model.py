@@ -64,6 +64,14 @@ def test_fully_connected_players_work_in_units_of_the_data():
     torch.testing.assert_close(wide.critic(4 * x, label), unit.critic(x, label))
 
 
+def test_a_generator_of_tanh_levels_off():
+    z = normal(5, Z)
+    for activation, level in (("tanh", True), ("leaky_relu", False)):
+        gan = build((2,), "mlp", "vector", generator={**NETWORKS["mlp"], "activation": activation}, conditional=False)
+        far, farther = gan.generator(1e6 * z), gan.generator(2e6 * z)
+        assert torch.allclose(far, farther) == level
+
+
 def test_octaves_tell_apart_what_is_within_two_standard_deviations():
     """The grid's 5 lines lie a multiple of 2 apart at a standard deviation of 2.83: no period may fit in between."""
     octaves = Octaves(6)

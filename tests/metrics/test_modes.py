@@ -29,6 +29,18 @@ def test_an_ideal_sampler_keeps_all_modes_at_the_floor() -> None:
     assert scores[0].reverse_kl_floor == pytest.approx(7 / (2 * scores[0].high_quality * 2500))
 
 
+@pytest.mark.parametrize("dims", [1, 2, 5])
+def test_spread_is_one_of_the_data_itself_and_shrinks_with_the_modes(dims: int) -> None:
+    centres = 100.0 * torch.eye(dims, dtype=torch.float64)[:1].repeat(2, 1) * torch.tensor([[1.0], [-1.0]])
+    noise = torch.randn(200_000, dims, generator=generator("spread", dims), dtype=torch.float64)
+    samples = centres[torch.arange(200_000) % 2] + STD * noise
+    assert mode_scores(samples, centres, STD).spread == pytest.approx(1, abs=0.01)
+    near = noise.norm(dim=1) < 3
+    shrunk = samples[near] - 0.75 * STD * noise[near]
+    assert mode_scores(shrunk, centres, STD).spread == pytest.approx(0.25, abs=0.003)
+    assert mode_scores(centres, centres, STD).spread == 0
+
+
 def test_half_the_modes_cost_log_two() -> None:
     scores = mode_scores(ring_samples(50_000, 4, 0), RING, STD)
     assert scores.captured == 4
@@ -50,8 +62,7 @@ def test_only_high_quality_samples_count_for_a_mode() -> None:
 def test_no_sample_near_a_mode_has_no_divergence() -> None:
     scores = mode_scores(torch.zeros(10, 2), RING, STD)
     assert (scores.captured, scores.high_quality) == (0, 0)
-    assert scores.reverse_kl is None
-    assert scores.reverse_kl_floor is None
+    assert (scores.reverse_kl, scores.reverse_kl_floor, scores.spread) == (None, None, None)
 
 
 def test_histogram_by_hand() -> None:

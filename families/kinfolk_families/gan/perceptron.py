@@ -42,14 +42,14 @@ class Scaled(nn.Module):
 
 
 class MLP(nn.Sequential):
-    """Hidden layers with leaky ReLU, over the input in units of ``input_std``. (B, *) -> (B, width)"""
+    """Hidden layers, over the input in units of ``input_std``. (B, *) -> (B, width)"""
 
     def __init__(self, config: MLPNetwork, inputs: int, input_std: float = 1.0) -> None:
         layers: list[nn.Module] = [nn.Flatten(), Scaled(1 / input_std)]
         if config.octaves:
             layers.append(Octaves(config.octaves))
         for before, after in pairwise([inputs * (1 + 2 * config.octaves), *[config.width] * config.depth]):
-            layers += [nn.Linear(before, after), nn.LeakyReLU(LEAK)]
+            layers += [nn.Linear(before, after), nn.Tanh() if config.activation == "tanh" else nn.LeakyReLU(LEAK)]
         super().__init__(*layers)
         self.features = config.width
         initialise(self)

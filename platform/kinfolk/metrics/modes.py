@@ -24,6 +24,7 @@ class ModeScores:
     high_quality: float  # share of samples
     reverse_kl: float | None  # nats, of the high-quality samples' modes; None where there are none
     reverse_kl_floor: float | None  # what an ideal sampler scores on as many samples
+    spread: float | None  # root mean square distance of high-quality samples to their mode, in shares of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +86,21 @@ def mode_scores(samples: Tensor, centres: Tensor, std: float) -> ModeScores:
     good = distance < HIGH_QUALITY_STD * std
     counts = torch.bincount(mode[good], minlength=len(centres))  # (K,)
     counted = int(counts.sum())
+    own = std * _truncated_rms(samples.shape[1], HIGH_QUALITY_STD)
     return ModeScores(
         captured=int((counts > 0).sum()),
         modes=len(centres),
         high_quality=counted / len(samples),
         reverse_kl=kl_to_uniform(counts) if counted else None,
         reverse_kl_floor=kl_floor(len(centres), counted) if counted else None,
+        spread=float(distance[good].square().mean().sqrt()) / own if counted else None,
     )
+
+
+def _truncated_rms(dims: int, radius: float) -> float:
+    """Root mean square length of a standard normal vector, given that it is shorter than ``radius``.
+
+    E[r^2; r < R] = D P(chi^2 of D + 2 < R^2), as r^2 raises the degrees of freedom of its own density by 2.
+    """
+    within = [torch.special.gammainc(torch.tensor(k / 2), torch.tensor(radius**2 / 2)) for k in (dims, dims + 2)]
+    return math.sqrt(dims * float(within[1] / within[0]))
