@@ -141,6 +141,7 @@ def test_the_median_is_of_trials_that_were_not_stopped():
     trials = [trial(str(i), fd_local=float(i)) for i in range(5)]
     assert median_of_finished(sweep(), [*trials, trial("x", "stopped", fd_local=100.0)]) == 2.0
     assert median_of_finished(sweep(), []) is None
+    assert median_of_finished(sweep(), [trial("nan", fd_local=math.nan), *trials]) == 2
 
 
 def test_an_unknown_kind_of_setting_lists_what_there_is():
