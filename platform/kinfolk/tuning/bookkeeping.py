@@ -51,7 +51,10 @@ class Suggestions(TuneSearcher):
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:  # noqa: ARG002
         """Let the searcher learn from a trial that ended."""
         if self._searcher is not None and trial_id in self._given:
-            self._searcher.learn(self._ledger.trials[self._given[trial_id]])
+            trial = self._ledger.trials[self._given[trial_id]]
+            if error:  # told to the searcher before the bookkeeper hears why
+                trial.error = trial.error or "its process died"
+            self._searcher.learn(trial)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger has it all."""
