@@ -25,10 +25,11 @@ def importance(sweep: Sweep, trials: Sequence[Trial]) -> Importance:
     """Permutation importance of a random forest that predicts a trial's rank from its settings.
 
     How long a trial trained is among its inputs, so that settings are not blamed for an early stop, and not shown.
+    That a setting exists is put down to the one it depends on, and never to itself.
     Source: Breiman, 2001, Sec. 10, https://doi.org/10.1023/A:1010933404324.
     """
     told = [trial for trial in trials if trial.reports and sweep.score(trial.figures) > NEVER]
-    keys = [key for key in sweep.space if len({repr(trial.settings.get(key)) for trial in told}) > 1]
+    keys = [key for key in sweep.space if len({repr(t.settings[key]) for t in told if key in t.settings}) > 1]
     if len(told) < _LEAST_TRIALS or not keys:
         return Importance({}, len(told))
     from sklearn.ensemble import RandomForestRegressor
@@ -43,13 +44,20 @@ def importance(sweep: Sweep, trials: Sequence[Trial]) -> Importance:
 
 
 def _inputs(sweep: Sweep, trials: Sequence[Trial], keys: Sequence[str]) -> NDArray[np.float64]:
-    """A row for each trial: where each setting lies, -1 where it does not exist, and how long it trained."""
-    rows = [
-        [sweep.space[key].place(trial.settings[key]) if key in trial.settings else -1.0 for key in keys]
-        + [float(trial.samples_seen)]
-        for trial in trials
+    """A row for each trial: where each setting lies, and how long it trained. (trials, keys + 1)
+
+    Where a setting does not exist, its place is that of a trial by chance where it does, which tells nothing.
+    """
+    columns = [_places(sweep, trials, key, np.random.default_rng((_SEED, index))) for index, key in enumerate(keys)]
+    return np.column_stack([*columns, [float(trial.samples_seen) for trial in trials]])
+
+
+def _places(sweep: Sweep, trials: Sequence[Trial], key: str, draws: np.random.Generator) -> list[float]:
+    setting = sweep.space[key]
+    there = [setting.place(trial.settings[key]) for trial in trials if key in trial.settings]
+    return [
+        setting.place(trial.settings[key]) if key in trial.settings else float(draws.choice(there)) for trial in trials
     ]
-    return np.array(rows)
 
 
 def _ranks(scores: Sequence[float]) -> NDArray[np.float64]:

@@ -39,10 +39,10 @@ def trial(name, fd=None, status="finished", samples=64, coverage=0.9, **more):
     return Trial(name, {"model.lr": 0.01, "model.width": 8}, status=status, reports=reports, **more)
 
 
-def many(count, judge):
+def many(count, judge, sweep=SWEEP):
     made = []
     for index in range(count):
-        settings = drawn(SWEEP.space, generator(index))
+        settings = drawn(sweep.space, generator(index))
         made.append(Trial(f"{index:03}", settings, status="finished"))
         made[-1].add({"samples_seen": 64.0, "fd_local": judge(settings), "coverage": 1.0})
     return made
@@ -55,7 +55,21 @@ def test_the_setting_that_decides_is_the_one_that_matters():
     assert found.shares["model.lr"] > 0.85
     assert sum(found.shares.values()) == pytest.approx(1.0)
     by_width = importance(SWEEP, many(24, lambda settings: settings["model.width"]))
-    assert next(iter(by_width.shares)) in ("model.width", "model.gamma")  # gamma exists with one width alone
+    assert by_width.shares["model.width"] > 0.85  # gamma exists with one width alone, and is not blamed for it
+
+
+def test_a_setting_that_has_one_value_wherever_it_exists_is_not_what_matters():
+    fixed = {"kind": "fixed", "value": 7, "when": {"model.width": 16}}
+    sweep = Sweep.model_validate({**SWEEP.model_dump(), "space": {**SPACE, "model.depth": fixed}})
+    trials = many(24, lambda settings: settings["model.width"], sweep)
+    found = importance(sweep, trials)
+    assert "model.depth" not in found.shares
+    assert found.shares["model.width"] > 0.85
+
+
+def test_a_setting_that_exists_with_some_trials_matters_if_its_value_does():
+    found = importance(SWEEP, many(60, lambda settings: settings.get("model.gamma", 0.5)))
+    assert next(iter(found.shares)) == "model.gamma"
 
 
 def test_an_early_stop_is_not_blamed_on_a_setting():

@@ -60,6 +60,20 @@ def test_optuna_knows_after_a_restart_what_earlier_trials_told(learned):
     assert good > 0.5 if learned else good < 0.4
 
 
+def test_a_trial_whose_process_died_is_told_as_one_that_failed(tmp_path):
+    from kinfolk.tuning.bookkeeping import Suggestions
+    from kinfolk.tuning.ledger import Ledger
+
+    learned = []
+    searcher = make_searcher(sweep(kind="random"))
+    searcher.learn = lambda trial: learned.append(trial.error)
+    trial = ended("000", searcher.propose("000"), status="running")
+    suggestions = Suggestions(Ledger(tmp_path, "d", trials={"000": trial}), [trial], searcher, lambda *_: None)
+    suggestions.suggest("tune's")
+    suggestions.on_trial_complete("tune's", error=True)
+    assert learned == ["its process died"]
+
+
 def test_optuna_takes_a_failed_trial_and_one_it_never_asked_for():
     searcher = make_searcher(sweep(kind="optuna"))
     settings = searcher.propose("000")

@@ -85,6 +85,11 @@ def test_what_depends_on_others_comes_after_them():
         ({"penalti": "r1"}, r"space.x.when: penalti is no setting of this space. Did you mean 'penalty'\?"),
         ({"penalty": "r2"}, r'penalty is never "r2". Its values: "none", "r1"'),
         ({"y": 1}, r"x, y depend on each other in a circle"),
+        ({"count": 9}, r"count is never 9. Its values: 1 to 3"),
+        ({"count": 1.5}, r"count is never 1.5. Its values: 1 to 3"),
+        ({"rate": 0.5}, r"rate is any number of a range, and as good as never 0.5. Let x depend on a choice"),
+        ({"rate": 0.0}, r"rate is any number of a range"),
+        ({"lazy": True, "penalty": "none"}, r"space.x never exists"),
     ],
 )
 def test_a_condition_that_can_never_hold_is_refused(when, says):
@@ -92,9 +97,18 @@ def test_a_condition_that_can_never_hold_is_refused(when, says):
         "penalty": one({"kind": "choice", "values": ["none", "r1"]}),
         "x": one({"kind": "choice", "values": [1, 2], "when": when}),
         "y": one({"kind": "choice", "values": [1, 2], "when": {"x": 1}}),
+        "count": one({"kind": "int", "low": 1, "high": 3}),
+        "rate": one({"kind": "uniform", "low": 0, "high": 1}),
+        "lazy": one({"kind": "choice", "values": [False, True], "when": {"penalty": "r1"}}),
     }
     with pytest.raises(ConfigError, match=says):
         ordered(space)
+
+
+def test_a_setting_below_another_is_laid_over_it():
+    space = {"model.net.width": WIDTH, "model.net": one({"kind": "choice", "values": [{"kind": "conv"}, {}]})}
+    assert ordered(space) == ["model.net", "model.net.width"]
+    assert list(drawn(space, generator(0))) == ["model.net", "model.net.width"]
 
 
 def test_a_perturbation_moves_a_little_stays_inside_and_leaves_the_rest_alone():

@@ -39,6 +39,16 @@ def trial(name, status="finished", **figures):
         ({"constraints": ["coverage above 0.8"]}, "a constraint reads like `coverage >= 0.8`"),
         ({"fixed": {"model.lr": 1}}, "model.lr is both fixed and in the space"),
         ({"scheduler": {"kind": "pbt", "perturb": ["model.lt"], "every_samples": 1}}, r"Did you mean 'model.lr'\?"),
+        (
+            {
+                "scheduler": {"kind": "pbt", "perturb": ["model.loss"], "every_samples": 1},
+                "space": {
+                    "model.loss": {"kind": "choice", "values": ["a", "b"]},
+                    "model.lr": {"kind": "uniform", "low": 0, "high": 1, "when": {"model.loss": "a"}},
+                },
+            },
+            "model.loss, by which it is decided whether model.lr exists",
+        ),
         ({"scheduler": {"kind": "pbt", "perturb": ["model.lr"], "every_samples": 1}, "workers": 2}, "workers: 1"),
         ({"scheduler": {"kind": "pbt", "perturb": ["model.lr"], "every_samples": 1}, "trials": 1}, "at least 2"),
         (
@@ -72,6 +82,7 @@ def test_a_budget_too_small_for_one_report_is_refused_with_the_least_that_would_
     [
         {"kind": "asha", "grace_samples": 1000},
         {"kind": "pbt", "every_samples": 1000, "perturb": ["model.lr"]},
+        {"kind": "asha", "grace_samples": 901},  # reports come every 100, so the next is the last
     ],
 )
 def test_a_scheduler_that_would_never_decide_is_refused(scheduler):
@@ -130,6 +141,7 @@ def test_the_median_is_of_trials_that_were_not_stopped():
     trials = [trial(str(i), fd_local=float(i)) for i in range(5)]
     assert median_of_finished(sweep(), [*trials, trial("x", "stopped", fd_local=100.0)]) == 2.0
     assert median_of_finished(sweep(), []) is None
+    assert median_of_finished(sweep(), [trial("nan", fd_local=math.nan), *trials]) == 2
 
 
 def test_an_unknown_kind_of_setting_lists_what_there_is():

@@ -1,5 +1,6 @@
 """Which trial is best, by the sweep's objective among those that keep its constraints."""
 
+import math
 from collections.abc import Iterable
 from statistics import median
 
@@ -18,7 +19,8 @@ def best(sweep: Sweep, trials: Iterable[Trial]) -> Trial | None:
 
 
 def median_of_finished(sweep: Sweep, trials: Iterable[Trial]) -> float | None:
-    """Median objective of trials that trained to the end; None if there is none."""
+    """Median objective of trials that trained to the end, of those whose figure is a number; None if there is none."""
     name = sweep.objective.metric
-    values = [trial.figures[name] for trial in trials if trial.status == "finished" and name in trial.figures]
-    return median(values) if values else None
+    values = [trial.figures.get(name, math.nan) for trial in trials if trial.status == "finished"]
+    finite = [value for value in values if math.isfinite(value)]
+    return median(finite) if finite else None

@@ -51,7 +51,10 @@ class Suggestions(TuneSearcher):
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:  # noqa: ARG002
         """Let the searcher learn from a trial that ended."""
         if self._searcher is not None and trial_id in self._given:
-            self._searcher.learn(self._ledger.trials[self._given[trial_id]])
+            trial = self._ledger.trials[self._given[trial_id]]
+            if error:  # told to the searcher before the bookkeeper hears why
+                trial.error = trial.error or "its process died"
+            self._searcher.learn(trial)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger has it all."""
@@ -111,12 +114,9 @@ class Bookkeeper(Callback):
 
     def __init__(self, ledger: Ledger, samples: int, clock: Callable[[], float], listener: Listener) -> None:
         self._ledger, self._samples, self._clock, self._listener = ledger, samples, clock, listener
-        self._ours: dict[str, Trial] = {}  # by Tune's id
 
     def _trial(self, trial: Any) -> Trial:
-        if trial.trial_id not in self._ours:  # before any change by PBT, which copies the donor's config
-            self._ours[trial.trial_id] = self._ledger.trials[trial.config["trial"]["id"]]
-        return self._ours[trial.trial_id]
+        return self._ledger.trials[trial.config["trial"]["id"]]
 
     def _changed(self, trial: Trial) -> None:
         self._ledger.seconds = self._clock()
@@ -136,19 +136,11 @@ class Bookkeeper(Callback):
         if "error" in result:
             ours.error = result["error"]
             return
-        self._note_change(ours, trial.config["trial"], int(result["samples_seen"]))
+        _note_copy(ours, result)
         ours.add(result["figures"])
         if "checkpoint" in result:  # of a team, whose checkpoints Tune does not know
             ours.stored(result["checkpoint"])
         self._changed(ours)
-
-    def _note_change(self, ours: Trial, order: Any, samples_seen: int) -> None:
-        if order["settings"] == ours.settings:
-            return
-        change = {"samples_seen": samples_seen, "donor": order["id"], "before": ours.settings}
-        ours.changes.append(change)
-        ours.settings = order["settings"]
-        order["id"] = ours.id  # Tune copied the donor's; who copies this trial next is to see its own
 
     def on_checkpoint(self, trial: Any, checkpoint: Any, **_: Any) -> None:
         """Its state is in the storage."""
@@ -171,6 +163,18 @@ class Bookkeeper(Callback):
         ours.error = last_line(trial.get_error() if hasattr(trial, "get_error") else None)
         ours.status = "failed"
         self._changed(ours)
+
+
+def _note_copy(ours: Trial, result: Any) -> None:
+    """Note a copy with the first report that comes of it; until then the trial's checkpoint is its own.
+
+    What Tune holds as a trial's settings may be changed before its report under the old ones is heard of.
+    """
+    copied = result.get("copied")
+    if copied is None or (ours.changes and ours.changes[-1]["samples_seen"] == copied["samples_seen"]):
+        return
+    ours.changes.append({**copied, "before": ours.settings})
+    ours.settings = result["settings"]
 
 
 def last_line(error: Exception | None) -> str:

@@ -7,14 +7,15 @@ it is a pickle, and says less (a trial's figures, settings, checkpoints and erro
 import fcntl
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from kinfolk.errors import ConfigError, IntegrityError
 
+Loaded = TypeVar("Loaded")
 Status = Literal["waiting", "running", "finished", "stopped", "failed"]
 ENDED: frozenset[Status] = frozenset({"finished", "stopped", "failed"})
 REPEAT = "seed-"  # how the names of trials begin that repeat the best settings with other seeds
@@ -88,10 +89,6 @@ class Ledger:
         """Remember what is not of one trial."""
         _write(self.folder / "sweep.json", {name: getattr(self, name) for name in _HEAD})
 
-    def unfinished(self) -> list[Trial]:
-        """Trials that were begun and not ended."""
-        return [trial for trial in self.trials.values() if trial.status not in ENDED]
-
 
 def _write(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,25 +122,23 @@ def opened(folder: Path, digest: str) -> Iterator[Ledger]:
 
 
 def _read(folder: Path, digest: str) -> Ledger:
-    head = _load(folder / "sweep.json")
-    if head["digest"] != digest:
+    ledger = _load(folder / "sweep.json", lambda head: Ledger(folder, **head))
+    if ledger.digest != digest:
         raise ConfigError(
             f"The sweep in {folder} was begun with other settings, another recipe or other data "
-            f"({head['digest']}, now {digest}). Put them back to go on, or start over with --fresh."
+            f"({ledger.digest}, now {digest}). Put them back to go on, or start over with --fresh."
         )
-    paths = sorted((folder / "trials").glob("*.json"))
-    trials = [Trial(**_load(path)) for path in paths]
-    return Ledger(folder, trials={trial.id: trial for trial in trials}, **head)
+    for path in sorted((folder / "trials").glob("*.json")):
+        trial = _load(path, lambda values: Trial(**values))
+        ledger.trials[trial.id] = trial
+    return ledger
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path, made: Callable[[dict[str, Any]], Loaded]) -> Loaded:
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        return made(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
         raise IntegrityError(f"{path} is no record of a sweep: {error}. Start over with --fresh.") from None
-    if not isinstance(value, dict):
-        raise IntegrityError(f"{path} is no record of a sweep. Start over with --fresh.")
-    return value
 
 
 def commonest_error(trials: Sequence[Trial]) -> tuple[str, int]:

@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 import ray
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from kinfolk.cluster import variables
 from kinfolk.errors import ConfigError
 from kinfolk.signals import first_signal
 from kinfolk.tuning.bookkeeping import Bookkeeper, Listener, Suggestions, UntilTold, order_of, replay
 from kinfolk.tuning.ledger import ENDED, Ledger, Trial
-from kinfolk.tuning.population import explorer
+from kinfolk.tuning.rounds import Population
 from kinfolk.tuning.searchers import Searcher
 from kinfolk.tuning.sweep import Asha, Pbt, Sweep, Unscheduled
 from kinfolk.tuning.team import run_team_trial
@@ -117,7 +117,8 @@ def _run(
     keeper: Bookkeeper,
 ) -> None:
     queue = [trial for trial in trials if trial.status not in ENDED]
-    scheduler = make_scheduler(scheduling, work)
+    furthest = max((trial.samples_seen for trial in queue), default=0)
+    scheduler = make_scheduler(scheduling, work, furthest)
     told = partial(replay, work.sweep, scheduler)
     if isinstance(scheduling, Asha):
         for trial in trials:
@@ -160,8 +161,8 @@ def _population(ledger: Ledger, queue: Sequence[Trial], searcher: Searcher | Non
     return {"trial": tune.grid_search([order_of(trial)["trial"] for trial in queue])}
 
 
-def make_scheduler(scheduling: Unscheduled | Asha | Pbt, work: Work) -> TrialScheduler:
-    """Tune's scheduler; the higher a trial's score, the better."""
+def make_scheduler(scheduling: Unscheduled | Asha | Pbt, work: Work, seen: int = 0) -> TrialScheduler:
+    """Tune's scheduler; the higher a trial's score, the better. ``seen`` is how far the trials to run have come."""
     if isinstance(scheduling, Asha):
         return ASHAScheduler(
             time_attr="samples_seen",
@@ -170,17 +171,8 @@ def make_scheduler(scheduling: Unscheduled | Asha | Pbt, work: Work) -> TrialSch
             max_t=work.pace.samples,
             grace_period=scheduling.grace_samples,
             reduction_factor=scheduling.reduction,
+            stop_last_trials=False,  # or a report that passes no new rung would be judged at one that was skipped
         )
     if isinstance(scheduling, Pbt):
-        return PopulationBasedTraining(
-            time_attr="samples_seen",
-            metric="score",
-            mode="max",
-            perturbation_interval=scheduling.every_samples,
-            quantile_fraction=scheduling.quantile,
-            synch=True,  # the population is compared at equal samples, however fast each trial runs
-            custom_explore_fn=explorer(scheduling, work.sweep.space),
-            require_attrs=False,
-            log_config=False,
-        )
+        return Population(scheduling, work.sweep.space, work.pace.samples, seen)
     return FIFOScheduler()

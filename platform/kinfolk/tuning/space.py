@@ -119,22 +119,30 @@ Choose = Callable[[str, Setting], Any]
 
 
 def ordered(space: Space) -> list[str]:
-    """Keys in an order in which each comes after those it depends on, whatever the order of the file.
+    """Keys in an order in which each comes after those it depends on or lies below, whatever the order of the file.
 
     Raises:
-        ConfigError: a ``when`` names no setting of the space or a value it cannot have, or settings depend in a circle.
+        ConfigError: a ``when`` names no setting of the space or a value it cannot have, asks for values that are never
+            there together, or settings depend in a circle.
     """
     for key, setting in space.items():
         for other, value in setting.when.items():
             _check_condition(space, key, other, value)
     order: list[str] = []
     while len(order) < len(space):
-        ready = [key for key in space if key not in order and space[key].when.keys() <= set(order)]
+        ready = [key for key in space if key not in order and _before(space, key) <= set(order)]
         if not ready:
             circle = ", ".join(sorted(space.keys() - set(order)))
             raise ConfigError(f"space: {circle} depend on each other in a circle. Take a `when` away.")
         order += ready
+    for key in order:
+        _check_exists(space, key)
     return order
+
+
+def _before(space: Space, key: str) -> set[str]:
+    """Settings that ``key`` depends on, or that would take its place with all else below them."""
+    return space[key].when.keys() | {other for other in space if key.startswith(f"{other}.")}
 
 
 def _check_condition(space: Space, key: str, other: str, value: Any) -> None:
@@ -143,9 +151,26 @@ def _check_condition(space: Space, key: str, other: str, value: Any) -> None:
             f"space.{key}.when: {other} is no setting of this space.{nearest(other, space)} "
             f"Settings: {', '.join(space)}."
         )
-    if value not in (allowed := space[other].ends()) and not isinstance(space[other], IntRange):
-        shown = ", ".join(json.dumps(each) for each in allowed)
-        raise ConfigError(f"space.{key}.when: {other} is never {json.dumps(value)}. Its values: {shown}.")
+    setting = space[other]
+    if isinstance(setting, Uniform | LogUniform):
+        raise ConfigError(
+            f"space.{key}.when: {other} is any number of a range, and as good as never {json.dumps(value)}. Let {key} "
+            "depend on a choice, a fixed value or a whole number."
+        )
+    allowed = list(range(setting.low, setting.high + 1)) if isinstance(setting, IntRange) else setting.ends()
+    if value not in allowed:
+        whole = f"{setting.low} to {setting.high}" if isinstance(setting, IntRange) else ""
+        values = whole or ", ".join(json.dumps(each) for each in allowed)
+        raise ConfigError(f"space.{key}.when: {other} is never {json.dumps(value)}. Its values: {values}.")
+
+
+def _check_exists(space: Space, key: str) -> None:
+    wanted = _conditions(space, key)
+    if not all(exists(space[each], wanted) for each in (key, *wanted)):
+        raise ConfigError(
+            f"space.{key} never exists: what its `when` asks for, and those of the settings it names, is never there "
+            "together. Take one of them away."
+        )
 
 
 def exists(setting: Setting, settings: Mapping[str, Any]) -> bool:
@@ -180,13 +205,18 @@ def drawn(space: Space, generator: torch.Generator) -> dict[str, Any]:
 def ends(space: Space) -> Iterator[dict[str, Any]]:
     """Settings that show each end (or choice) of every setting once, the others at their first where possible."""
     for key in space:
-        wanted = _conditions(space, key)
-        for value in space[key].ends():
+        yield from shown(space, key)
 
-            def choose(name: str, setting: Setting, held: Mapping[str, Any] = {**wanted, key: value}) -> Any:
-                return held[name] if name in held else setting.at(0.0)
 
-            yield chosen(space, choose)
+def shown(space: Space, key: str) -> Iterator[dict[str, Any]]:
+    """Settings with each end (or choice) of ``key``, the others at their first where it exists beside that."""
+    wanted = _conditions(space, key)
+    for value in space[key].ends():
+
+        def choose(name: str, setting: Setting, held: Mapping[str, Any] = {**wanted, key: value}) -> Any:
+            return held[name] if name in held else setting.at(0.0)
+
+        yield chosen(space, choose)
 
 
 def _conditions(space: Space, key: str) -> dict[str, Any]:

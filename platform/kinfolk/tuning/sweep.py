@@ -161,6 +161,12 @@ def _check_population(sweep: Sweep, pbt: Pbt, known: list[str]) -> None:
             f"scheduler.perturb names {strange[0]}, which is not in the space.{nearest(strange[0], known)} "
             f"Settings: {', '.join(known)}"
         )
+    for key in pbt.perturb:
+        if below := [other for other in known if key in sweep.space[other].when]:
+            raise ValueError(
+                f"scheduler.perturb names {key}, by which it is decided whether {below[0]} exists, so it cannot change "
+                "during training; take it off, or the `when`"
+            )
     if sweep.workers > 1:
         raise ValueError("pbt copies trials of one worker; use workers: 1, or another scheduler")
     if sweep.trials < 2:
@@ -193,9 +199,9 @@ def pace(sweep: Sweep, recipe: Recipe) -> Pace:
             f"{least}, or lower report_every_samples ({every}; a batch is {batch})."
         )
     first = {"asha": "grace_samples", "pbt": "every_samples"}.get(sweep.scheduler.kind)
-    if first is not None and (given := getattr(sweep.scheduler, first)) >= samples:
+    if first is not None and (decided := -(-(given := getattr(sweep.scheduler, first)) // every) * every) >= samples:
         raise ConfigError(
             f"scheduler.{first}={given}: nothing is decided before a trial's end, at {samples} samples. Give a "
-            f"budget.samples above {given}, or lower {first}."
+            f"budget.samples above {decided}, or lower {first}; a trial reports every {every} samples."
         )
     return Pace(samples=samples, report_every=every)

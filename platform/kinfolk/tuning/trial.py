@@ -64,7 +64,8 @@ def run_trial(config: Mapping[str, Any], work: Work) -> None:
     try:
         for figures, snapshot in reports(work, order["settings"], order["seed"], _stored(work, order["checkpoints"])):
             score, seen = work.sweep.score(figures), int(figures["samples_seen"])
-            _hand_over({"score": score, "samples_seen": seen, "figures": figures}, snapshot)
+            result = {"score": score, "samples_seen": seen, "figures": figures}
+            _hand_over({**result, "settings": order["settings"], "copied": order.get("copied")}, snapshot)
     except Exception as error:
         tune.report({"error": said(error)})
 
