@@ -1,8 +1,9 @@
 """Ten GANs with settings that collapse, under a monitor that may act: does `kinfolk train` end with healthy ones?
 
 Each recipe plays the minimax game with nothing against collapse. Its monitor goes back to before an alarm began, and on
-with the recipe's one change: another game with penalties, at lower rates. A run is healthy that no alarm is left of at
-its end, and that has every mode, evenly, or covers the data, by figures that the monitor does not use.
+with the recipe's one change: another game with penalties, and the optimisers of that game's recipe. A run is healthy
+that no alarm is left of at its end, and that has every mode, evenly, or covers the data, by figures that the monitor
+does not use.
 Run after `kinfolk data prepare ring grid digits` and `kinfolk train digits/features`:
 python pipelines/benchmarks/collapse_repair.py [--cases ring]
 """
