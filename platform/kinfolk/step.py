@@ -51,6 +51,16 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> optim.Optimize
             return optim.SGD(groups, lr, momentum=betas[0], fused=True)
 
 
+def optimizer_slots(config: OptimizerConfig) -> set[str]:
+    """Names of what the configured optimiser keeps of each parameter, once it has moved it."""
+    probe = nn.ParameterList([torch.zeros(1, 1), torch.zeros(1)])
+    for parameter in probe:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer = make_optimizer(probe, config)
+    optimizer.step()
+    return {name for slots in optimizer.state.values() for name in slots}
+
+
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """bfloat16 autocast on ``device``, or nothing for float32."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()

@@ -153,6 +153,16 @@ def test_the_gradient_penalty_of_a_turn_is_at_points_drawn_from_its_generator():
     assert torch.allclose(found.value - critic_loss(plain, batch, z, progress()).value, 10 * expected)
 
 
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_gradient_penalty_is_much_the_same_where_networks_are_in_bfloat16(network):
+    batch, z = data(torch.float32)
+    gan = build(config_of(network, penalties=[{"kind": "gradient", "gamma": 10.0}]), dtype=torch.float32)
+    exact = critic_loss(gan, batch, z, progress()).logs["gradient"]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = critic_loss(gan, batch, z, progress()).logs["gradient"]
+    assert torch.allclose(found.float(), exact, rtol=0.05)
+
+
 def test_drift_is_the_squared_logit_of_data():
     batch, z = data()
     gan = build(config_of(penalties=[{"kind": "drift", "gamma": 0.001}]))

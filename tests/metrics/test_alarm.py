@@ -85,9 +85,11 @@ def test_diversity_that_falls_is_bad_downwards() -> None:
     assert fires(looks([0.3 / 1.05**at for at in range(8)], "distance_ratio")) == [400]
 
 
-def test_few_different_samples_are_told_by_their_share_of_those_drawn() -> None:
+def test_few_different_samples_are_told_by_their_share_of_those_compared() -> None:
     assert fires(looks([40.0] * 8, "support")) == [400]
     assert not fires(looks([60.0] * 8, "support"))
+    many = [replace(look, measures=replace(HEALTHY, samples=100_000, support=60.0)) for look in looks([0.02] * 8)]
+    assert not fires(many)  # pairs are those of the first 1,000, however many were drawn
 
 
 @pytest.mark.parametrize(("name", "value"), [("usage", 0.01), ("kl_active", 0.0), ("kl", 0.01)])
@@ -144,6 +146,8 @@ def test_every_default_limit_is_of_something_known_and_every_signal_has_one() ->
         ({"limits": {"misssing": {"most": 1}}}, "called 'misssing'. Did you mean 'missing'"),
         ({"limits": {"kl": {"least": 0, "most": 1}}}, "most and least make no one bad side"),
         ({"limits": {"kl": {"growth": 1}}}, "growth"),
+        ({"limits": {"kl": {"least": 0, "growth": 2}}}, "least and growth make no one bad side"),
+        ({"limits": {"effective_bins": {"drift": 0.2}}}, "drift alone has no bad side; give most or least"),
         ({"looks": 1}, "looks"),
     ],
 )

@@ -269,3 +269,30 @@ def test_a_model_with_other_settings_goes_on_from_what_fits(digits):
         mine = stored.tensors if "critic" not in name or name.endswith("head.bias") else fresh
         assert torch.equal(value, mine[name]), name
     assert list(train(other, source, plan, 3))[-1].samples_seen == 640
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("rmsprop", {"generator"}), ("radam", {"critic", "generator"})])
+def test_an_optimiser_of_another_kind_starts_anew_where_it_keeps_other_things(digits, kind, kept):
+    """Adam and RAdam keep the same two moments of each weight, RMSprop keeps another."""
+
+    def gan_with(kind):
+        config = GANConfig.model_validate(
+            {"generator": {"kind": "mlp"}, "critic": {"kind": "mlp"}, "critic_optimizer": {"kind": kind}}
+        )
+        return prepare(build(GAN, config, digits.spec, 0), training(samples=64))
+
+    adam, other = gan_with("adam"), gan_with(kind)
+    take_step(adam, digits.source("train"), training(), 3, World())
+    other.adopt(adam.snapshot())
+    slots = [name for name in other.snapshot().tensors if name.startswith("optimizer.")]
+    assert {name.split(".")[1] for name in slots} == kept
+    take_step(other, digits.source("train"), training(), 3, World())
+
+
+def test_what_a_monitor_saw_of_other_settings_is_left_behind(digits):
+    before, after = (state_of(digits, training()) for _ in range(2))
+    before.samples_seen = 160
+    before.looks.append({"samples_seen": 160, "measures": None, "logs": {}, "alarm": None})
+    after.adopt(before.snapshot())
+    assert after.samples_seen == 160
+    assert after.looks == []

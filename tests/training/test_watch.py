@@ -7,13 +7,14 @@ import torch
 from kinfolk_toy import FAMILY as TOY
 from kinfolk_toy import GaussianConfig
 
+from kinfolk import sampling
 from kinfolk.config import Training
 from kinfolk.data.source import keep
 from kinfolk.metrics.alarm import AlarmConfig
 from kinfolk.metrics.collapse import collapse_measures
 from kinfolk.monitor import Monitor
 from kinfolk.training.state import build, prepare
-from kinfolk.training.watch import Watch, alarms, began, since_alarm
+from kinfolk.training.watch import SEED, Watch, alarms, began, since_alarm
 
 PLAN = Training(samples=1000, batch_size=10)
 SPREAD = {"missing": None, "effective_bins": None, "support_share": None}  # all a Gaussian has in common with digits
@@ -72,3 +73,8 @@ def test_a_run_on_some_classes_is_held_against_those_alone(digits):
     ]
     assert missing[0] > 0.5
     assert missing[1] < 0.1
+
+
+def test_no_row_of_a_look_is_one_of_an_evaluation():
+    evaluated, looked_at = (sampling.row_seeds(seed, sampling.LARGEST_N) for seed in (1, SEED))
+    assert looked_at[0] > evaluated[-1]

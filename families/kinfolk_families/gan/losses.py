@@ -57,7 +57,7 @@ def critic_objective(config: GANConfig, judge: Judge, real: Tensor, fake: Tensor
                 penalised[kind] = squared_gradient_norm(fake, of_fake)
             case "gradient":
                 generator = progress.generator
-                place = torch.rand(len(fake), generator=generator, device=fake.device, dtype=fake.dtype)
+                place = torch.rand(len(real), generator=generator, device=real.device, dtype=real.dtype)
                 point = between(real, fake, place)
                 penalised[kind] = unit_norm_distance(point, judge(point))
             case "drift":

@@ -33,7 +33,7 @@ def unit_norm_distance(x: Tensor, logits: Tensor) -> Tensor:
 
 def between(real: Tensor, fake: Tensor, weight: Tensor) -> Tensor:
     """Points on the lines between pairs, ``weight`` of the way to the generated end. (P, *), (P, *), (P,) -> (P, *)"""
-    return torch.lerp(real, fake, weight.view(-1, *[1] * (real.ndim - 1)))
+    return torch.lerp(real, fake.to(real.dtype), weight.view(-1, *[1] * (real.ndim - 1)))
 
 
 def penalty_weight(penalty: PenaltyConfig, step: int, samples_seen: int) -> float:

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from kinfolk.contract import SIGNALS, Config
 from kinfolk.errors import nearest
-from kinfolk.metrics.collapse import CollapseMeasures
+from kinfolk.metrics.collapse import ROWS, CollapseMeasures
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,8 @@ _MEASURES: Mapping[str, _Measure] = {
         "mean distance of two samples, in shares of the data's", lambda seen: seen.distance_ratio
     ),
     "support_share": _Measure(
-        "different samples there are by near duplicates, for each one drawn", lambda seen: seen.support / seen.samples
+        "different samples there are by near duplicates, for each one compared",
+        lambda seen: seen.support / min(seen.samples, ROWS),
     ),
     "effective_bins": _Measure("regions in even use, in shares of the data's", lambda seen: seen.effective_bins),
 }
@@ -50,6 +51,10 @@ class Limit(Config):
     def _one_bad_side(self) -> "Limit":
         if self.most is not None and self.least is not None:
             raise ValueError("most and least make no one bad side; give one of them")
+        if self.least is not None and self.growth is not None:
+            raise ValueError("least and growth make no one bad side, as growth is upwards; give one of them")
+        if self.drift is not None and self.most is None and self.least is None:
+            raise ValueError("drift alone has no bad side; give most or least beside it, however far away")
         return self
 
 

@@ -14,7 +14,7 @@ from kinfolk.contract import Config, DataSpec, Family, Model, Phase
 from kinfolk.ema import Ema
 from kinfolk.errors import ConfigError
 from kinfolk.rng import seeded_initialisation
-from kinfolk.step import make_optimizer, trainable
+from kinfolk.step import make_optimizer, optimizer_slots, trainable
 
 
 @dataclass(slots=True)
@@ -63,7 +63,8 @@ class TrainState:
     def adopt(self, snapshot: Snapshot) -> None:
         """Go on, before the first step, from a snapshot of a model with other settings: what fits is taken over.
 
-        An optimiser is taken over if all its parameters are, and starts anew otherwise.
+        An optimiser is taken over if all its parameters are and it keeps the same of each, and starts anew otherwise.
+        What a monitor saw was of the other settings, and is left behind.
         """
         own, given = self.snapshot().tensors, snapshot.tensors
         fits = {name for name, value in own.items() if name in given and given[name].shape == value.shape}
@@ -72,10 +73,12 @@ class TrainState:
         for phase in self.phases:
             start, parameters = f"optimizer.{phase.name}.", trainable(phase.module)
             slots = {name: value for name, value in given.items() if name.startswith(start)}
-            moved = {name.removeprefix(start).partition(".")[0] for name in slots}
-            if len(moved) == len(parameters) and all(names[id(value)] in fits for value in parameters):
+            each = [name.removeprefix(start).partition(".") for name in slots]
+            whole = len({index for index, *_ in each}) == len(parameters)
+            alike = {slot for *_, slot in each} == optimizer_slots(phase.optimizer)
+            if whole and alike and all(names[id(value)] in fits for value in parameters):
                 kept |= slots
-        self.load(Snapshot(kept, snapshot.values))
+        self.load(Snapshot(kept, {**snapshot.values, "looks": []}))
 
 
 def _load_optimizer(optimizer: optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
