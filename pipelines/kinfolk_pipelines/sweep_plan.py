@@ -16,7 +16,7 @@ from kinfolk.families import find_family
 from kinfolk.training.state import TrainState, build, prepare
 from kinfolk.tuning.population import check_perturbed
 from kinfolk.tuning.recipes import recipe_of
-from kinfolk.tuning.space import chosen, ends
+from kinfolk.tuning.space import ends
 from kinfolk.tuning.sweep import ALARM, Pace, Pbt, Sweep, pace
 from kinfolk_pipelines.figures import check
 from kinfolk_pipelines.meaning import MEANING
@@ -98,8 +98,7 @@ def _check_space(planned: SweepPlan) -> None:
     if "training.samples" in planned.sweep.space:
         raise ConfigError("space.training.samples: how long trials train is budget.samples, equal for all.")
     if isinstance(planned.sweep.scheduler, Pbt):
-        first = chosen(planned.sweep.space, lambda _, setting: setting.at(0.0))
-        check_perturbed(planned.sweep.scheduler, planned.sweep.space, first, lambda given: _state(planned, given))
+        check_perturbed(planned.sweep.scheduler, planned.sweep.space, lambda given: _state(planned, given))
 
 
 def _untrained(planned: SweepPlan, settings: Mapping[str, Any]) -> tuple[Recipe, Model]:
