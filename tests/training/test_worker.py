@@ -266,6 +266,14 @@ def test_a_user_s_mistake_is_returned_and_not_raised(train, job, tmp_path):
     assert not told
 
 
+def test_what_one_of_two_workers_may_meet_alone_is_raised_so_that_the_other_ends_too(train, job, tmp_path):
+    train.size = 2
+    with pytest.raises(DataError, match=r"dataset\.json is missing"):
+        work(Job(job.recipe, tmp_path))
+    recipe = job.recipe.model_copy(update={"training": job.recipe.training.model_copy(update={"batch_size": 31})})
+    assert work(Job(recipe, job.data))[0]["error"] == ConfigError.__name__  # of all workers alike
+
+
 def test_a_damaged_checkpoint_is_passed_over_and_told(train, job, digits, tmp_path):
     for name, seen in (("old", 32), ("new", 64)):
         state = fresh_state(job, digits.spec)

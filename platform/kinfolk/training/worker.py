@@ -22,7 +22,7 @@ from kinfolk.config import Recipe, parse
 from kinfolk.contract import DataSpec, Model
 from kinfolk.data.prepared import Prepared
 from kinfolk.data.source import keep
-from kinfolk.errors import KinfolkError
+from kinfolk.errors import DataError, IntegrityError, KinfolkError
 from kinfolk.families import find_family
 from kinfolk.memory import keep_freed_memory
 from kinfolk.pictures import draw, picturable
@@ -173,13 +173,18 @@ class Reporter:
 
 
 def run_worker(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Ray Train's train loop. A user's mistake or a divergence is returned, not raised: retrying would not help."""
+    """Ray Train's train loop. A user's mistake or a divergence is returned, not raised: retrying would not help.
+
+    What one of several workers alone may meet is raised, as the others wait for it: Ray Train ends them.
+    """
     job: Job = config["job"]
     keep_freed_memory()
     torch.set_num_threads(job.threads)
     try:
         return _train(job, config["mailbox"])
     except KinfolkError as error:
+        if isinstance(error, DataError | IntegrityError) and ray.train.get_context().get_world_size() > 1:
+            raise
         return {"error": type(error).__name__, "message": str(error)}
 
 
