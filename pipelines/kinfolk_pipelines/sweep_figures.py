@@ -24,6 +24,9 @@ ON_FEATURES = frozenset(  # figures that need the data set's classifier
     }
     | {"distance_within_classes", "classes_covered", "class_accuracy"}
 )
+ON_MODES = frozenset(  # figures that count modes, each in as many samples as its paper says
+    {"modes", "mode_samples", "high_quality", "mode_spread", "kl_to_uniform", "kl_floor"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +38,14 @@ class SweepFigures:
     samples: int  # that a report rests on
     features: Model | None = None
     learned: Sequence[int] = ()
+    count_modes: bool = False  # of data whose modes are known
 
     def __call__(self, model: Model) -> Mapping[str, float]:
         """The figures by name."""
         evaluation = lighter(self.evaluation, self.samples, model.tasks.log_prob is not None)
-        return measure(model, _prepared(self.data), evaluation, self.features, learned=self.learned).metrics
+        data = _prepared(self.data)
+        modes = data.record.modes if self.count_modes else None
+        return measure(model, data, evaluation, self.features, learned=self.learned, modes=modes).metrics
 
 
 @lru_cache(1)

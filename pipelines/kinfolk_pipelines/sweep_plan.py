@@ -13,15 +13,17 @@ from kinfolk.config import Recipe, find_recipe, lay, override, parse, read_mappi
 from kinfolk.contract import Model
 from kinfolk.errors import ConfigError, nearest
 from kinfolk.families import find_family
+from kinfolk.training.loop import check_batch, judged_together
 from kinfolk.training.state import TrainState, build, prepare
 from kinfolk.tuning.population import check_perturbed
 from kinfolk.tuning.recipes import recipe_of
-from kinfolk.tuning.space import chosen, ends
+from kinfolk.tuning.space import ends
 from kinfolk.tuning.sweep import ALARM, Pace, Pbt, Sweep, pace
 from kinfolk_pipelines.figures import check
 from kinfolk_pipelines.meaning import MEANING
 from kinfolk_pipelines.plan import Plan, plan
 from kinfolk_pipelines.settings import Settings
+from kinfolk_pipelines.sweep_figures import ON_MODES
 
 _SEARCHED = ("model.", "training.")  # keys of a recipe that may differ between trials; the rest is what they are for
 
@@ -53,10 +55,12 @@ def plan_sweep(settings: Settings, name: str, sets: Sequence[str] = (), model_na
     path = find_recipe(name, settings.sweep_folder, "sweep")
     sweep = parse(Sweep, {"name": path.stem.lower(), **override(read_mapping(path), sets)}, str(path))
     _check_figures(sweep)
+    _check_fixed(sweep)
     base = plan(settings, sweep.recipe, as_sets(sweep.fixed), model_name)
     recipe_path = find_recipe(sweep.recipe, settings.recipe_folder)
     values = {"name": base.recipe.name, **lay(read_mapping(recipe_path), sweep.fixed, "fixed")}
     planned = SweepPlan(sweep, base, values, pace(sweep, base.recipe), f"{base.recipe.data}-{sweep.name}")
+    check_modes(planned)
     _check_space(planned)
     return planned
 
@@ -71,14 +75,27 @@ def _as_yaml(value: Any) -> str:
     return text.removesuffix("...\n").strip()
 
 
-def judged_by(sweep: Sweep) -> list[str]:
-    """The figures of the objective and the constraints."""
-    return [sweep.objective.metric, *(constraint.metric for constraint in sweep.constraints)]
+def _check_fixed(sweep: Sweep) -> None:
+    """Refuse what would take the place of a whole section of the recipe, where single keys are meant."""
+    for section in ("model", "training", "evaluation"):
+        if section in sweep.fixed:
+            raise ConfigError(
+                f"fixed.{section} would take the place of all the recipe has there. Give single keys with their dots, "
+                f"such as fixed: {{{_dotted(section, sweep.fixed[section])}: ...}}."
+            )
+
+
+def _dotted(path: str, value: Any) -> str:
+    """The path to the first plain value below ``path``."""
+    if not isinstance(value, Mapping) or not value:
+        return path
+    key, below = next(iter(value.items()))
+    return _dotted(f"{path}.{key}", below)
 
 
 def _check_figures(sweep: Sweep) -> None:
     """Refuse an objective or a constraint on what is no figure; means of training's logs are named ``phase/what``."""
-    for metric in judged_by(sweep):
+    for metric in sweep.judged:
         if metric not in MEANING and metric != ALARM and "/" not in metric:
             raise ConfigError(
                 f"{sweep.name}: {metric} is no figure.{nearest(metric, [*MEANING, ALARM])} Give one of `kinfolk "
@@ -86,9 +103,36 @@ def _check_figures(sweep: Sweep) -> None:
             )
 
 
+def check_modes(planned: SweepPlan) -> None:
+    """Refuse figures that count modes on data of which no modes are known.
+
+    Raises:
+        ConfigError: with the figure and the data set.
+    """
+    data, counted = planned.base.data, [metric for metric in planned.sweep.judged if metric in ON_MODES]
+    if counted and data.prepared.record.modes is None:
+        raise ConfigError(
+            f"{planned.name} is judged by {counted[0]}, and nothing is known of the modes of {data.name}. Give another "
+            "objective or constraint."
+        )
+
+
+def _check_logs(sweep: Sweep, phases: Sequence[str]) -> None:
+    for metric in sweep.judged:
+        phase = metric.partition("/")[0]
+        if "/" in metric and phase not in phases:
+            raise ConfigError(
+                f"{sweep.name}: {metric} is no figure, as training has no phase {phase}.{nearest(phase, phases)} "
+                f"Its phases: {', '.join(phases)}."
+            )
+
+
 def _check_space(planned: SweepPlan) -> None:
+    phases: dict[str, None] = {}
     for settings in ends(planned.sweep.space):
-        _untrained(planned, settings)
+        _, model = _untrained(planned, settings)
+        phases |= {phase.name: None for phase in model.family.phases(model.module)}
+    _check_logs(planned.sweep, list(phases))
     for key in planned.sweep.space:
         if not key.startswith(_SEARCHED):
             raise ConfigError(
@@ -97,9 +141,10 @@ def _check_space(planned: SweepPlan) -> None:
             )
     if "training.samples" in planned.sweep.space:
         raise ConfigError("space.training.samples: how long trials train is budget.samples, equal for all.")
+    if "training.checkpoint_every_samples" in planned.sweep.space:
+        raise ConfigError("space.training.checkpoint_every_samples: a sweep has report_every_samples, equal for all.")
     if isinstance(planned.sweep.scheduler, Pbt):
-        first = chosen(planned.sweep.space, lambda _, setting: setting.at(0.0))
-        check_perturbed(planned.sweep.scheduler, planned.sweep.space, first, lambda given: _state(planned, given))
+        check_perturbed(planned.sweep.scheduler, planned.sweep.space, lambda given: _state(planned, given))
 
 
 def _untrained(planned: SweepPlan, settings: Mapping[str, Any]) -> tuple[Recipe, Model]:
@@ -116,6 +161,7 @@ def _untrained(planned: SweepPlan, settings: Mapping[str, Any]) -> tuple[Recipe,
         parents = {role: loaded.model for role, loaded in base.parents.items()}
         model = build(family, config, base.data.prepared.spec, recipe.seed, parents=parents)
         check(model, recipe.evaluation)
+        check_batch(recipe.training, planned.sweep.workers, judged_together(family.phases(model.module)))
     except ConfigError as error:
         shown = ", ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
         raise ConfigError(f"The space of {planned.sweep.name}: {error} (at {shown})") from None

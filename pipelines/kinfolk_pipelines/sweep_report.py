@@ -14,7 +14,7 @@ from kinfolk_pipelines.meaning import MEANING
 from kinfolk_pipelines.report import STYLE, image, meaning, number
 from kinfolk_pipelines.sweep_display import judged, shown_settings
 from kinfolk_pipelines.sweep_importance import importance
-from kinfolk_pipelines.sweep_plan import SweepPlan, judged_by
+from kinfolk_pipelines.sweep_plan import SweepPlan
 
 _MORE_STYLE = "td.said { text-align: left; white-space: normal; } tr.best td { background: var(--best); }"
 
@@ -117,7 +117,7 @@ def _seeds(sweep: Sweep, leader: Trial | None, repeats: Sequence[Trial]) -> str:
 
 def _table(planned: SweepPlan, trials: Sequence[Trial], leader: Trial | None) -> str:
     sweep = planned.sweep
-    figures = list(dict.fromkeys(judged_by(sweep)))
+    figures = sweep.judged
     head = "".join(f"<th>{html.escape(name)}</th>" for name in (*figures, "samples", "ended"))
     rows = "".join(_row(planned, trial, figures[1:], trial is leader) for trial in _by_score(sweep, trials))
     return (

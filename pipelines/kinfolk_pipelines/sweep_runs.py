@@ -70,11 +70,22 @@ class TrialRuns:
             return
         now = (len(trial.changes), trial.samples_seen)
         if trial.reports and self._told.get(trial.id) != now:
+            for report in trial.reports if trial.id not in self._told else trial.reports[-1:]:
+                run.log(_figures(report), int(report["samples_seen"]))
             self._told[trial.id] = now
-            run.log({**_figures(trial), **_numbers(trial.settings)}, trial.samples_seen)
+            run.log(_numbers(trial.settings), trial.samples_seen)
         if trial.status in ENDED:
             run.finish(_STATUS[trial.status], _SETTLE_TIMEOUT_S)
             self._runs.pop(trial.id)
+            trial.told = True
+            self._ledger.save(trial)
+
+    def catch_up(self) -> None:
+        """Tell of trials whose end MLflow did not hear of: it did not answer, or the driver died on the way."""
+        for trial in list(self._ledger.trials.values()):
+            begun = trial.run_id is not None or trial.reports or trial.error is not None
+            if begun and trial.status in ENDED and not trial.told:
+                self(trial)
 
     def _run_of(self, trial: Trial) -> Run | None:
         if trial.id not in self._runs:
@@ -102,8 +113,8 @@ class TrialRuns:
         self._runs.clear()
 
 
-def _figures(trial: Trial) -> dict[str, float]:
-    return {name: value for name, value in trial.figures.items() if name != "samples_seen"}
+def _figures(report: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in report.items() if name != "samples_seen"}
 
 
 def _numbers(settings: Mapping[str, Any]) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """Search the settings of a recipe on Ray Tune, track every trial in MLflow, register what is best."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from kinfolk.cluster import connect
-from kinfolk.contract import FIRST_STAGE
+from kinfolk.contract import FIRST_STAGE, Model
+from kinfolk.data.modes import Stack
 from kinfolk.errors import ConfigError, KinfolkError
 from kinfolk.tracking import registry
 from kinfolk.tracking.lineage import Version
@@ -18,14 +18,14 @@ from kinfolk.tuning import ledger as records
 from kinfolk.tuning.best import best, median_of_finished
 from kinfolk.tuning.ledger import ENDED, REPEAT, Ledger, Trial, commonest_error
 from kinfolk.tuning.searchers import Searcher, make_searcher
-from kinfolk.tuning.sweep import Pbt, Sweep, Unscheduled
+from kinfolk.tuning.sweep import ALARM, Pbt, Sweep, Unscheduled
 from kinfolk_pipelines.compare import train_features
 from kinfolk_pipelines.datasets import encode_dataset
-from kinfolk_pipelines.models import Loaded, feature_model
+from kinfolk_pipelines.models import judge_of
 from kinfolk_pipelines.settings import Settings
 from kinfolk_pipelines.sweep_display import display
-from kinfolk_pipelines.sweep_figures import ON_FEATURES, SweepFigures
-from kinfolk_pipelines.sweep_plan import SweepPlan, folder_of, judged_by, trial_plan
+from kinfolk_pipelines.sweep_figures import ON_FEATURES, ON_MODES, SweepFigures
+from kinfolk_pipelines.sweep_plan import SweepPlan, folder_of, trial_plan
 from kinfolk_pipelines.sweep_report import write_sweep_report
 from kinfolk_pipelines.sweep_runs import TrialRuns, start_parent
 from kinfolk_pipelines.train import InterruptedTrainingError, register_trained, train
@@ -80,11 +80,11 @@ def tune(
     _check_begun(planned, folder, resume, fresh)
     tracker = Tracker(settings.tracking, settings.experiment, settings.state.absolute() / "spool")
     tracker.check()
-    if fresh and records.exists(folder):
-        folder.rename(folder.with_name(f"{folder.name}.{int(time.time())}"))
-    with records.opened(folder, planned.digest) as ledger:
+    with records.opened(folder, planned.digest, fresh=fresh) as ledger:
         work = _work(settings, planned, ledger, console)
         under_way = _Search(settings, planned, ledger, work, console)
+        if not resume:
+            records.put_aside(folder)
         _queue(under_way)
         parent = start_parent(tracker, planned, ledger)
         try:
@@ -113,11 +113,11 @@ def _check_begun(planned: SweepPlan, folder: Path, resume: bool, fresh: bool) ->
 
 
 def _queue(search: _Search) -> None:
-    """Every trial the sweep is to have, known before the first starts."""
+    """Every trial the sweep is to have, known before the first starts; the head first: what is begun can be resumed."""
+    search.ledger.save_head()
     for index in range(search.planned.sweep.trials):
         if (name := f"{index:03}") not in search.ledger.trials:
             search.ledger.save(Trial(name, {}))
-    search.ledger.save_head()
 
 
 def _work(settings: Settings, planned: SweepPlan, ledger: Ledger, console: Console) -> "Work":
@@ -133,15 +133,16 @@ def _work(settings: Settings, planned: SweepPlan, ledger: Ledger, console: Conso
             f"A population takes turns on whatever the cluster at {settings.ray_address} has free, so parallel="
             f"{sweep.parallel} cannot be kept to there. Use parallel: {sweep.trials}, the whole population."
         )
-    features = _features(settings, planned, console)
+    features = _judge(settings, planned, console)
     if base.latents is not None:
         encode_dataset(base.latents, base.data, base.parents[FIRST_STAGE].model)
     measure = SweepFigures(
         base.data.prepared.path,
         base.recipe.evaluation,
         sweep.evaluation_samples,
-        features.model if features else None,
+        features,
         base.recipe.keep_labels,
+        bool(ON_MODES & set(sweep.judged)),
     )
     return Work(
         sweep=sweep,
@@ -165,10 +166,11 @@ def _local_cpus(settings: Settings, sweep: Sweep) -> int | None:
     return sweep.parallel * sweep.workers + 1 if sweep.workers > 1 else settings.cpus
 
 
-def _features(settings: Settings, planned: SweepPlan, console: Console) -> Loaded | None:
+def _judge(settings: Settings, planned: SweepPlan, console: Console) -> Model | None:
     """The classifier that figures on samples rest on, trained first where it is not there yet; None if not needed."""
-    base = planned.base
-    if not ON_FEATURES & set(judged_by(planned.sweep)):
+    base, judged = planned.base, set(planned.sweep.judged)
+    stacked = isinstance(base.data.prepared.record.modes, Stack)
+    if not judged & ON_FEATURES and not (stacked and judged & ON_MODES):
         return None
     if not base.draws or base.data.prepared.spec.classes is None:
         raise ConfigError(
@@ -176,7 +178,7 @@ def _features(settings: Settings, planned: SweepPlan, console: Console) -> Loade
             "or its data has no classes. Give another objective."
         )
     train_features(settings, base, console, 1, False)
-    return feature_model(settings, base.data.name)
+    return judge_of(settings, base.data)[0]
 
 
 def _searched(search: _Search, tracker: Tracker, parent: Run, out: Path) -> Tuned:
@@ -207,9 +209,11 @@ def _run(search: _Search, tracker: Tracker, parent: Run, trials: Sequence[Trial]
     minutes = planned.sweep.budget.minutes
     limits = (Unscheduled(), None) if searcher is None else (planned.sweep.scheduler, minutes and minutes * 60)
     runs = TrialRuns(tracker, planned, ledger, parent.run_id, search.console.print)
+    runs.catch_up()
     try:
         with display(search.console, planned, ledger) as show:
             ending = run(search.work, ledger, trials, searcher, limits[0], _both(runs, show), limits[1])
+        runs.catch_up()
     finally:
         runs.close("KILLED")
     if ending == "interrupted":
@@ -270,13 +274,18 @@ def _taken(search: _Search, leader: Trial) -> Version:
     from kinfolk.tuning.trial import trained
 
     settings, planned = search.settings, search.planned
-    if leader.run_id is None or not leader.checkpoints:
-        raise KinfolkError(f"The best trial, {leader.id}, left no run or checkpoint. Use finish: retrain.")
+    if leader.run_id is None:
+        raise KinfolkError(
+            f"The best trial, {leader.id}, is not in MLflow. `--resume` registers it once MLflow answers."
+        )
+    if not leader.checkpoints:
+        raise KinfolkError(f"The best trial, {leader.id}, left no checkpoint. Use --fresh --set finish=retrain.")
     model = trained(search.work, leader.settings, leader.seed, leader.checkpoints[-1])
     as_trained = trial_plan(settings, planned, leader.settings, leader.seed, whole=False)
     figures = {name: value for name, value in leader.figures.items() if name != "samples_seen"}
     name = f"{planned.name}-{search.ledger.id}-{leader.id}"
-    version = register_trained(settings, as_trained, name, leader.run_id, model, figures)
+    alarms = ("its monitor, during the sweep",) if leader.figures.get(ALARM) else ()  # which keep it from promotion
+    version = register_trained(settings, as_trained, name, leader.run_id, model, figures, alarms)
     basis = {
         "data": f"{planned.base.data.name} {planned.base.data.digest}",
         "samples": str(planned.sweep.evaluation_samples),

@@ -10,7 +10,7 @@ import pytest
 from kinfolk.checkpoint import save_checkpoint
 from kinfolk.errors import ConfigError, KinfolkError
 from kinfolk.tracking.connection import connect
-from kinfolk.tuning.ledger import ENDED
+from kinfolk.tuning.ledger import ENDED, opened
 from kinfolk_pipelines.sweep_plan import plan_sweep
 from kinfolk_pipelines.train import InterruptedTrainingError
 from kinfolk_pipelines.tune import tune
@@ -174,6 +174,55 @@ def test_fresh_starts_over_and_leaves_the_old_record(run, in_process, sweeps):
     assert len(list((sweeps.state / "sweeps").iterdir())) == 2
 
 
+def test_fresh_waits_for_whoever_runs_the_sweep_and_touches_nothing_before_it_can_start(run, sweeps, monkeypatch):
+    run()
+    folder = sweeps.state / "sweeps" / "ring-rates"
+    before = {path: path.read_bytes() for path in folder.rglob("*.json")}
+    with (
+        opened(folder, json.loads((folder / "sweep.json").read_text())["digest"]),
+        pytest.raises(ConfigError, match="Another process runs the sweep"),
+    ):
+        run(fresh=True)
+    import kinfolk.tuning.search as search
+
+    def refuse(sweep):
+        raise ConfigError("no room")
+
+    monkeypatch.setattr(search, "check_room", refuse)
+    with pytest.raises(ConfigError, match="no room"):
+        run(fresh=True)
+    assert {path: path.read_bytes() for path in folder.rglob("*.json")} == before
+    assert [each.name for each in folder.parent.iterdir()] == ["ring-rates"]
+
+
+def test_what_mlflow_did_not_hear_of_is_told_by_resume(run, in_process, sweeps):
+    """As if the driver had died right after a trial's end, and MLflow had been away for the whole of another."""
+    in_process.stop_before = 3
+    with pytest.raises(InterruptedTrainingError):
+        run()
+    folder, client = sweeps.state / "sweeps" / "ring-rates" / "trials", connect(sweeps.tracking)
+    records = ledger_of(sweeps)
+    client.update_run(records["000"]["run_id"], "RUNNING")
+    client.delete_run(records["001"]["run_id"])
+    for name, changes in {"000": {"told": False}, "001": {"told": False, "run_id": None}}.items():
+        (folder / f"{name}.json").write_text(json.dumps({**records[name], **changes}))
+    in_process.stop_before = None
+    run(resume=True)
+    runs, now = runs_of(sweeps), ledger_of(sweeps)
+    for name in ("000", "001"):
+        child = runs[f"ring-rates-{name}"]
+        assert child.info.run_id == now[name]["run_id"]
+        assert child.info.status == {"finished": "FINISHED", "failed": "FAILED"}[now[name]["status"]]
+        logged = connect(sweeps.tracking).get_metric_history(child.info.run_id, "log_prob_density_nats")
+        steps = [point.step for point in logged if point.step]
+        assert steps == [report["samples_seen"] for report in now[name]["reports"]]
+
+
+def test_a_sweep_may_be_judged_by_modes(run):
+    tuned = run("objective={metric: kl_to_uniform, mode: min}")
+    assert tuned.best.figures["kl_to_uniform"] >= 0
+
+
 def test_resume_needs_something_to_go_on_with_that_is_still_the_same(run, in_process):
     with pytest.raises(ConfigError, match="was not begun here"):
         run(resume=True)
@@ -199,6 +248,14 @@ def test_no_trial_that_breaks_a_constraint_is_registered(run, tmp_path):
     tuned = run('constraints=["alarm > 0"]')
     assert (tuned.version, tuned.best) == (None, None)
     assert "No trial keeps the constraints" in (tmp_path / "sweep.html").read_text()
+
+
+def test_a_trial_whose_monitor_fired_is_registered_with_that_if_the_sweep_allows_it(run, monkeypatch):
+    assert run().version.alarms == ()
+    monkeypatch.setattr("kinfolk.tuning.trial.alarms", lambda looks: ("samples are alike",))
+    tuned = run("constraints=[]", fresh=True)
+    assert tuned.best.figures["alarm"] == 1
+    assert tuned.version.alarms == ("its monitor, during the sweep",)
 
 
 def test_the_best_settings_are_repeated_with_other_seeds(run, in_process, sweeps, tmp_path):

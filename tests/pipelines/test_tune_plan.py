@@ -1,12 +1,14 @@
 """Sweeps that are refused before anything starts, each with what to do."""
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
 from kinfolk.errors import ConfigError
 from kinfolk_pipelines.settings import Settings
-from kinfolk_pipelines.sweep_figures import ON_FEATURES
-from kinfolk_pipelines.sweep_plan import as_sets, plan_sweep, trial_plan
+from kinfolk_pipelines.sweep_figures import ON_FEATURES, ON_MODES
+from kinfolk_pipelines.sweep_plan import as_sets, check_modes, plan_sweep, trial_plan
 
 SWEEP = {
     "recipe": "ring/blob",
@@ -50,6 +52,17 @@ def space(**keys):
         ({"objective": {"metric": "log_prob_density_nat", "mode": "max"}}, r"Did you mean 'log_prob_density_nats'\?"),
         ({"constraints": ["alrm == 0"]}, r"alrm is no figure. Did you mean 'alarm'\?"),
         ({"budget": {"samples": 31}}, "ends before the first report, after 32 samples. Give at least 32"),
+        ({"objective": {"metric": "gausian/log_prob", "mode": "max"}}, r"no phase gausian. Did you mean 'gaussian'\?"),
+        ({"fixed": {"model": {"optimizer": {"kind": "sgd"}}}}, r"fixed.model would .* fixed: {model.optimizer.kind: "),
+        ({"workers": 3}, r"batch_size=32 does not divide over 3 workers"),
+        (
+            {"space": {"training.accumulate": {"kind": "choice", "values": [1, 5]}}},
+            r"batch_size=32 does not divide .* accumulate=5.* \(at training.accumulate=5\)",
+        ),
+        (
+            {"space": {"training.checkpoint_every_samples": {"kind": "int", "low": 64, "high": 99}}},
+            "report_every_samples, equal for all",
+        ),
         ({"recipe": "ring/blop"}, r"No recipe file or recipe is called 'ring/blop'. Did you mean 'ring/blob'\?"),
     ],
 )
@@ -122,6 +135,28 @@ def test_the_figures_that_want_a_classifier_are_those_it_gives(digits):
     told = on_features(model, digits.source("train"), test, x, None).keys()
     told |= on_features(model, digits.source("train"), test, x, [0, 1] * 25).keys()
     assert told == ON_FEATURES
+
+
+def test_the_figures_that_count_modes_are_those_of_data_with_known_modes():
+    import torch
+
+    from kinfolk.contract import DataSpec
+    from kinfolk.data.modes import Mixture
+    from kinfolk_pipelines.figures_on_modes import on_modes
+
+    known = Mixture(centres=((0.0, 0.0), (1.0, 1.0)), std=0.1, samples=8)
+    samples = torch.tensor([[0.0, 0.05], [1.0, 1.05]]).repeat(4, 1)
+    assert on_modes(known, lambda n: samples[:n], DataSpec(kind="vector", shape=(2,)), None).keys() == ON_MODES
+
+
+def test_a_sweep_by_modes_needs_data_whose_modes_are_known(planned):
+    made = planned(objective={"metric": "modes", "mode": "max"})
+    assert made.sweep.judged == ["modes"]
+    prepared = made.base.data.prepared
+    without = replace(prepared, record=prepared.record.model_copy(update={"modes": None}))
+    data = replace(made.base.data, prepared=without)
+    with pytest.raises(ConfigError, match="judged by modes, and nothing is known of the modes of ring"):
+        check_modes(replace(made, base=replace(made.base, data=data)))
 
 
 def test_shipped_sweeps_are_sound(tmp_path, prepared_folder):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from kinfolk.errors import ConfigError, IntegrityError
-from kinfolk.tuning.ledger import Trial, commonest_error, opened
+from kinfolk.tuning.ledger import Trial, commonest_error, exists, opened, put_aside
 
 
 def test_all_of_a_trial_comes_back(tmp_path):
@@ -65,6 +65,25 @@ def test_a_damaged_record_is_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(IntegrityError, match=rf"{name} is no record of a sweep"), opened(tmp_path, "d"):
         pass
+
+
+def test_a_fresh_ledger_leaves_what_is_there_until_it_is_put_aside(tmp_path):
+    folder = tmp_path / "sweep"
+    with opened(folder, "d") as ledger:
+        ledger.save_head()
+        ledger.save(Trial("0", {"lr": 1}))
+    with opened(folder, "e", fresh=True) as new:
+        assert new.trials == {}
+        assert exists(folder)
+        put_aside(folder)
+        assert not exists(folder)
+        new.save_head()
+        new.save(Trial("1", {}))
+    (kept,) = [each for each in tmp_path.iterdir() if each != folder]
+    with opened(kept, "d") as old:
+        assert list(old.trials) == ["0"]
+    with opened(folder, "e") as again:
+        assert list(again.trials) == ["1"]
 
 
 def test_a_death_while_writing_leaves_what_was_there(tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ def state(settings):
 def check(**space):
     space = {key.replace("__", "."): one(setting) for key, setting in space.items()}
     pbt = Pbt(kind="pbt", perturb=tuple(space), every_samples=100)
-    check_perturbed(pbt, space, {key: setting.at(0.0) for key, setting in space.items()}, state)
+    check_perturbed(pbt, space, state)
 
 
 def test_rates_penalties_and_averages_may_change():
@@ -75,6 +75,17 @@ def test_the_refusal_names_what_may_change():
             model__latent={"kind": "int", "low": 2, "high": 4},
             model__critic_optimizer__lr={"kind": "uniform", "low": 1e-4, "high": 1e-2},
         )
+
+
+def test_a_key_is_tried_where_it_exists():
+    """A weight of the penalty is none of a recipe without one."""
+    space = {
+        "model.penalties": one({"kind": "choice", "values": [[], [{"kind": "r1", "gamma": 1.0}]]}),
+        "model.penalties.0.gamma": one(
+            {"kind": "uniform", "low": 1, "high": 2, "when": {"model.penalties": [{"kind": "r1", "gamma": 1.0}]}}
+        ),
+    }
+    check_perturbed(Pbt(kind="pbt", perturb=("model.penalties.0.gamma",), every_samples=1), space, state)
 
 
 def test_exploring_changes_what_may_change_and_keeps_whose_state_it_is():

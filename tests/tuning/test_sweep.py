@@ -112,6 +112,14 @@ def test_a_figure_that_is_missing_or_no_number_is_the_worst(figures):
     assert sweep(constraints=["coverage > 0"]).score(figures) == NEVER
 
 
+def test_a_report_without_a_figure_that_decides_is_refused_with_those_there_are():
+    judged = sweep(constraints=["coverage >= 0.8", "coverage <= 0.9"])
+    assert judged.judged == ["fd_local", "coverage"]
+    judged.check_judged({"fd_local": math.nan, "coverage": 0.1})
+    with pytest.raises(ConfigError, match=r"by coverage, .* Did you mean 'coverag'\? Its figures: coverag, fd_local"):
+        judged.check_judged({"fd_local": 1.0, "coverag": 0.1})
+
+
 @pytest.mark.parametrize(
     ("constraint", "kept", "broken"),
     [("a < 1", 0.9, 1.0), ("a <= 1", 1.0, 1.1), ("a == 1", 1.0, 0.9), ("a >= 1", 1.0, 0.9), ("a > 1", 1.1, 1.0)],

@@ -92,6 +92,11 @@ def test_a_loss_that_is_never_finite_ends_the_trial(work_of):
         list(reports(work_of(), {"model.optimizer.lr": 1e6, "model.optimizer.kind": "sgd"}, None, []))
 
 
+def test_a_trial_without_the_figure_that_decides_ends_at_its_first_report(work_of):
+    with pytest.raises(ConfigError, match=r"judged by fd_local, which this trial does not report\. .*width"):
+        next(reports(work_of(objective={"metric": "fd_local", "mode": "min"}), LR, None, []))
+
+
 def test_settings_reach_into_lists_and_what_is_none_is_named():
     base = {"name": "r", "family": "gan", "data": "digits", "training": {"samples": 1000, "batch_size": 10}}
     base["model"] = {"penalties": [{"kind": "r1", "gamma": 1.0}]}

@@ -6,6 +6,7 @@ it is a pickle, and says less (a trial's figures, settings, checkpoints and erro
 
 import fcntl
 import json
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ class Trial:
     checkpoints: list[str] = field(default_factory=list)  # paths in the storage, oldest first
     error: str | None = None
     run_id: str | None = None  # in MLflow
+    told: bool = False  # MLflow was told how it ended
 
     @property
     def repeats(self) -> bool:
@@ -103,8 +105,10 @@ def exists(folder: Path) -> bool:
 
 
 @contextmanager
-def opened(folder: Path, digest: str) -> Iterator[Ledger]:
+def opened(folder: Path, digest: str, *, fresh: bool = False) -> Iterator[Ledger]:
     """The ledger in ``folder``, begun or gone on with; no other process may open it meanwhile.
+
+    With ``fresh`` it is a new one whatever is there, which stays as it is until ``put_aside``.
 
     Raises:
         ConfigError: another process runs this sweep, or what was begun here differs.
@@ -118,7 +122,16 @@ def opened(folder: Path, digest: str) -> Iterator[Ledger]:
             raise ConfigError(
                 f"Another process runs the sweep in {folder}. End it, or wait until it is done."
             ) from None
-        yield _read(folder, digest) if exists(folder) else Ledger(folder, digest)
+        yield _read(folder, digest) if exists(folder) and not fresh else Ledger(folder, digest)
+
+
+def put_aside(folder: Path) -> None:
+    """Move what an earlier sweep left in an opened folder to one beside it, named for the time."""
+    kept = folder.with_name(f"{folder.name}.{time.time_ns()}")
+    for name in ("sweep.json", "trials"):  # a death in between leaves no sweep that could be gone on with
+        if (folder / name).exists():
+            kept.mkdir(exist_ok=True)
+            (folder / name).rename(kept / name)
 
 
 def _read(folder: Path, digest: str) -> Ledger:

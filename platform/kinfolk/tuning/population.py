@@ -7,25 +7,25 @@ from kinfolk.checkpoint import Snapshot
 from kinfolk.errors import ConfigError
 from kinfolk.rng import generator
 from kinfolk.training.state import TrainState
-from kinfolk.tuning.space import Space, perturbed
+from kinfolk.tuning.space import Space, perturbed, shown
 from kinfolk.tuning.sweep import Pbt
 
 _MAY_CHANGE = ("model.", "training.ema_", "training.divergence_")  # the rest says what is learned, and in which order
 Build = Callable[[Mapping[str, Any]], TrainState]  # the state of a trial with these settings, before its first step
 
 
-def check_perturbed(pbt: Pbt, space: Space, settings: Mapping[str, Any], build: Build) -> None:
+def check_perturbed(pbt: Pbt, space: Space, build: Build) -> None:
     """Refuse keys that cannot change during training: what changes data, order or the state that is carried over.
 
     A key of the model may change if the states at all its values have tensors of the same names and shapes, in phases
-    with the same kind of optimiser; ``settings`` are those of the others.
+    with the same kind of optimiser, where the key exists.
 
     Raises:
         ConfigError: with the key and what stands against it.
     """
     for key in pbt.perturb:
-        if reason := _against(key, space, settings, build):
-            may = [each for each in pbt.perturb if each != key and not _against(each, space, settings, build)]
+        if reason := _against(key, space, build):
+            may = [each for each in pbt.perturb if each != key and not _against(each, space, build)]
             allowed = f" Of scheduler.perturb, {', '.join(may)} may." if may else ""
             raise ConfigError(
                 f"scheduler.perturb: {key} cannot change during training: {reason}. Learning rates, penalties and the "
@@ -33,10 +33,10 @@ def check_perturbed(pbt: Pbt, space: Space, settings: Mapping[str, Any], build: 
             )
 
 
-def _against(key: str, space: Space, settings: Mapping[str, Any], build: Build) -> str:
+def _against(key: str, space: Space, build: Build) -> str:
     if not key.startswith(_MAY_CHANGE):
         return "it says what is learned or in which order, which the copied state does not follow"
-    first, *others = [build({**settings, key: value}) for value in space[key].ends()]
+    first, *others = [build(settings) for settings in shown(space, key)]
     return next((found for other in others if (found := _difference(first, other))), "")
 
 

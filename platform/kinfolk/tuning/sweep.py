@@ -150,6 +150,24 @@ class Sweep(Config):
             return max(_INFEASIBLE * (1 + missed), NEVER)
         return -value if self.objective.mode == "min" else value
 
+    @property
+    def judged(self) -> list[str]:
+        """The figures of the objective and the constraints, each once."""
+        return list(dict.fromkeys([self.objective.metric, *(each.metric for each in self.constraints)]))
+
+    def check_judged(self, figures: Mapping[str, float]) -> None:
+        """Refuse the figures of a report by which nothing can be judged, before more is trained in vain.
+
+        Raises:
+            ConfigError: with the figure that is missing and those there are.
+        """
+        if missing := [metric for metric in self.judged if metric not in figures]:
+            raise ConfigError(
+                f"{self.name} is judged by {missing[0]}, which this trial does not report."
+                f"{nearest(missing[0], figures)} Its figures: {', '.join(sorted(figures))}. Give another objective or "
+                "constraint."
+            )
+
     def feasible(self, metrics: Mapping[str, float]) -> bool:
         """Whether figures keep every constraint and the objective is among them."""
         return self.score(metrics) > _INFEASIBLE

@@ -138,10 +138,16 @@ def _collect(logs: dict[str, list[float]], report: Report) -> None:
 
 
 def figures_of(work: Work, state: TrainState, logs: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Means of the training's logs, and what is measured of the model that would be served."""
+    """Means of the training's logs, and what is measured of the model that would be served.
+
+    Raises:
+        ConfigError: a figure that the sweep is judged by is not among them.
+    """
     means = {name: fmean(values) for name, values in logs.items()}
     measured = {name: float(value) for name, value in work.measure(state.served()).items()}
-    return {**means, **measured, ALARM: float(bool(alarms(state.looks))), "samples_seen": float(state.samples_seen)}
+    figures = {**means, **measured, ALARM: float(bool(alarms(state.looks)))}
+    work.sweep.check_judged(figures)
+    return {**figures, "samples_seen": float(state.samples_seen)}
 
 
 def trained(work: Work, settings: Mapping[str, Any], seed: int | None, checkpoint: str) -> Model:
