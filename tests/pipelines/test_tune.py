@@ -214,8 +214,8 @@ def test_what_mlflow_did_not_hear_of_is_told_by_resume(run, in_process, sweeps):
         assert child.info.run_id == now[name]["run_id"]
         assert child.info.status == {"finished": "FINISHED", "failed": "FAILED"}[now[name]["status"]]
         logged = connect(sweeps.tracking).get_metric_history(child.info.run_id, "log_prob_density_nats")
-        steps = [point.step for point in logged if point.step]
-        assert steps == [report["samples_seen"] for report in now[name]["reports"]]
+        steps = {point.step for point in logged if point.step}  # each told at least once
+        assert steps == {report["samples_seen"] for report in now[name]["reports"]}
 
 
 def test_a_sweep_may_be_judged_by_modes(run):
