@@ -19,6 +19,7 @@ from kinfolk.contract import Batch, Phase, Progress
 from kinfolk.errors import ConfigError, DivergenceError
 from kinfolk.rng import generator
 from kinfolk.step import NonFiniteError, World, turn
+from kinfolk.training.means import Means
 from kinfolk.training.state import TrainState
 
 Kind = Literal["log", "preview", "look", "checkpoint", "rollback"]
@@ -99,22 +100,19 @@ def take_step(state: TrainState, stream: Stream, training: Training, seed: int, 
     return logs
 
 
-class _Means:
-    """Running means of logs between two reports, and samples per second."""
+class _Log:
+    """Means of logs between two reports, and samples per second."""
 
     def __init__(self, samples_seen: int) -> None:
-        self.sums: dict[str, tuple[Tensor, int]] = {}
-        self.since, self.started = samples_seen, time.perf_counter()
+        self.means, self._since, self._started = Means(), samples_seen, time.perf_counter()
 
-    def add(self, logs: Mapping[str, Tensor]) -> None:
-        for name, value in logs.items():
-            total, count = self.sums.get(name, (torch.zeros_like(value), 0))
-            self.sums[name] = (total + value, count + 1)
-
-    def read(self, samples_seen: int) -> dict[str, float]:
-        seconds = time.perf_counter() - self.started
-        means = {name: float(total) / count for name, (total, count) in self.sums.items()}
-        return {**means, "samples_per_second": (samples_seen - self.since) / max(seconds, 1e-9)}
+    def take(self, samples_seen: int) -> dict[str, float]:
+        """What there is since the last time."""
+        seconds = time.perf_counter() - self._started
+        speed = (samples_seen - self._since) / max(seconds, 1e-9)
+        taken = {**self.means.read(), "samples_per_second": speed}
+        self.means, self._since, self._started = Means(), samples_seen, time.perf_counter()
+        return taken
 
 
 def judged_together(phases: Sequence[Phase]) -> int:
@@ -161,28 +159,37 @@ def train(
     world = world or World()
     check_batch(training, world.size, judged_together(state.phases))
     intervals = _intervals(training, look_every)
-    good = state.snapshot()
-    means = _fresh_means(intervals, state)
+    good, log = state.snapshot(), _Log(state.samples_seen)
     while state.samples_seen < training.samples:
         before = state.samples_seen
         try:
             logs = take_step(state, stream, training, seed, world)
         except NonFiniteError as error:
             _roll_back(state, good, training, error)
-            means = _fresh_means(intervals, state)
+            log = _Log(state.samples_seen)
             yield Report("rollback", state.samples_seen, {"rollbacks": state.rollbacks})
             continue
-        for each in means.values():
-            each.add(logs)
+        for means in (log.means, state.watched) if look_every else (log.means,):
+            means.add(logs)
         for kind in _due(intervals, before, state.samples_seen, training.samples):
-            if kind == "checkpoint":
-                good = state.snapshot()
-                yield Report(kind, state.samples_seen, snapshot=good)
-            elif kind == "preview":
-                yield Report(kind, state.samples_seen)
-            else:
-                yield Report(kind, state.samples_seen, means[kind].read(state.samples_seen))
-                means[kind] = _Means(state.samples_seen)
+            report = _report(kind, state, log)
+            good = report.snapshot or good
+            yield report
+
+
+def _report(kind: Kind, state: TrainState, log: _Log) -> Report:
+    """The report that is due; what it took from the logs is taken once."""
+    seen = state.samples_seen
+    match kind:
+        case "checkpoint":
+            return Report(kind, seen, snapshot=state.snapshot())
+        case "look":
+            means, state.watched = state.watched.read(), Means()
+            return Report(kind, seen, means)
+        case "log":
+            return Report(kind, seen, log.take(seen))
+        case _:
+            return Report(kind, seen)
 
 
 def _intervals(training: Training, look_every: int | None) -> dict[Kind, int]:
@@ -199,10 +206,6 @@ def _intervals(training: Training, look_every: int | None) -> dict[Kind, int]:
 def _due(intervals: Mapping[Kind, int], before: int, seen: int, last: int) -> list[Kind]:
     """The reports whose interval ended between ``before`` and ``seen``; all of them at the end."""
     return [kind for kind, every in intervals.items() if seen >= last or before // every != seen // every]
-
-
-def _fresh_means(intervals: Mapping[Kind, int], state: TrainState) -> dict[Kind, _Means]:
-    return {kind: _Means(state.samples_seen) for kind in intervals if kind in ("log", "look")}
 
 
 def _roll_back(state: TrainState, good: Snapshot, training: Training, error: NonFiniteError) -> None:

@@ -15,6 +15,7 @@ from kinfolk.ema import Ema
 from kinfolk.errors import ConfigError
 from kinfolk.rng import seeded_initialisation
 from kinfolk.step import make_optimizer, optimizer_slots, trainable
+from kinfolk.training.means import Means
 
 
 @dataclass(slots=True)
@@ -30,6 +31,7 @@ class TrainState:
     tuned: bool = False  # started from trained weights, which no data shall initialise again
     rollbacks: int = 0  # part of the noise's key, so that a second try draws other noise
     looks: list[dict[str, Any]] = field(default_factory=list)  # what a monitor saw so far; JSON
+    watched: Means = field(default_factory=Means)  # logs since its last look
 
     def served(self) -> Model:
         """The model as it would be evaluated and served now: averaged weights, frozen, in eval mode."""
@@ -48,7 +50,7 @@ class TrainState:
                 tensors |= {f"optimizer.{phase}.{index}.{name}": value for name, value in slots.items()}
         copies = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
         values = {"samples_seen": self.samples_seen, "step": self.step, "rollbacks": self.rollbacks}
-        return Snapshot(copies, {**values, "looks": copy.deepcopy(self.looks)})
+        return Snapshot(copies, {**values, "looks": copy.deepcopy(self.looks), "watched": self.watched.numbers()})
 
     def load(self, snapshot: Snapshot) -> None:
         """Go back, or on, to ``snapshot``."""
@@ -59,6 +61,7 @@ class TrainState:
             _load_optimizer(optimizer, snapshot.part(f"optimizer.{phase}"))
         self.samples_seen, self.step = snapshot.values["samples_seen"], snapshot.values["step"]
         self.rollbacks, self.looks = snapshot.values["rollbacks"], copy.deepcopy(snapshot.values["looks"])
+        self.watched = Means(snapshot.values["watched"])
 
     def adopt(self, snapshot: Snapshot) -> None:
         """Go on, before the first step, from a snapshot of a model with other settings: what fits is taken over.
@@ -78,7 +81,7 @@ class TrainState:
             alike = {slot for *_, slot in each} == optimizer_slots(phase.optimizer)
             if whole and alike and all(names[id(value)] in fits for value in parameters):
                 kept |= slots
-        self.load(Snapshot(kept, {**snapshot.values, "looks": []}))
+        self.load(Snapshot(kept, {**snapshot.values, "looks": [], "watched": {}}))
 
 
 def _load_optimizer(optimizer: optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
