@@ -47,3 +47,19 @@ def test_a_monitor_that_shall_change_says_what():
         Monitor(act="change", changes=({},))
     with pytest.raises(ValueError, match=r"changes=.* would have no effect: it is for act=change"):
         Monitor(act="stop", changes=(Change(new_seed=True),))
+
+
+@pytest.mark.parametrize(
+    ("values", "looks"),
+    [
+        ({"every_samples": 600}, 2),  # at 600 and, last of all, 1000
+        ({"alarm": {"grace_samples": 900}}, 2),  # at 950 and 1000
+        ({"every_samples": 300, "alarm": {"looks": 5}}, 4),
+    ],
+)
+def test_a_monitor_that_could_never_alarm_is_refused(values, looks):
+    monitor = Monitor.model_validate(values)
+    if "alarm" not in values:
+        monitor.check(1400, 10)
+    with pytest.raises(ConfigError, match=rf"{looks} looks, every .* could never be given"):
+        monitor.check(1000 if looks < 3 else 1100, 10)

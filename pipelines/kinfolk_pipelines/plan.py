@@ -62,6 +62,8 @@ def plan(settings: Settings, recipe_name: str, sets: Sequence[str] = (), name: s
     untrained = build(family, config, data.prepared.spec, recipe.seed, parents=models)  # what does not fit fails here
     check(untrained, recipe.evaluation)
     group = _group(recipe, data, models)
+    if recipe.monitor is not None:
+        recipe.monitor.check(recipe.training.samples, recipe.training.batch_size)
     initial, ancestry = _initial(settings, recipe, untrained)
     ancestry |= {role: loaded.version.reference for role, loaded in parents.items()}
     latents = _latents(settings, data, parents.get(FIRST_STAGE))

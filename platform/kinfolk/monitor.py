@@ -58,6 +58,21 @@ class Monitor(Config):
         """Training samples between two looks in a run of so many, at least one batch."""
         return self.every_samples or max(run_samples // 20, batch_size)
 
+    def check(self, run_samples: int, batch_size: int) -> None:
+        """Refuse a monitor that could not alarm in a run of so many samples.
+
+        Raises:
+            ConfigError: with how many looks there are, and how many it takes.
+        """
+        every, grace, needed = self.every(run_samples, batch_size), self.alarm.grace(run_samples), self.alarm.looks
+        judged = -(-run_samples // every) - grace // every  # the last look is at the end
+        if judged < needed:
+            raise ConfigError(
+                f"monitor: {judged} looks, every {every} samples, come after the {grace} samples of grace in a run of "
+                f"{run_samples}, and an alarm takes {needed}. It could never be given: lower monitor.every_samples, "
+                "monitor.alarm.grace_samples or monitor.alarm.looks, or train for longer."
+            )
+
     @model_validator(mode="after")
     def _has_changes(self) -> "Monitor":
         if self.act == "change" and not self.changes:

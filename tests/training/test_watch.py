@@ -13,6 +13,7 @@ from kinfolk.data.source import keep
 from kinfolk.metrics.alarm import AlarmConfig
 from kinfolk.metrics.collapse import collapse_measures
 from kinfolk.monitor import Monitor
+from kinfolk.training import watch as module
 from kinfolk.training.state import build, prepare
 from kinfolk.training.watch import SEED, Watch, alarms, began, since_alarm
 
@@ -78,3 +79,20 @@ def test_a_run_on_some_classes_is_held_against_those_alone(digits):
 def test_no_row_of_a_look_is_one_of_an_evaluation():
     evaluated, looked_at = (sampling.row_seeds(seed, sampling.LARGEST_N) for seed in (1, SEED))
     assert looked_at[0] > evaluated[-1]
+
+
+def test_samples_that_are_not_finite_count_as_all_alike_and_end_no_run(state, digits, monkeypatch):
+    watch = Watch.over(MONITOR, digits, PLAN.samples)
+    whole = watch.measures(state.served())
+    drawn = sampling.sample
+
+    def some_broken(model, rows, seed):
+        x = drawn(model, rows, seed)
+        x[: rows // 2] = float("inf")
+        return x
+
+    monkeypatch.setattr(module.sampling, "sample", some_broken)
+    monkeypatch.setattr(module, "as_shown", lambda x, spec: x)
+    half = watch.measures(state.served())
+    assert half.distance_ratio == pytest.approx(whole.distance_ratio, rel=0.35)
+    assert half.support < whole.support

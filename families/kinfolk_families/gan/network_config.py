@@ -91,7 +91,7 @@ class MLPNetwork(Config):
     width: int = Field(128, ge=1)  # units of each hidden layer
     depth: int = Field(3, ge=1)  # hidden layers
     activation: Literal["leaky_relu", "tanh"] = "leaky_relu"  # tanh makes plateaus: for a generator of narrow modes
-    octaves: int = Field(0, ge=0)  # sines and cosines of a critic's input at pi/2, pi, ... per data_std
+    octaves: int = Field(0, ge=0)  # sines and cosines of the input at pi/2, pi, ...; a critic's is in units of data_std
 
 
 _Either = ConvNetwork | ResNetwork | ResidualNetwork | ProgressiveNetwork | MLPNetwork

@@ -75,7 +75,10 @@ class Watch:
         if "sample" not in model.tasks.starts:
             return None
         drawn = as_shown(sampling.sample(model, self.monitor.samples, SEED), model.spec)
-        return collapse_measures(self.reference, _described(drawn, self.features))
+        described = _described(drawn, self.features)
+        # Samples that are not finite lie in one place, where many of them are a collapse.
+        finite = described.isfinite().all(1, keepdim=True)
+        return collapse_measures(self.reference, torch.where(finite, described, 0.0))
 
 
 def _described(x: Tensor, features: Model | None) -> Tensor:
