@@ -18,6 +18,7 @@ class AdversarialLoss:
     generator: Callable[[Tensor], Tensor]  # margin (P,): fake logits, less those of the real partner if paired -> ()
     paired: bool = False  # whether a sample is judged against its partner
     boundary: float = 0.0  # logit between what the critic takes for real and for generated, where it is not paired
+    generator_on_data: Callable[[Tensor], Tensor] | None = None  # real logits (P,) -> (), of a foreseen critic alone
 
 
 def cross_entropy_critic(real: Tensor, fake: Tensor) -> Tensor:
@@ -34,6 +35,14 @@ def saturating_generator(margin: Tensor) -> Tensor:
     Source: Goodfellow et al., 2014, eq. 1.
     """
     return -F.softplus(margin).mean()
+
+
+def saturating_on_data(real: Tensor) -> Tensor:
+    """log sigmoid(D(x)), mean over packs: the rest of the objective, which a generator moves through a foreseen critic.
+
+    (P,) -> (). Source: Metz et al., 2017, https://arxiv.org/abs/1611.02163, eq. 1 and 10.
+    """
+    return -F.softplus(-real).mean()
 
 
 def relativistic_critic(real: Tensor, fake: Tensor) -> Tensor:
@@ -90,10 +99,10 @@ def linear_generator(margin: Tensor) -> Tensor:
 
 
 LOSSES: Mapping[str, AdversarialLoss] = {
-    "minimax": AdversarialLoss(cross_entropy_critic, saturating_generator),
+    "minimax": AdversarialLoss(cross_entropy_critic, saturating_generator, generator_on_data=saturating_on_data),
     "non_saturating": AdversarialLoss(cross_entropy_critic, softplus_generator),
     "hinge": AdversarialLoss(hinge_critic, linear_generator),
     "least_squares": AdversarialLoss(least_squares_critic, least_squares_generator, boundary=0.5),
-    "wasserstein": AdversarialLoss(wasserstein_critic, linear_generator),
+    "wasserstein": AdversarialLoss(wasserstein_critic, linear_generator, generator_on_data=Tensor.mean),
     "relativistic": AdversarialLoss(relativistic_critic, softplus_generator, paired=True),
 }

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from kinfolk.contract import Batch, Loss, Phase, Progress
-from kinfolk_families.gan.adversarial import LOSSES
+from kinfolk_families.gan.adversarial import LOSSES, AdversarialLoss
 from kinfolk_families.gan.config import GANConfig
 from kinfolk_families.gan.model import GAN
 from kinfolk_families.gan.packing import packed
@@ -100,16 +100,17 @@ def _foreseen(gan: GAN, real: Tensor, fake: Tensor, label: Tensor | None, progre
     return unrolled(objective, dict(gan.critic.named_parameters()), plan.steps, plan.lr)
 
 
-def _margins(gan: GAN, real: Tensor, fake: Tensor, label: Tensor | None, progress: Progress) -> tuple[Tensor, Tensor]:
-    """Logits of generated packs, and how much they are above those of their partners, if paired. -> (P,), (P,)"""
+def _judged(
+    gan: GAN, real: Tensor, fake: Tensor, label: Tensor | None, progress: Progress
+) -> tuple[Tensor, Tensor | None]:
+    """Logits of generated packs and, where the generator's turn depends on them, of real ones. -> (P,), (P,)"""
     parameters = _foreseen(gan, real, fake, label, progress)
-    judge = judge_of(gan, label, progress.generator, parameters)
-    logits = judge(fake)
-    if not LOSSES[gan.config.loss].paired:
-        return logits, logits
+    judge, game = judge_of(gan, label, progress.generator, parameters), LOSSES[gan.config.loss]
+    of_fake = judge(fake)
+    if not game.paired and (parameters is None or game.generator_on_data is None):
+        return of_fake, None
     with torch.set_grad_enabled(parameters is not None):  # a foreseen critic depends on what is generated
-        partners = judge(real)
-    return logits, logits - partners
+        return of_fake, judge(real)
 
 
 def generator_loss(gan: GAN, batch: Batch, z: Tensor, progress: Progress) -> Loss:
@@ -122,13 +123,25 @@ def generator_loss(gan: GAN, batch: Batch, z: Tensor, progress: Progress) -> Los
     parts = 1 if config.unrolled is None else len(z) // config.unrolled.group
     reals, fakes = (packed(x, config.packing).chunk(parts) for x in (batch.x, fake))
     labels = [None] * parts if label is None else list(label.chunk(parts))
-    judged = [_margins(gan, *each, progress) for each in zip(reals, fakes, labels, strict=True)]
-    logits, margins = (torch.cat(values) for values in zip(*judged, strict=True))  # (P,), (P,)
-    value, logs = LOSSES[config.loss].generator(margins), {"fake_logit": logits.mean().detach()}
+    judged = [_judged(gan, *each, progress) for each in zip(reals, fakes, labels, strict=True)]
+    of_fake = torch.cat([each for each, _ in judged])  # (P,)
+    of_real = [each for _, each in judged if each is not None]
+    value = _generator_objective(LOSSES[config.loss], of_fake, torch.cat(of_real) if of_real else None)
+    logs = {"fake_logit": of_fake.mean().detach()}
     if styles is not None:
         cost, lengths = _styles_turn(gan, fake, styles, progress)
         value, logs = value + cost, logs | lengths
     return Loss(value, logs)
+
+
+def _generator_objective(game: AdversarialLoss, of_fake: Tensor, of_real: Tensor | None) -> Tensor:
+    """What the generator minimises of logits, of real packs too where it is paired or its critic is foreseen."""
+    if of_real is None:
+        return game.generator(of_fake)
+    if game.paired:
+        return game.generator(of_fake - of_real)
+    assert game.generator_on_data is not None
+    return game.generator(of_fake) + game.generator_on_data(of_real)
 
 
 def _styles_turn(
