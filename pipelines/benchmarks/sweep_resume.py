@@ -67,6 +67,11 @@ def ended(state: Path) -> dict[str, dict[str, Any]]:
     return {name: each for name, each in trials(state).items() if each["status"] in ("finished", "stopped", "failed")}
 
 
+def trained(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a trial's record is of its training; MLflow may hear of it later."""
+    return {key: value for key, value in record.items() if key not in ("told", "run_id")}
+
+
 def start(environment: Mapping[str, str], folder: Path, *more: str) -> subprocess.Popen[bytes]:
     """`kinfolk tune` in a process of its own."""
     code = "from kinfolk_pipelines.cli import main; main()"
@@ -132,7 +137,7 @@ def main(count: int) -> None:
             code = start(environment, folder, "--resume").wait()
             after = left_behind(psutil.Process(head.pid), address)
         final = trials(state)
-        repeated = [name for name, each in before.items() if final[name] != each]
+        repeated = [name for name, each in before.items() if trained(final[name]) != trained(each)]
         print(
             f"trials: {len(final)} of {count}; ended before the kill: {len(before)}, of them run again: {len(repeated)}"
         )

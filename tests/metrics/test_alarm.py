@@ -51,6 +51,12 @@ def test_a_run_that_stays_far_from_the_data_is_alarmed_once_it_should_be_good() 
     assert fires(looks([0.9] * 8), grace_samples=300) == []
 
 
+def test_settings_that_have_changed_have_a_grace_of_their_own() -> None:
+    history = looks([0.9] * 20)
+    first = [at for at in range(20) if verdict(history[: at + 1], AlarmConfig(), RUN, since=300)]
+    assert history[first[0]].samples_seen == 300 + RUN // 4 + 3 * 50
+
+
 def test_what_was_good_and_is_lost_is_alarmed_even_where_others_are_worse() -> None:
     kept = [0.01] * 10
     assert fires(looks([*kept, 0.12, 0.13, 0.13])) == [650]

@@ -162,16 +162,17 @@ def test_after_an_alarm_training_goes_back_and_on_with_the_change_and_again_afte
     from kinfolk.training import attempts
     from kinfolk.training.worker import Job
 
+    recovering = {"kind": "rmsprop", "lr": 0.05}  # without Adam's memory of the gradients that made it collapse
     monitor = {
         "every_samples": 5 * BATCH,
         "samples": 100,
         "alarm": {
-            "grace_samples": 0,
+            "grace_samples": 10 * BATCH,
             "looks": 2,
             "limits": {"missing": None, "effective_bins": None, "support_share": None},
         },
         "act": "change",
-        "changes": [{"put": {"model.shrink": 0.0, "model.optimizer.lr": 0.02}, "new_seed": True}],
+        "changes": [{"put": {"model.shrink": 0.0, "model.optimizer": recovering}, "new_seed": True}],
     }
     collapsing = recipe(model={"shrink": 1000.0, "optimizer": {"lr": 0.1}})
     watched = Recipe.model_validate({**collapsing.model_dump(), "monitor": monitor})

@@ -74,7 +74,9 @@ LIMITS: Mapping[str, Limit] = {
 class AlarmConfig(Config):
     """What counts as collapse."""
 
-    grace_samples: int | None = Field(None, ge=0)  # samples seen before anything is judged; None: a quarter of the run
+    grace_samples: int | None = Field(
+        None, ge=0
+    )  # samples seen, from the start or a change on, before anything is judged; None: a quarter of the run
     looks: int = Field(3, ge=2)  # in a row that must all be bad
     mending: float = Field(0.05, ge=0)  # improvement over those looks, in shares of the first, that earns more time
     limits: dict[str, Limit | None] = Field(default_factory=dict)  # in place of those of ``LIMITS``; null: unwatched
@@ -121,12 +123,13 @@ class _Bound:
     why: str
 
 
-def verdict(history: Sequence[Look], config: AlarmConfig, run_samples: int) -> Alarm | None:
+def verdict(history: Sequence[Look], config: AlarmConfig, run_samples: int, since: int = 0) -> Alarm | None:
     """The first alarm that the newest looks give cause for, of a run that is to see ``run_samples``; None: healthy.
 
-    ``history`` holds the looks since the start, or since an earlier alarm was acted on, in order.
+    ``history`` holds the looks since the start, or since an earlier alarm was acted on, in order; settings that changed
+    ``since`` so many samples have their own grace.
     """
-    judged = [look for look in history if look.samples_seen > config.grace(run_samples)]
+    judged = [look for look in history if look.samples_seen > since + config.grace(run_samples)]
     for name, limit in {**LIMITS, **config.limits}.items():
         values = [value for look in judged for value in _read(look, name)]
         if limit is None or len(values) < config.looks:

@@ -32,6 +32,7 @@ class TrainState:
     rollbacks: int = 0  # part of the noise's key, so that a second try draws other noise
     looks: list[dict[str, Any]] = field(default_factory=list)  # what a monitor saw so far; JSON
     watched: Means = field(default_factory=Means)  # logs since its last look
+    changed_at: int = 0  # samples seen when its settings last changed
 
     def served(self) -> Model:
         """The model as it would be evaluated and served now: averaged weights, frozen, in eval mode."""
@@ -50,6 +51,7 @@ class TrainState:
                 tensors |= {f"optimizer.{phase}.{index}.{name}": value for name, value in slots.items()}
         copies = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
         values = {"samples_seen": self.samples_seen, "step": self.step, "rollbacks": self.rollbacks}
+        values |= {"changed_at": self.changed_at}
         return Snapshot(copies, {**values, "looks": copy.deepcopy(self.looks), "watched": self.watched.numbers()})
 
     def load(self, snapshot: Snapshot) -> None:
@@ -61,7 +63,7 @@ class TrainState:
             _load_optimizer(optimizer, snapshot.part(f"optimizer.{phase}"))
         self.samples_seen, self.step = snapshot.values["samples_seen"], snapshot.values["step"]
         self.rollbacks, self.looks = snapshot.values["rollbacks"], copy.deepcopy(snapshot.values["looks"])
-        self.watched = Means(snapshot.values["watched"])
+        self.watched, self.changed_at = Means(snapshot.values["watched"]), snapshot.values["changed_at"]
 
     def adopt(self, snapshot: Snapshot) -> None:
         """Go on, before the first step, from a snapshot of a model with other settings: what fits is taken over.
@@ -81,7 +83,8 @@ class TrainState:
             alike = {slot for *_, slot in each} == optimizer_slots(phase.optimizer)
             if whole and alike and all(names[id(value)] in fits for value in parameters):
                 kept |= slots
-        self.load(Snapshot(kept, {**snapshot.values, "looks": [], "watched": {}}))
+        anew = {"looks": [], "watched": {}, "changed_at": snapshot.values["samples_seen"]}
+        self.load(Snapshot(kept, {**snapshot.values, **anew}))
 
 
 def _load_optimizer(optimizer: optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

@@ -66,7 +66,8 @@ class Watch:
         """
         measures = self.measures(state.served())
         seen = Look(state.samples_seen, measures, dict(logs))
-        alarm = verdict([*since_alarm(state.looks), seen], self.monitor.alarm, self.run_samples)
+        looks = [*since_alarm(state.looks), seen]
+        alarm = verdict(looks, self.monitor.alarm, self.run_samples, state.changed_at)
         state.looks.append({**asdict(seen), "alarm": None if alarm is None else asdict(alarm)})
         return alarm
 
