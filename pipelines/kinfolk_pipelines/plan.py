@@ -42,8 +42,10 @@ class Plan:
     sweep: str | None = None  # that found its settings
 
 
-def plan(settings: Settings, recipe_name: str, sets: Sequence[str] = (), name: str | None = None) -> Plan:
-    """Check everything that can be wrong with a training.
+def plan(
+    settings: Settings, recipe_name: str, sets: Sequence[str] = (), name: str | None = None, *, watched: bool = True
+) -> Plan:
+    """Check everything that can be wrong with a training; the features its monitor looks at are there if ``watched``.
 
     Raises:
         ConfigError: the recipe, a setting or the name is not allowed, or the recipe is for another kind of data.
@@ -69,7 +71,7 @@ def plan(settings: Settings, recipe_name: str, sets: Sequence[str] = (), name: s
     latents = _latents(settings, data, parents.get(FIRST_STAGE))
     digest = recipe.digest(data.digest, *ancestry.values())
     run, draws = f"{model_name}-{digest}", "sample" in untrained.tasks.starts
-    features = _features(settings, recipe, data)
+    features = _features(settings, recipe, data) if watched else None
     return Plan(recipe, family, data, model_name, run, initial, parents, ancestry, draws, group, latents, features)
 
 
@@ -93,9 +95,14 @@ def _group(recipe: Recipe, data: Dataset, parents: Mapping[str, Model]) -> int:
     return math.lcm(*groups)
 
 
+def looks_at_features(recipe: Recipe, data: Dataset) -> bool:
+    """Whether a monitor tells samples apart by a classifier's features: of classes that are no modes in the plane."""
+    prepared = data.prepared
+    return recipe.monitor is not None and bool(prepared.spec.classes) and not isinstance(prepared.record.modes, Mixture)
+
+
 def _features(settings: Settings, recipe: Recipe, data: Dataset) -> Model | None:
-    """The classifier by which a monitor tells samples apart, where there are classes and no modes in the plane."""
-    if recipe.monitor is None or isinstance(data.prepared.record.modes, Mixture) or not data.prepared.spec.classes:
+    if not looks_at_features(recipe, data):
         return None
     try:
         return judge_of(settings, data)[0]

@@ -56,11 +56,12 @@ def plan_sweep(settings: Settings, name: str, sets: Sequence[str] = (), model_na
     sweep = parse(Sweep, {"name": path.stem.lower(), **override(read_mapping(path), sets)}, str(path))
     _check_figures(sweep)
     _check_fixed(sweep)
-    base = plan(settings, sweep.recipe, as_sets(sweep.fixed), model_name)
+    base = plan(settings, sweep.recipe, as_sets(sweep.fixed), model_name, watched=False)
     recipe_path = find_recipe(sweep.recipe, settings.recipe_folder)
     values = {"name": base.recipe.name, **lay(read_mapping(recipe_path), sweep.fixed, "fixed")}
     planned = SweepPlan(sweep, base, values, pace(sweep, base.recipe), f"{base.recipe.data}-{sweep.name}")
     check_modes(planned)
+    _check_alarm(planned)
     _check_space(planned)
     return planned
 
@@ -115,6 +116,19 @@ def check_modes(planned: SweepPlan) -> None:
             f"{planned.name} is judged by {counted[0]}, and nothing is known of the modes of {data.name}. Give another "
             "objective or constraint."
         )
+
+
+def _check_alarm(planned: SweepPlan) -> None:
+    """Refuse to judge by alarms that nobody could give."""
+    recipe = planned.base.recipe
+    if ALARM not in planned.sweep.judged:
+        return
+    if recipe.monitor is None:
+        raise ConfigError(
+            f"{planned.name} is judged by {ALARM}, and {planned.sweep.recipe} has no monitor that could give one. Add "
+            "fixed: {monitor: {}} for the default one, or leave it out."
+        )
+    recipe.monitor.check(planned.pace.samples, recipe.training.batch_size)
 
 
 def _check_logs(sweep: Sweep, phases: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ from kinfolk.tuning.sweep import ALARM, Pbt, Sweep, Unscheduled
 from kinfolk_pipelines.compare import train_features
 from kinfolk_pipelines.datasets import encode_dataset
 from kinfolk_pipelines.models import judge_of
+from kinfolk_pipelines.plan import looks_at_features
 from kinfolk_pipelines.settings import Settings
 from kinfolk_pipelines.sweep_display import display
 from kinfolk_pipelines.sweep_figures import ON_FEATURES, ON_MODES, SweepFigures
@@ -155,7 +156,7 @@ def _work(settings: Settings, planned: SweepPlan, ledger: Ledger, console: Conso
         initial=base.initial,
         parents={role: loaded.model for role, loaded in base.parents.items()},
         latents=base.latents,
-        features=base.features,
+        features=features if looks_at_features(base.recipe, base.data) else None,
     )
 
 
@@ -167,16 +168,17 @@ def _local_cpus(settings: Settings, sweep: Sweep) -> int | None:
 
 
 def _judge(settings: Settings, planned: SweepPlan, console: Console) -> Model | None:
-    """The classifier that figures on samples rest on, trained first where it is not there yet; None if not needed."""
+    """The classifier that figures on samples or a monitor's looks rest on, trained first if need be; None: no need."""
     base, judged = planned.base, set(planned.sweep.judged)
     stacked = isinstance(base.data.prepared.record.modes, Stack)
-    if not judged & ON_FEATURES and not (stacked and judged & ON_MODES):
-        return None
-    if not base.draws or base.data.prepared.spec.classes is None:
+    measured = bool(judged & ON_FEATURES) or (stacked and bool(judged & ON_MODES))
+    if measured and (not base.draws or base.data.prepared.spec.classes is None):
         raise ConfigError(
             f"{planned.name} is judged by figures on a classifier's features of samples; this recipe draws no samples, "
             "or its data has no classes. Give another objective."
         )
+    if not measured and not looks_at_features(base.recipe, base.data):
+        return None
     train_features(settings, base, console, 1, False)
     return judge_of(settings, base.data)[0]
 

@@ -38,6 +38,11 @@ class Training(Config):
         """An interval in samples: the one given, or a ``parts``-th of the run, at least one batch."""
         return given or max(self.samples // parts, self.batch_size)
 
+    @property
+    def checkpoint_interval(self) -> int:
+        """Samples between two checkpoints."""
+        return self.every(self.checkpoint_every_samples, 10)
+
 
 class Evaluation(Config):
     """How many samples the figures of a recipe rest on."""

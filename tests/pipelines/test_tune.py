@@ -17,7 +17,16 @@ from kinfolk_pipelines.tune import tune
 
 SWEEP = """
 recipe: ring/blob
-fixed: {model.optimizer.kind: sgd, model.dequantise: 0.1}
+fixed:
+  model.optimizer.kind: sgd
+  model.dequantise: 0.1
+  monitor:
+    every_samples: 32
+    samples: 100
+    alarm:
+      grace_samples: 0
+      looks: 2
+      limits: {missing: null, effective_bins: null, distance_ratio: null, support_share: null}
 space:
   model.optimizer.lr: {kind: choice, values: [1.0e-5, 0.01, 1.0e+6]}
 trials: 6
@@ -270,7 +279,7 @@ def test_the_best_settings_are_repeated_with_other_seeds(run, in_process, sweeps
 
 
 def test_retraining_trains_as_long_as_the_recipe(run, ray, sweeps):
-    tuned = run("finish=retrain", "budget.samples=32")
+    tuned = run("finish=retrain", "budget.samples=32", "constraints=[]")
     assert ray.asked[0]["job"].recipe.training.samples == 64
     assert ray.asked[0]["job"].recipe.model["optimizer"]["lr"] == 0.01
     assert tuned.version.lineage.sweep == "ring-rates"

@@ -51,6 +51,8 @@ def space(**keys):
         ({"fixed": {"model.optimiser.lr": 1}}, r"optimiser is not a key. Did you mean 'optimizer'\?"),
         ({"objective": {"metric": "log_prob_density_nat", "mode": "max"}}, r"Did you mean 'log_prob_density_nats'\?"),
         ({"constraints": ["alrm == 0"]}, r"alrm is no figure. Did you mean 'alarm'\?"),
+        ({"constraints": ["alarm == 0"]}, r"ring/blob has no monitor .* Add fixed: \{monitor: \{\}\}"),
+        ({"constraints": ["alarm == 0"], "fixed": {"monitor": {"every_samples": 32}}}, "could never be given"),
         ({"budget": {"samples": 31}}, "ends before the first report, after 32 samples. Give at least 32"),
         ({"objective": {"metric": "gausian/log_prob", "mode": "max"}}, r"no phase gausian. Did you mean 'gaussian'\?"),
         ({"fixed": {"model": {"optimizer": {"kind": "sgd"}}}}, r"fixed.model would .* fixed: {model.optimizer.kind: "),

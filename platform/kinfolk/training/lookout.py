@@ -45,7 +45,7 @@ def kept_checkpoints(recipe: Recipe) -> int:
     if every is None or recipe.monitor is None or recipe.monitor.act != "change":
         return training.keep_checkpoints
     back = recipe.monitor.alarm.looks * every
-    lasting = -(-back // training.every(training.checkpoint_every_samples, 10))  # of the checkpoints while it lasts
+    lasting = -(-back // training.checkpoint_interval)  # of the checkpoints while it lasts
     return max(training.keep_checkpoints, lasting + 2)  # and the one of the alarm itself
 
 

@@ -199,7 +199,7 @@ def _intervals(training: Training, look_every: int | None) -> dict[Kind, int]:
         "log": training.every(training.log_every_samples, 100),
         "preview": training.every(training.preview_every_samples, 5),
         **looks,
-        "checkpoint": training.every(training.checkpoint_every_samples, 10),
+        "checkpoint": training.checkpoint_interval,
     }
 
 

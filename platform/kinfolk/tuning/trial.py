@@ -145,7 +145,8 @@ def figures_of(work: Work, state: TrainState, logs: Mapping[str, Sequence[float]
     """
     means = {name: fmean(values) for name, values in logs.items()}
     measured = {name: float(value) for name, value in work.measure(state.served()).items()}
-    figures = {**means, **measured, ALARM: float(bool(alarms(state.looks)))}
+    alarm = {} if work.base.get("monitor") is None else {ALARM: float(bool(alarms(state.looks)))}
+    figures = {**means, **measured, **alarm}
     work.sweep.check_judged(figures)
     return {**figures, "samples_seen": float(state.samples_seen)}
 
