@@ -91,7 +91,7 @@ def left_behind(head: psutil.Process, address: str) -> dict[str, int]:
         while True:
             found = {
                 "placement groups": sum(group["state"] != "REMOVED" for group in placement_group_table().values()),
-                "actors": sum(each.state != "DEAD" for each in list_actors(address=address)),
+                "actors": len(list_actors(address=address, filters=[("state", "!=", "DEAD")])),
                 "processes": sum("ImplicitFunc" in title(each) for each in head.children(recursive=True)),
             }
             if not any(found.values()) or time.monotonic() > give_up:
