@@ -15,7 +15,7 @@ demo: setup
 	$(BIN)/kinfolk demo $(if $(filter 0,$(WAIT)),--no-wait,--wait)
 
 test: setup
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup
 
 lint: setup
 	$(BIN)/ruff check

@@ -8,6 +8,14 @@ from kinfolk.data.catalogue import prepare
 from kinfolk.tracking.connection import connect, mlflow_environment
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items):
+    """Tests on Ray share one process of several, and with it one cluster."""
+    for item in items:
+        if "ray_cluster" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _threads():
     torch.set_num_threads(1)  # small networks on two threads crawl when the machine is busy

@@ -10,7 +10,7 @@ from kinfolk.errors import ConfigError, DataError, KinfolkError, RegistryError, 
 from kinfolk.memory import keep_freed_memory
 from kinfolk_pipelines import cli_data, cli_tune
 from kinfolk_pipelines.cli_options import Gpu, Json, ModelName, Sets, Workers
-from kinfolk_pipelines.output import console, print_json, print_table
+from kinfolk_pipelines.output import check_out, console, print_json, print_table
 from kinfolk_pipelines.settings import apply_environment, load_settings
 
 app = typer.Typer(
@@ -121,6 +121,7 @@ def compare(
     from kinfolk_pipelines.compare import compare as run
     from kinfolk_pipelines.compare import plans, write_report
 
+    check_out(out)
     settings = load_settings()
     planned = plans(settings, recipes, sets or ())
     compared = run(settings, planned, console(), workers=workers, samples=samples, use_gpu=gpu)

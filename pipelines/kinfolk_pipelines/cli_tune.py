@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from kinfolk_pipelines.cli_options import Json, Sets
-from kinfolk_pipelines.output import console, print_json
+from kinfolk_pipelines.output import check_out, console, print_json
 from kinfolk_pipelines.settings import load_settings
 
 
@@ -23,6 +23,7 @@ def tune(
     from kinfolk_pipelines.sweep_plan import plan_sweep
     from kinfolk_pipelines.tune import tune as run
 
+    check_out(out)
     settings = load_settings()
     planned = plan_sweep(settings, sweep, sets or (), name)
     tuned = run(settings, planned, console(), out, resume=resume, fresh=fresh)

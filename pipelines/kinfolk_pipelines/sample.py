@@ -16,6 +16,7 @@ from kinfolk.errors import ConfigError, nearest, no_effect
 from kinfolk.pictures import draw
 from kinfolk_pipelines.datasets import open_dataset
 from kinfolk_pipelines.models import Loaded, load_model
+from kinfolk_pipelines.output import check_out
 from kinfolk_pipelines.settings import Settings
 
 _PIXELS = 640  # least height of a picture for a person
@@ -85,12 +86,11 @@ def _completing(settings: Settings, loaded: Loaded, wanted: Wanted, options: Map
     return sampling.completing(request, model.spec, pictures.x, given_part(wanted.given, model.spec.shape))
 
 
-def check_out(out: Path) -> None:
-    """Refuse a file that could not be written in the end. Raises ConfigError."""
+def check_samples_out(out: Path) -> None:
+    """Refuse a file for samples that could not be written in the end. Raises ConfigError."""
     if out.suffix not in (".png", ".npy"):
         raise ConfigError(f"{out} ends in {out.suffix or 'nothing'!r}: use .png for a picture or .npy for numbers.")
-    if out.is_dir():
-        raise ConfigError(f"{out} is a folder: give the name of a file.")
+    check_out(out)
 
 
 def check_in_vain(task: str, **given: tuple[str, object]) -> None:
@@ -112,7 +112,7 @@ def write_samples(settings: Settings, reference: str, out: Path, wanted: Wanted,
         ConfigError: the ending is another one, or such samples cannot be drawn.
         RequestError: the model cannot do what was asked.
     """
-    check_out(out)
+    check_samples_out(out)
     if wanted.task == "denoise":
         raise ConfigError(f"Denoising starts from test pictures: use `kinfolk transform {reference} --task denoise`.")
     loaded = load_model(settings, reference)

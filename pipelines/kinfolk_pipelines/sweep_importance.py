@@ -25,7 +25,8 @@ def importance(sweep: Sweep, trials: Sequence[Trial]) -> Importance:
     """Permutation importance of a random forest that predicts a trial's rank from its settings.
 
     How long a trial trained is among its inputs, so that settings are not blamed for an early stop, and not shown.
-    That a setting exists is put down to the one it depends on, and never to itself.
+    That a setting exists is put down to the one it depends on, and never to itself. The forest is asked about the
+    trials it learned from: a sweep has too few to keep some back.
     Source: Breiman, 2001, Sec. 10, https://doi.org/10.1023/A:1010933404324.
     """
     told = [trial for trial in trials if trial.reports and sweep.score(trial.figures) > NEVER]

@@ -18,7 +18,7 @@ from kinfolk.pictures import draw
 from kinfolk.rng import row_normal
 from kinfolk_pipelines.datasets import open_dataset
 from kinfolk_pipelines.models import load_model
-from kinfolk_pipelines.sample import check_in_vain, check_out, picture_scale
+from kinfolk_pipelines.sample import check_in_vain, check_samples_out, picture_scale
 from kinfolk_pipelines.settings import Settings
 
 _STEPS = 8  # of a way
@@ -115,7 +115,7 @@ def write_transformed(settings: Settings, reference: str, out: Path, asked: Aske
         ConfigError: the ending is another one, or the model cannot do what was asked.
         RequestError: an option is beyond the model's limits.
     """
-    check_out(out)
+    check_samples_out(out)
     loaded = load_model(settings, reference)
     spec = loaded.model.spec
     if spec.kind != "image" and out.suffix == ".png":

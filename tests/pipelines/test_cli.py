@@ -63,6 +63,8 @@ def kinfolk(tmp_path, monkeypatch, capsys, empty_store):
         (["data", "show", "cats"], "kinfolk data prepare"),
         (["serve"], "serve.yaml"),
         (["compare", "digits/vae", "mnist/vae"], "different data"),
+        (["compare", "digits/vae", "-o", "/dev"], "/dev is a folder"),
+        (["tune", "digits/gan-asha", "-o", "/dev/null/sweep.html"], "/dev/null is no folder to write in"),
     ],
 )
 def test_a_mistake_ends_with_2_and_a_paragraph(kinfolk, words, said, monkeypatch, tmp_path):

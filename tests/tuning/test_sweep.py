@@ -55,6 +55,11 @@ def trial(name, status="finished", **figures):
             {"scheduler": {"kind": "pbt", "perturb": ["model.lr"], "every_samples": 1}, "searcher": {"kind": "optuna"}},
             "population at random",
         ),
+        (
+            {"scheduler": {"kind": "pbt", "perturb": ["model.lr"], "every_samples": 1}, "finish": "retrain"},
+            "a population's change on the way",
+        ),
+        ({"space": {"model.loss": {"kind": "choice", "values": ["a", "b", "a"]}}}, "'a' is among the values twice"),
     ],
 )
 def test_a_mistake_in_the_file_is_named(changes, says):

@@ -44,6 +44,12 @@ class Choice(_Setting):
     kind: Literal["choice"]
     values: tuple[Any, ...] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _are_different(self) -> "Choice":
+        if twice := [value for index, value in enumerate(self.values) if value in self.values[:index]]:
+            raise ValueError(f"{twice[0]!r} is among the values twice; give each once, as each is as likely")
+        return self
+
     def at(self, u: float) -> Any:
         """The value at ``u`` in [0, 1]; each has an equal share."""
         return self.values[min(int(u * len(self.values)), len(self.values) - 1)]

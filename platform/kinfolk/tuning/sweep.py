@@ -187,6 +187,11 @@ def _check_population(sweep: Sweep, pbt: Pbt, known: list[str]) -> None:
             )
     if sweep.workers > 1:
         raise ValueError("pbt copies trials of one worker; use workers: 1, or another scheduler")
+    if sweep.finish == "retrain":
+        raise ValueError(
+            "finish: retrain trains with the best trial's last settings from the start, and a population's change on "
+            "the way; use finish: take, or another scheduler"
+        )
     if sweep.trials < 2:
         raise ValueError("pbt needs a population: give at least 2 trials")
     if not isinstance(sweep.searcher, Random):
