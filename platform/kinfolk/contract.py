@@ -184,6 +184,12 @@ class Loss:
     logs: Mapping[str, Tensor] = field(default_factory=dict)  # detached scalars, in the field's words; see SIGNALS
 
 
+def cosine(start: float, end: float, samples_seen: int, decay_samples: int) -> float:
+    """From ``start`` to ``end`` along half a cosine over ``decay_samples``, and ``end`` from there on."""
+    done = min(samples_seen / decay_samples, 1.0)
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * done))
+
+
 class OptimizerConfig(Config):
     """One phase's optimiser. Rates are schedules of samples seen, so the worker count changes nothing."""
 
@@ -206,8 +212,7 @@ class OptimizerConfig(Config):
         """Learning rate after ``samples_seen`` samples: linear warm-up times cosine decay."""
         lr = self.lr
         if self.decay_samples is not None:
-            done = min(samples_seen / self.decay_samples, 1.0)
-            lr = self.final_lr + (self.lr - self.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
+            lr = cosine(lr, self.final_lr, samples_seen, self.decay_samples)
         if samples_seen < self.warmup_samples:
             lr *= (samples_seen + 1) / self.warmup_samples
         return lr

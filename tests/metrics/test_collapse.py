@@ -95,10 +95,10 @@ def test_bins_are_one_for_fifty_rows_and_at_most_a_hundred() -> None:
 
 
 def test_too_few_rows_for_two_bins_are_refused() -> None:
-    with pytest.raises(ConfigError, match="99 real rows in bins=1"):
+    with pytest.raises(ConfigError, match="99 real rows make 1 of at most 100 bins"):
         reference_of_clusters(grid(99, 0), generator(0))
-    with pytest.raises(ConfigError, match="bins=0"):
-        reference_of_clusters(grid(99, 0), generator(0), bins=0)
+    with pytest.raises(ConfigError, match="0 of at most 0 bins"):
+        reference_of_clusters(grid(99, 0), generator(0), most=0)
 
 
 def test_diverged_samples_are_refused() -> None:

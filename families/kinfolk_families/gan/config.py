@@ -1,13 +1,12 @@
 """What a recipe may say about the GAN: the game, penalties, networks, what stands against collapse, and sampling."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from kinfolk.contract import Config, OptimizerConfig, SamplerOptions
+from kinfolk.contract import Config, OptimizerConfig, SamplerOptions, cosine
 from kinfolk_families.gan.network_config import ConvNetwork, CriticNetwork, GeneratorNetwork, Pyramid
 
 Player = Literal["generator", "critic"]
@@ -38,8 +37,7 @@ class PenaltyConfig(Config):
         """gamma after ``samples_seen`` samples: constant, or a cosine between its two ends."""
         if self.final_gamma is None or self.decay_samples is None:
             return self.gamma
-        done = min(samples_seen / self.decay_samples, 1.0)
-        return self.final_gamma + (self.gamma - self.final_gamma) * 0.5 * (1 + math.cos(math.pi * done))
+        return cosine(self.gamma, self.final_gamma, samples_seen, self.decay_samples)
 
 
 class DiscriminationConfig(Config):

@@ -97,7 +97,8 @@ def _foreseen(gan: GAN, real: Tensor, fake: Tensor, label: Tensor | None, progre
         judge = judge_of(gan, label, progress.generator, parameters)
         return critic_objective(gan.config, judge, real, fake, progress).value
 
-    return unrolled(objective, dict(gan.critic.named_parameters()), plan.steps, plan.lr)
+    start = dict(gan.critic.named_parameters())
+    return unrolled(objective, start, plan.steps, plan.lr, gan.config.weight_clip)
 
 
 def _judged(

@@ -11,9 +11,12 @@ from torch import Tensor
 Parameters = Mapping[str, Tensor]
 
 
-def unrolled(objective: Callable[[Parameters], Tensor], start: Parameters, steps: int, lr: float) -> Parameters:
+def unrolled(
+    objective: Callable[[Parameters], Tensor], start: Parameters, steps: int, lr: float, bound: float | None
+) -> Parameters:
     """Parameters after ``steps`` of gradient descent on ``objective``, differentiable in all that it depends on.
 
+    After each step they are put back between -``bound`` and ``bound``, where there is one, as weight clipping does.
     ``start`` is copied and never moved; what comes back has no gradient with respect to it.
     """
     parameters = {name: value.detach().requires_grad_() for name, value in start.items()}
@@ -23,4 +26,6 @@ def unrolled(objective: Callable[[Parameters], Tensor], start: Parameters, steps
         )
         pairs = zip(parameters.items(), gradients, strict=True)
         parameters = {name: value - lr * gradient for (name, value), gradient in pairs}
+        if bound is not None:
+            parameters = {name: value.clamp(-bound, bound) for name, value in parameters.items()}
     return parameters

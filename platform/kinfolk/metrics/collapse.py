@@ -18,6 +18,8 @@ from kinfolk.metrics.features import checked
 from kinfolk.metrics.modes import histogram_entropy, mode_scores
 
 ROWS = 1000  # of which all pairs are compared
+_MOST_BINS = 100  # of Richardson and Weiss, 2018
+_ROWS_PER_BIN = 50
 _PARTS = 5  # disjoint sets of real rows that the distance of duplicates is the median of
 
 
@@ -55,20 +57,21 @@ def reference_of_modes(real: Tensor, centres: Tensor, std: float) -> CollapseRef
     return _reference(real, Bins.around(centres, real), std)
 
 
-def reference_of_clusters(real: Tensor, generator: torch.Generator, bins: int | None = None) -> CollapseReference:
+def reference_of_clusters(real: Tensor, generator: torch.Generator, most: int = _MOST_BINS) -> CollapseReference:
     """Data of unknown modes: bins by k-means, a function of the CPU ``generator``. (N, D)
 
-    ``bins`` is by default one for 50 rows, at most the 100 of Richardson and Weiss; a batch of samples should hold
-    at least ten for each bin, or none can be found missing.
+    There is a bin for 50 rows, and no more than ``most``, by default the 100 of Richardson and Weiss; a batch of
+    samples should hold at least ten for each bin, or none can be found missing.
 
     Raises:
         ConfigError: there would be fewer than two bins.
         DataError: there are fewer different rows than bins, or a value is not finite.
     """
-    count = bins if bins is not None else min(100, len(real) // 50)
+    count = min(most, len(real) // _ROWS_PER_BIN)
     if count < 2:
         raise ConfigError(
-            f"{len(real)} real rows in bins={count}: use at least 2 bins, and rows enough, about 50 for each bin."
+            f"{len(real)} real rows make {count} of at most {most} bins: use at least 2 bins, and {_ROWS_PER_BIN} rows "
+            "for each."
         )
     return _reference(real, Bins.around(k_means(real, count, generator), real), None)
 

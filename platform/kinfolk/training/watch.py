@@ -56,7 +56,7 @@ class Watch:
             centres = torch.tensor(modes.centres, dtype=torch.float64)
             return cls(monitor, reference_of_modes(real.flatten(1), centres, modes.std), run_samples)
         bins = monitor.samples // 10  # ten samples for each, or none can be found missing
-        reference = reference_of_clusters(_described(real, features), generator("monitor"), min(bins, len(real) // 50))
+        reference = reference_of_clusters(_described(real, features), generator("monitor"), bins)
         return cls(monitor, reference, run_samples, features)
 
     def look(self, state: TrainState, logs: Mapping[str, float]) -> Alarm | None:
