@@ -14,17 +14,19 @@ import pytest
 import torch
 import torch.distributed
 from PIL import Image
+from ray.train import Checkpoint
 
 from kinfolk import sampling
 from kinfolk.bundle import load_bundle, save_bundle
 from kinfolk.checkpoint import load_checkpoint, save_checkpoint
 from kinfolk.config import Recipe, load_recipe
-from kinfolk.errors import ConfigError, DataError
+from kinfolk.errors import ConfigError, DataError, IntegrityError
 from kinfolk.step import World
 from kinfolk.training import worker as module
 from kinfolk.training.lookout import kept_checkpoints
 from kinfolk.training.loop import Report
-from kinfolk.training.worker import Job, Reporter, _stored_folders, _world, fresh_state, run_worker, trained_model
+from kinfolk.training.stored import fetched
+from kinfolk.training.worker import Job, Reporter, _go_on, _stored, _world, fresh_state, run_worker, trained_model
 from kinfolk_pipelines.families import untrained
 
 
@@ -46,6 +48,7 @@ def train(monkeypatch):
     monkeypatch.setattr(module.ray, "train", kept)
     monkeypatch.setattr(module.ray, "get", lambda answer: answer)
     monkeypatch.setattr(module, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(module, "broadcast_from_rank_zero", lambda given: given)
     return kept
 
 
@@ -71,23 +74,75 @@ def reporter(job, digits, world=None, stop=False):
     return Reporter(job, state, world or World(), Letters(stop))
 
 
-def checkpoint(name):
-    return SimpleNamespace(path=name, to_directory=lambda: name)
+def checkpoint(folder):
+    return Checkpoint.from_directory(str(folder))
 
 
 def test_stored_checkpoints_are_tried_from_the_newest_back_each_once(train):
-    assert list(_stored_folders()) == []
-    one, two, three = map(checkpoint, ("one", "two", "three"))
+    assert _stored() == []
+    one, two, three = (SimpleNamespace(path=name) for name in ("one", "two", "three"))
     train.newest, train.older = three, [one, two, three]
-    assert list(_stored_folders()) == [Path("three"), Path("two"), Path("one")]
+    assert _stored() == [three, two, one]
 
 
-def test_a_checkpoint_is_fetched_only_when_it_is_asked_for(train):
-    def refuse():
-        raise AssertionError("fetched")
+@pytest.fixture
+def stored(train, job, digits, tmp_path):
+    """Two checkpoints, after 32 and after 48 samples."""
+    for seen in (32, 48):
+        state = fresh_state(job, digits.spec)
+        state.samples_seen = seen
+        save_checkpoint(tmp_path / str(seen), state.snapshot())
+        train.older.append(checkpoint(tmp_path / str(seen)))
+    train.newest = train.older[-1]
+    return tmp_path
 
-    train.newest, train.older = checkpoint("new"), [SimpleNamespace(path="old", to_directory=refuse)]
-    assert next(iter(_stored_folders())) == Path("new")
+
+def gone_on(job, digits, rank=0, size=1):
+    state = fresh_state(job, digits.spec)
+    problems = _go_on(state, job, World(rank, size, lambda value: value))
+    return state.samples_seen, problems
+
+
+def test_a_checkpoint_is_fetched_only_when_it_is_asked_for(stored, job, digits, monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "each_fetched", lambda all_: (seen.append(each) or Path(each.path) for each in all_))
+    assert gone_on(job, digits) == (48, [])
+    assert [each.path for each in seen] == [str(stored / "48")]
+
+
+def test_all_workers_go_on_from_the_checkpoint_that_worker_0_found_good(stored, job, digits, monkeypatch):
+    said = []
+    monkeypatch.setattr(module, "broadcast_from_rank_zero", lambda given: said.append(given) or given)
+    assert gone_on(job, digits, size=2) == (48, [])
+    whole = (stored / "48" / "state.safetensors").read_bytes()
+    (stored / "48" / "state.safetensors").write_bytes(whole[:-1])
+    assert gone_on(job, digits, size=2)[0] == 32
+    (stored / "48" / "state.safetensors").write_bytes(whole)  # a worker that could read it does not
+    monkeypatch.setattr(module, "broadcast_from_rank_zero", lambda given: said[-1])
+    assert gone_on(job, digits, rank=1, size=2) == (32, [])
+    assert said == [0, 1]
+
+
+def test_a_worker_that_cannot_read_what_worker_0_chose_says_so_and_chooses_nothing_else(
+    stored, job, digits, monkeypatch
+):
+    monkeypatch.setattr(module, "broadcast_from_rank_zero", lambda given: 0)
+    (stored / "48" / "state.json").write_text("{}")
+    with pytest.raises(IntegrityError, match=r"state\.json"):
+        gone_on(job, digits, rank=1, size=2)
+
+
+def test_nobody_goes_on_where_worker_0_found_nothing(stored, job, digits, monkeypatch):
+    monkeypatch.setattr(module, "broadcast_from_rank_zero", lambda given: None)
+    assert gone_on(job, digits, rank=1, size=2) == (0, [])
+
+
+def test_each_who_fetches_a_checkpoint_has_a_copy_of_his_own(stored, train):
+    with fetched(train.newest) as one, fetched(train.newest) as other:
+        assert len({one, other, stored / "48"}) == 3
+        assert load(one) == load(other) == 48
+    assert not one.exists()
+    assert (stored / "48").is_dir()
 
 
 def test_worker_0_stores_and_tells_and_the_others_only_keep_step(train, job, digits):

@@ -1,10 +1,8 @@
 """Training of one job on Ray: 1 to N workers, retries after a worker's death, a clean stop, the trained model."""
 
-import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,6 +17,7 @@ from kinfolk.signals import first_signal
 from kinfolk.training.lookout import kept_checkpoints
 from kinfolk.training.loop import check_batch
 from kinfolk.training.mailbox import Mailbox
+from kinfolk.training.stored import each_fetched, fetched
 from kinfolk.training.worker import Job, run_worker, trained_model
 
 _POLL_S = 0.5  # between two looks at the mailbox; each costs the workers' machine some milliseconds
@@ -157,17 +156,13 @@ def _outcome(job: Job, result: Result) -> Outcome:
         return Outcome(None, seen, True, stored, warned)
     if alarm := ended["alarm"]:
         return Outcome(None, seen, False, stored, warned, Ended(alarm["reason"], _before(result, alarm["began"])))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(result.checkpoint.to_directory(str(Path(folder) / "checkpoint")))
-        return Outcome(trained_model(job, path), seen, False, stored, warned)
+    with fetched(result.checkpoint) as folder:
+        return Outcome(trained_model(job, folder), seen, False, stored, warned)
 
 
 def _before(result: Result, began: int) -> Snapshot | None:
     """The newest kept checkpoint of fewer than ``began`` samples."""
     kept = [(metrics["samples_seen"], checkpoint) for checkpoint, metrics in result.best_checkpoints or []]
-    for _, checkpoint in sorted((each for each in kept if each[0] < began), key=lambda each: -each[0]):
-        with tempfile.TemporaryDirectory() as folder:
-            snapshot, _ = newest_good([Path(checkpoint.to_directory(str(Path(folder) / "checkpoint")))])
-        if snapshot is not None:
-            return snapshot
-    return None
+    before = sorted((each for each in kept if each[0] < began), key=lambda each: -each[0])
+    snapshot, _ = newest_good(each_fetched(checkpoint for _, checkpoint in before))
+    return snapshot

@@ -2,7 +2,7 @@
 
 import base64
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +13,12 @@ import ray.train
 import torch
 import torch.distributed
 from ray.actor import ActorHandle
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import get_device
 from torch import Tensor
 
 from kinfolk import sampling
-from kinfolk.checkpoint import Snapshot, newest_good, save_checkpoint
+from kinfolk.checkpoint import Snapshot, load_checkpoint, newest_good, save_checkpoint
 from kinfolk.config import Recipe, parse
 from kinfolk.contract import DataSpec, Model
 from kinfolk.data.prepared import Prepared
@@ -30,6 +31,7 @@ from kinfolk.step import World
 from kinfolk.training.lookout import acts, ended_by_alarm, figures, look_every, snapshot_of, watch_of
 from kinfolk.training.loop import Report, train
 from kinfolk.training.state import TrainState, build, prepare
+from kinfolk.training.stored import each_fetched, fetched
 from kinfolk.training.watch import Watch, alarms
 
 _PREVIEW_SEED = 0  # the same rows in every preview, so that they can be compared
@@ -73,14 +75,13 @@ def fresh_state(job: Job, spec: DataSpec, device: torch.device | str = "cpu") ->
     return state
 
 
-def _stored_folders() -> Iterator[Path]:
-    """Kept checkpoints, newest first; each is fetched when it is asked for."""
+def _stored() -> list[ray.train.Checkpoint]:
+    """Kept checkpoints, newest first."""
     newest = ray.train.get_checkpoint()
     if newest is None:
-        return
+        return []
     older = [entry.checkpoint for entry in ray.train.get_all_reported_checkpoints()]
-    by_path = {checkpoint.path: checkpoint for checkpoint in [newest, *reversed(older)]}
-    yield from (Path(checkpoint.to_directory()) for checkpoint in by_path.values())
+    return list({checkpoint.path: checkpoint for checkpoint in [newest, *reversed(older)]}.values())
 
 
 class Reporter:
@@ -193,7 +194,7 @@ def _train(job: Job, mailbox: ActorHandle) -> dict[str, Any]:
     data = Prepared.open(job.data)
     learned = Prepared.open(job.latents) if job.latents else data
     state = fresh_state(job, data.spec, get_device())
-    problems = _go_on(state, job)
+    problems = _go_on(state, job, world)
     source = keep(learned.source("train"), recipe.keep_labels)
     watch = None if world.rank else watch_of(recipe, data, job.features)
     with Reporter(job, state, world, mailbox) as reporter:
@@ -213,9 +214,19 @@ def _train(job: Job, mailbox: ActorHandle) -> dict[str, Any]:
     return _end(state)
 
 
-def _go_on(state: TrainState, job: Job) -> list[str]:
-    """Load the newest good checkpoint, or what fits of the attempt before; what was wrong with newer checkpoints."""
-    snapshot, problems = newest_good(_stored_folders())
+def _go_on(state: TrainState, job: Job, world: World) -> list[str]:
+    """Load the newest good checkpoint, or what fits of the attempt before; what was wrong with newer checkpoints.
+
+    Worker 0 says which one is good. A worker that cannot read it raises, and all start again: each on its own choice
+    would train another model.
+    """
+    stored = _stored()
+    snapshot, problems = (None, []) if world.rank else newest_good(each_fetched(stored))
+    if world.size > 1:
+        damaged = broadcast_from_rank_zero(None if snapshot is None else len(problems))
+        if world.rank and damaged is not None:
+            with fetched(stored[damaged]) as folder:
+                snapshot = load_checkpoint(folder)
     if snapshot is not None:
         state.load(snapshot)
     elif job.start is not None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pyarrow.fs import FileSelector, FileSystem, FileType
@@ -11,6 +10,7 @@ from ray import tune
 from kinfolk.checkpoint import load_checkpoint
 from kinfolk.data.prepared import Prepared
 from kinfolk.training.launch import launch
+from kinfolk.training.stored import fetched
 from kinfolk.training.worker import Job, fresh_state
 from kinfolk.tuning.trial import Work, figures_of, job_of, said
 
@@ -52,7 +52,8 @@ class _Watcher:
 
     def _figures(self, checkpoint: str) -> dict[str, float]:
         stored = tune.Checkpoint(checkpoint, FileSystem.from_uri(self.work.storage)[0])
-        snapshot = load_checkpoint(Path(stored.to_directory()))
+        with fetched(stored) as folder:
+            snapshot = load_checkpoint(folder)
         state = fresh_state(self.job, Prepared.open(self.job.data).spec)
         state.load(snapshot)
         return figures_of(self.work, state, self._logs)

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -22,6 +23,7 @@ from kinfolk.memory import keep_freed_memory
 from kinfolk.training.lookout import look_every, watch_of
 from kinfolk.training.loop import Report, train
 from kinfolk.training.state import TrainState
+from kinfolk.training.stored import each_fetched
 from kinfolk.training.watch import alarms
 from kinfolk.training.worker import Job, fresh_state, trained_model
 from kinfolk.tuning.recipes import recipe_of
@@ -85,21 +87,16 @@ def _hand_over(result: Mapping[str, Any], snapshot: Snapshot) -> None:
 def _stored(work: Work, recorded: Sequence[str]) -> Iterator[Path]:
     """Checkpoints to go on from, newest first: of this start of the sweep, then those the ledger knows."""
     if (newest := tune.get_checkpoint()) is not None:
-        with newest.as_directory() as folder:
-            yield Path(folder)
+        yield from each_fetched([newest])
     for path in reversed(recorded):
-        yield from _fetched(work.storage, path)
+        yield from _recorded(work.storage, path)
 
 
-def _fetched(storage: str, path: str) -> Iterator[Path]:
+def _recorded(storage: str, path: str) -> Iterator[Path]:
     """The checkpoint at ``path`` of the storage, unless it is gone."""
     checkpoint = tune.Checkpoint(path, FileSystem.from_uri(storage)[0])
-    try:
-        with checkpoint.as_directory() as folder:
-            if Path(folder).is_dir():
-                yield Path(folder)
-    except FileNotFoundError:
-        return
+    with suppress(FileNotFoundError):
+        yield from each_fetched([checkpoint])
 
 
 def reports(
@@ -157,6 +154,6 @@ def trained(work: Work, settings: Mapping[str, Any], seed: int | None, checkpoin
     Raises:
         KinfolkError: the checkpoint is gone or damaged.
     """
-    for folder in _fetched(work.storage, checkpoint):
+    for folder in _recorded(work.storage, checkpoint):
         return trained_model(replace(job_of(work, settings, seed), threads=1), folder)
     raise KinfolkError(f"The checkpoint {checkpoint} is gone from the storage. Start the sweep over with --fresh.")
