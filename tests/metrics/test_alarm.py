@@ -57,6 +57,30 @@ def test_settings_that_have_changed_have_a_grace_of_their_own() -> None:
     assert history[first[0]].samples_seen == 300 + RUN // 4 + 3 * 50
 
 
+def test_settings_that_change_late_are_judged_in_the_second_half_of_what_is_left() -> None:
+    """A grace of 250 after 700 of 1,000 samples would leave one look."""
+    history = looks([0.9] * 20)
+    first = [at for at in range(20) if verdict(history[: at + 1], AlarmConfig(), RUN, since=700)]
+    assert history[first[0]].samples_seen == 700 + 150 + 3 * 50
+
+
+@pytest.mark.parametrize(
+    ("values", "began"),
+    [
+        ([0.01] * 10 + [0.25, 0.25, 0.26], 550),  # suddenly
+        ([0.01] * 8 + [0.9, 0.8, 0.7, 0.6, 0.5, 0.49, 0.48], 450),  # it mended for a while, never enough
+        ([0.9] * 8, 50),  # it never was good, its grace included
+        ([0.9, 0.01, *[0.9] * 6], 150),
+    ],
+)
+def test_an_alarm_says_when_it_began(values: Sequence[float], began: int) -> None:
+    history = looks(values)
+    found = (verdict(history[: at + 1], AlarmConfig(), RUN) for at in range(len(history)))
+    first = next(alarm for alarm in found if alarm)
+    assert first.samples_seen == history[-1].samples_seen
+    assert first.began == began
+
+
 def test_what_was_good_and_is_lost_is_alarmed_even_where_others_are_worse() -> None:
     kept = [0.01] * 10
     assert fires(looks([*kept, 0.12, 0.13, 0.13])) == [650]

@@ -15,7 +15,7 @@ from kinfolk.metrics.collapse import collapse_measures
 from kinfolk.monitor import Monitor
 from kinfolk.training import watch as module
 from kinfolk.training.state import build, prepare
-from kinfolk.training.watch import SEED, Watch, alarms, began, since_alarm
+from kinfolk.training.watch import SEED, Watch, alarms, since_alarm, unjudged
 
 PLAN = Training(samples=1000, batch_size=10)
 SPREAD = {"missing": None, "effective_bins": None, "support_share": None}  # all a Gaussian has in common with digits
@@ -53,8 +53,21 @@ def test_a_model_that_stays_well_gives_no_alarm_and_one_whose_samples_become_ali
     assert second.what == "distance_ratio"
     assert third is None  # it was told
     assert [alarm.samples_seen for alarm in alarms(state.looks)] == [500]
-    assert began(state.looks[:5], MONITOR) == 400
+    assert second.began == 400
     assert [look.samples_seen for look in since_alarm(state.looks)] == [600]
+
+
+def test_a_change_too_late_to_be_judged_is_told(state, digits):
+    watch = Watch.over(MONITOR, digits, PLAN.samples)
+    looked(watch, state, *[1.0] * 10)
+    assert unjudged(state, MONITOR, PLAN.samples) is None  # nothing changed
+    state.changed_at = 700
+    assert unjudged(state, MONITOR, PLAN.samples) is None
+    state.changed_at = 800
+    assert "2 looks" not in (said := unjudged(state, MONITOR, PLAN.samples))
+    assert said == (
+        "after an alarm its settings changed at 800 samples, and 1 looks after 900 samples are too few to judge them by"
+    )
 
 
 def test_looks_are_kept_as_plain_values_and_read_back_as_they_were(state, digits):

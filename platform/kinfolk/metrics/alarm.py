@@ -6,6 +6,7 @@ in a row and not be mending; and a run that was good is held to its own best, on
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from statistics import median
 
 from pydantic import Field, model_validator
@@ -57,6 +58,16 @@ class Limit(Config):
             raise ValueError("drift alone has no bad side; give most or least beside it, however far away")
         return self
 
+    def badness(self, value: float) -> float:
+        """``value`` turned so that higher is worse."""
+        if self.growth is not None:
+            return abs(value)
+        return value if self.least is None else -value
+
+    def figure(self, badness: float) -> float:
+        """What is shown of a badness: the value, or its size where its growth is watched."""
+        return badness if self.least is None else -badness
+
 
 LIMITS: Mapping[str, Limit] = {
     "missing": Limit(most=0.15, drift=0.1),
@@ -94,6 +105,11 @@ class AlarmConfig(Config):
         """Samples seen before anything is judged in a run of so many."""
         return run_samples // 4 if self.grace_samples is None else self.grace_samples
 
+    def judged_after(self, run_samples: int, since: int) -> int:
+        """Samples seen before settings that changed ``since`` so many are judged: half of what is left at most."""
+        grace = self.grace(run_samples)
+        return since + (min(grace, (run_samples - since) // 2) if since else grace)
+
 
 @dataclass(frozen=True, slots=True)
 class Look:
@@ -109,6 +125,7 @@ class Alarm:
     """A run that has collapsed."""
 
     samples_seen: int
+    began: int  # samples seen at the first of the looks that are bad up to now without a break
     what: str  # the measure or signal
     value: float  # now
     limit: float  # that it has crossed
@@ -117,9 +134,9 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True)
 class _Bound:
-    """What a figure must not cross, and why."""
+    """A badness that must not be crossed, and why."""
 
-    value: float
+    badness: float
     why: str
 
 
@@ -129,27 +146,37 @@ def verdict(history: Sequence[Look], config: AlarmConfig, run_samples: int, sinc
     ``history`` holds the looks since the start, or since an earlier alarm was acted on, in order; settings that changed
     ``since`` so many samples have their own grace.
     """
-    judged = [look for look in history if look.samples_seen > since + config.grace(run_samples)]
-    for name, limit in {**LIMITS, **config.limits}.items():
-        values = [value for look in judged for value in _read(look, name)]
-        if limit is None or len(values) < config.looks:
-            continue
-        if limit.growth is not None:
-            values = [abs(value) for value in values]
-        before, now = values[: -config.looks], values[-config.looks :]
-        crossed = [
-            b for b in _bounds(limit, before, config.looks) if all(_worse(limit, value, b.value) for value in now)
-        ]
-        if crossed and not _mending(limit, now, config.mending):
-            return _alarm(name, judged[-1].samples_seen, now, crossed[0])
-    return None
+    judged_after = config.judged_after(run_samples, since)
+    alarms = (
+        _alarm(name, limit, history, config, judged_after)
+        for name, limit in {**LIMITS, **config.limits}.items()
+        if limit is not None
+    )
+    return next((alarm for alarm in alarms if alarm is not None), None)
 
 
-def _alarm(name: str, samples_seen: int, now: Sequence[float], bound: _Bound) -> Alarm:
-    means = _MEASURES[name].means if name in _MEASURES else SIGNALS[name]
-    seen = f"after {samples_seen:,} samples, and for {len(now)} looks in a row"
-    reason = f"{name} ({means}) is {now[-1]:.3g} {seen} beyond {bound.value:.3g}: {bound.why}."
-    return Alarm(samples_seen, name, now[-1], bound.value, reason)
+def _alarm(name: str, limit: Limit, history: Sequence[Look], config: AlarmConfig, judged_after: int) -> Alarm | None:
+    """What one figure gives cause for."""
+    points = [(look.samples_seen, limit.badness(value)) for look in history for value in _read(look, name)]
+    judged = [badness for seen, badness in points if seen > judged_after]
+    before, now = judged[: -config.looks], judged[-config.looks :]
+    if len(now) < config.looks or now[-1] < now[0] - config.mending * abs(now[0]):
+        return None
+    bound = next((b for b in _bounds(limit, before, config.looks) if min(now) > b.badness), None)
+    if bound is None:
+        return None
+    bad = list(takewhile(lambda point: point[1] > bound.badness, reversed(points)))
+    (seen, value), (began, _) = bad[0], bad[-1]
+    value, crossed = limit.figure(value), limit.figure(bound.badness)
+    reason = (
+        f"{name} ({_meaning(name)}) is {value:.3g} after {seen:,} samples, and for {len(bad)} looks in a row beyond "
+        f"{crossed:.3g}: {bound.why}."
+    )
+    return Alarm(seen, began, name, value, crossed, reason)
+
+
+def _meaning(name: str) -> str:
+    return _MEASURES[name].means if name in _MEASURES else SIGNALS[name]
 
 
 def _read(look: Look, name: str) -> list[float]:
@@ -159,30 +186,17 @@ def _read(look: Look, name: str) -> list[float]:
     return [value for key, value in look.logs.items() if key.rpartition("/")[2] == name][:1]
 
 
-def _worse(limit: Limit, value: float, than: float) -> bool:
-    return value < than if limit.least is not None else value > than
-
-
-def _mending(limit: Limit, values: Sequence[float], by: float) -> bool:
-    """Whether the figure got better by the share ``by`` of itself from the first to the last of ``values``."""
-    step = by * abs(values[0])
-    return _worse(limit, values[0], values[-1] - step if limit.least is not None else values[-1] + step)
-
-
 def _bounds(limit: Limit, before: Sequence[float], looks: int) -> Iterable[_Bound]:
     """What the newest looks must not cross, after those ``before``."""
     fixed = limit.least if limit.least is not None else limit.most
     if fixed is not None:
-        yield _Bound(fixed, "the limit for any run")
-    if limit.drift is not None and len(before) >= looks:
-        best = _best_kept(limit, before, looks)
-        yield _Bound(best + (-limit.drift if limit.least is not None else limit.drift), f"this run had kept {best:.3g}")
-    if limit.growth is not None and len(before) >= looks:
+        yield _Bound(limit.badness(fixed), "the limit for any run")
+    if len(before) < looks:
+        return
+    if limit.drift is not None:
+        windows = [before[first : first + looks] for first in range(len(before) - looks + 1)]
+        best = min(map(max, windows))  # the best level that was kept for so many looks in a row
+        yield _Bound(best + limit.drift, f"this run had kept {limit.figure(best):.3g}")
+    if limit.growth is not None:
         usual = median(before)
         yield _Bound(limit.growth * usual, f"{usual:.3g} was usual in this run")
-
-
-def _best_kept(limit: Limit, values: Sequence[float], looks: int) -> float:
-    """The best level that the run kept for so many looks in a row."""
-    windows = [values[first : first + looks] for first in range(len(values) - looks + 1)]
-    return max(map(min, windows)) if limit.least is not None else min(map(max, windows))

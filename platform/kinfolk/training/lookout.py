@@ -16,7 +16,7 @@ from kinfolk.contract import Model
 from kinfolk.data.prepared import Prepared
 from kinfolk.pictures import draw, picturable
 from kinfolk.training.state import TrainState
-from kinfolk.training.watch import SEED, Watch, alarms, began
+from kinfolk.training.watch import SEED, Watch, alarms, unjudged
 
 _SHOWN = 64  # samples in the snapshot of an alarm
 
@@ -40,7 +40,7 @@ def acts(recipe: Recipe) -> bool:
 
 
 def kept_checkpoints(recipe: Recipe) -> int:
-    """How many checkpoints a run keeps: enough to go back to before what an alarm is about began."""
+    """How many checkpoints a run keeps: enough to go back to before an alarm's cause began, if that was sudden."""
     training, every = recipe.training, look_every(recipe)
     if every is None or recipe.monitor is None or recipe.monitor.act != "change":
         return training.keep_checkpoints
@@ -85,4 +85,12 @@ def ended_by_alarm(state: TrainState, recipe: Recipe) -> Mapping[str, Any] | Non
     monitor = recipe.monitor
     if monitor is None or not acts(recipe) or not state.looks or not state.looks[-1]["alarm"]:
         return None
-    return {"reason": alarms(state.looks)[-1].reason, "began": began(state.looks, monitor)}
+    alarm = alarms(state.looks)[-1]
+    return {"reason": alarm.reason, "began": alarm.began}
+
+
+def warnings(state: TrainState, recipe: Recipe) -> list[str]:
+    """What is to be said of a model at the end of its training: its alarms, and a change that nobody could judge."""
+    monitor = recipe.monitor
+    late = None if monitor is None else unjudged(state, monitor, recipe.training.samples)
+    return [*(alarm.reason for alarm in alarms(state.looks)), *([] if late is None else [late])]

@@ -103,6 +103,13 @@ def alarms(looks: Sequence[Mapping[str, Any]]) -> tuple[Alarm, ...]:
     return tuple(Alarm(**look["alarm"]) for look in looks if look["alarm"])
 
 
-def began(looks: Sequence[Mapping[str, Any]], monitor: Monitor) -> int:
-    """Samples seen when what the last look alarms for was first seen."""
-    return looks[-monitor.alarm.looks]["samples_seen"]
+def unjudged(state: TrainState, monitor: Monitor, run_samples: int) -> str | None:
+    """Why nobody knows whether the settings that changed after an alarm helped; None: they were judged."""
+    after = monitor.alarm.judged_after(run_samples, state.changed_at)
+    judged = sum(look["samples_seen"] > after for look in state.looks)
+    if not state.changed_at or judged >= monitor.alarm.looks:
+        return None
+    return (
+        f"after an alarm its settings changed at {state.changed_at:,} samples, and {judged} looks after "
+        f"{after:,} samples are too few to judge them by"
+    )

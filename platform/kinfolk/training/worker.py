@@ -28,11 +28,11 @@ from kinfolk.families import find_family
 from kinfolk.memory import keep_freed_memory
 from kinfolk.pictures import draw, picturable
 from kinfolk.step import World
-from kinfolk.training.lookout import acts, ended_by_alarm, figures, look_every, snapshot_of, watch_of
+from kinfolk.training.lookout import acts, ended_by_alarm, figures, look_every, snapshot_of, warnings, watch_of
 from kinfolk.training.loop import Report, train
 from kinfolk.training.state import TrainState, build, prepare
 from kinfolk.training.stored import each_fetched, fetched
-from kinfolk.training.watch import Watch, alarms
+from kinfolk.training.watch import Watch
 
 _PREVIEW_SEED = 0  # the same rows in every preview, so that they can be compared
 
@@ -201,17 +201,17 @@ def _train(job: Job, mailbox: ActorHandle) -> dict[str, Any]:
         reporter.tell("start", problems=problems)
         if ended := ended_by_alarm(state, recipe):  # and the driver may have died before it heard
             reporter.tell_alarm()
-            return _end(state, alarm=ended)
+            return _end(state, recipe, alarm=ended)
         for report in train(state, source, recipe.training, recipe.seed, world, look_every(recipe)):
             if report.kind != "look":
                 reporter.handle(report)
             elif reporter.alarmed(watch, report) and acts(recipe):
                 reporter.store(state.snapshot())
-                return _end(state, alarm=ended_by_alarm(state, recipe))
+                return _end(state, recipe, alarm=ended_by_alarm(state, recipe))
             if report.kind == "log" and state.samples_seen < recipe.training.samples and reporter.stop_wanted():
                 reporter.store(state.snapshot())
-                return _end(state, interrupted=True)
-    return _end(state)
+                return _end(state, recipe, interrupted=True)
+    return _end(state, recipe)
 
 
 def _go_on(state: TrainState, job: Job, world: World) -> list[str]:
@@ -234,10 +234,12 @@ def _go_on(state: TrainState, job: Job, world: World) -> list[str]:
     return problems
 
 
-def _end(state: TrainState, interrupted: bool = False, alarm: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def _end(
+    state: TrainState, recipe: Recipe, interrupted: bool = False, alarm: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """What the driver hears of a training that did not fail."""
-    warned = [each.reason for each in alarms(state.looks)]
-    return {"samples_seen": state.samples_seen, "interrupted": interrupted, "alarm": alarm, "alarms": warned}
+    ended = {"samples_seen": state.samples_seen, "interrupted": interrupted, "alarm": alarm}
+    return {**ended, "alarms": warnings(state, recipe)}
 
 
 def trained_model(job: Job, checkpoint: Path) -> Model:
