@@ -86,6 +86,9 @@ def test_few_trials_say_nothing_and_failed_ones_do_not_count():
     failed = [trial(f"x{i}", status="failed", error="it broke") for i in range(9)]
     assert importance(SWEEP, [*trials, *failed]).shares == {}
     assert importance(SWEEP, [*trials, *failed]).trials == 7
+    late = [trial(f"y{i}", fd=1.0, status="failed", error="it broke after a report") for i in range(9)]
+    assert importance(SWEEP, [*trials, *late]).shares == {}
+    assert importance(SWEEP, [*trials, *late]).trials == 7
 
 
 @pytest.fixture
