@@ -37,7 +37,7 @@ def render(planned: SweepPlan, ledger: Ledger, leader: Trial | None, version: Ve
         f"<title>{html.escape(title)}</title><style>{STYLE}{_MORE_STYLE}</style><h1>{html.escape(title)}</h1>",
         *(f"<p>{html.escape(line)}</p>" for line in basis(planned, ledger, trials, leader, version)),
         _importance(planned.sweep, trials),
-        _picture("Which settings led where", plots.parallel_coordinates(planned.sweep, trials), _PARALLEL),
+        _picture("Which settings led where", plots.parallel_coordinates(planned.sweep, trials, leader), _PARALLEL),
         _picture("Learning curves", plots.learning_curves(planned.sweep, trials, leader), _CURVES),
         _seeds(planned.sweep, leader, repeats),
         f"<h2>Trials</h2>{_table(planned, trials, leader)}",
@@ -48,7 +48,10 @@ def render(planned: SweepPlan, ledger: Ledger, leader: Trial | None, version: Ve
     return "\n".join(part for part in parts if part)
 
 
-_PARALLEL = "A line for each trial that reported, the best in green; the further up at the right, the better."
+_PARALLEL = (
+    "A line for each trial that reported, the best in green; the further up at the right, the better its last figures, "
+    "however early they came."
+)
 _CURVES = "A line for each trial, the best in green; a cross where a trial was stopped, an orange one where it failed."
 
 

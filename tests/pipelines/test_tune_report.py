@@ -3,6 +3,7 @@
 import io
 import re
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -167,15 +168,30 @@ def test_a_sweep_without_a_best_trial_says_so(planned, ledger):
 def test_pictures_are_pictures():
     trials = many(10, lambda settings: settings["model.lr"])
     drawn_pictures = [
-        plots.parallel_coordinates(SWEEP, trials),
+        plots.parallel_coordinates(SWEEP, trials, trials[0]),
         plots.learning_curves(SWEEP, trials, trials[0]),
         plots.importance_bars(importance(SWEEP, trials)),
         plots.seed_spread(SWEEP, trials[:3]),
     ]
     for content in drawn_pictures:
         assert min(Image.open(io.BytesIO(content)).size) > 100
-    assert plots.parallel_coordinates(SWEEP, [trial("0")]) is None
+    assert plots.parallel_coordinates(SWEEP, [trial("0")], None) is None
     assert plots.learning_curves(SWEEP, [trial("0")], None) is None
+
+
+def green(picture):
+    """Rows and columns of what is drawn in the colour of the best, in shares of the picture."""
+    pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)
+    rows, columns = np.nonzero(np.abs(pixels - (0x2F, 0x6F, 0x5E)).sum(2) < 12)
+    return rows / pixels.shape[0], columns / pixels.shape[1]
+
+
+def test_the_line_in_green_is_that_of_the_trial_that_leads():
+    """Not of one that was stopped with a better figure; none where no trial keeps the constraints."""
+    leader, stopped = trial("000", 4.0), trial("001", 2.0, status="stopped", samples=32)
+    rows, columns = green(plots.parallel_coordinates(SWEEP, [leader, stopped], leader))
+    assert rows[columns == columns.max()].min() > 0.5  # its line ends below the other's
+    assert not len(green(plots.parallel_coordinates(SWEEP, [leader, stopped], None))[0])
 
 
 def test_a_line_of_the_log_says_how_a_trial_ended(planned, ledger):
