@@ -52,8 +52,11 @@ class Work:
 
 
 def job_of(work: Work, settings: Mapping[str, Any], seed: int | None = None) -> Job:
-    """The training job of one trial."""
+    """The training job of one trial, whose monitor only warns: the sweep's constraints judge what it says."""
     recipe = recipe_of(work.base, settings, work.pace, seed)
+    if recipe.monitor is not None:
+        warning = recipe.monitor.model_copy(update={"act": "warn", "changes": ()})
+        recipe = recipe.model_copy(update={"monitor": warning})
     return Job(recipe, work.data, work.threads, work.initial, work.parents, work.latents, features=work.features)
 
 
@@ -104,7 +107,7 @@ def reports(
 ) -> Iterator[tuple[dict[str, float], Snapshot]]:
     """Figures of the averaged weights and the state behind them, at every report until the trial's end.
 
-    An alarm of the recipe's monitor is a figure, whatever the monitor would do: the sweep's constraints judge it.
+    An alarm of the recipe's monitor is a figure, which the sweep's constraints judge.
 
     Raises:
         DivergenceError, ConfigError: as training does.
