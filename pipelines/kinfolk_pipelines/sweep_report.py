@@ -1,7 +1,7 @@
 """The report of a sweep: one HTML page that needs no other file."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -42,7 +42,8 @@ def render(planned: SweepPlan, ledger: Ledger, leader: Trial | None, version: Ve
         _seeds(planned.sweep, leader, repeats),
         f"<h2>Trials</h2>{_table(planned, trials, leader)}",
         _changes(trials),
-        _failures(trials),
+        _said("Alarms", "what the monitor said", {t.id: " ".join(t.alarms) for t in trials if t.alarms}, ledger),
+        _said("Failed trials", "error", {t.id: t.error or "" for t in trials if t.status == "failed"}, ledger),
         "</html>",
     ]
     return "\n".join(part for part in parts if part)
@@ -156,16 +157,16 @@ def _changes(trials: Sequence[Trial]) -> str:
     return f"<h2>Copies</h2><ul>{''.join(lines)}</ul>"
 
 
-def _failures(trials: Sequence[Trial]) -> str:
-    failed = [trial for trial in trials if trial.status == "failed"]
-    if not failed:
+def _said(title: str, what: str, said: Mapping[str, str], ledger: Ledger) -> str:
+    """A table of trials, by name, with what was said of each; nothing where nothing was said."""
+    if not said:
         return ""
     rows = "".join(
-        f"<tr><td>{trial.id}</td><td class=said>{html.escape(trial.error or '')}</td>"
-        f"<td class=said>{html.escape(shown_settings(trial.settings))}</td></tr>"
-        for trial in failed
+        f"<tr><td>{name}</td><td class=said>{html.escape(text)}</td>"
+        f"<td class=said>{html.escape(shown_settings(ledger.trials[name].settings))}</td></tr>"
+        for name, text in said.items()
     )
     return (
-        f"<h2>Failed trials</h2><div class=scroll><table><thead><tr><th>trial</th><th class=meaning>error</th>"
+        f"<h2>{title}</h2><div class=scroll><table><thead><tr><th>trial</th><th class=meaning>{what}</th>"
         f"<th class=meaning>settings</th></tr></thead><tbody>{rows}</tbody></table></div>"
     )

@@ -18,7 +18,7 @@ from kinfolk.tuning import ledger as records
 from kinfolk.tuning.best import best, median_of_finished
 from kinfolk.tuning.ledger import ENDED, REPEAT, Ledger, Trial, commonest_error
 from kinfolk.tuning.searchers import Searcher, make_searcher
-from kinfolk.tuning.sweep import ALARM, Pbt, Sweep, Unscheduled
+from kinfolk.tuning.sweep import Pbt, Sweep, Unscheduled
 from kinfolk_pipelines.compare import train_features
 from kinfolk_pipelines.datasets import encode_dataset
 from kinfolk_pipelines.models import judge_of
@@ -286,8 +286,7 @@ def _taken(search: _Search, leader: Trial) -> Version:
     as_trained = trial_plan(settings, planned, leader.settings, leader.seed, whole=False)
     figures = {name: value for name, value in leader.figures.items() if name != "samples_seen"}
     name = f"{planned.name}-{search.ledger.id}-{leader.id}"
-    alarms = ("its monitor, during the sweep",) if leader.figures.get(ALARM) else ()  # which keep it from promotion
-    version = register_trained(settings, as_trained, name, leader.run_id, model, figures, alarms)
+    version = register_trained(settings, as_trained, name, leader.run_id, model, figures, tuple(leader.alarms))
     basis = {
         "data": f"{planned.base.data.name} {planned.base.data.digest}",
         "samples": str(planned.sweep.evaluation_samples),

@@ -9,6 +9,7 @@ import pytest
 
 from kinfolk.checkpoint import save_checkpoint
 from kinfolk.errors import ConfigError, KinfolkError
+from kinfolk.metrics.alarm import Alarm
 from kinfolk.tracking.connection import connect
 from kinfolk.tuning.ledger import ENDED, opened
 from kinfolk_pipelines.sweep_plan import plan_sweep
@@ -61,13 +62,13 @@ class InProcess:
         return "done"
 
     def _train(self, work, ledger, trial, listener):
-        from kinfolk.tuning.trial import reports, said
+        from kinfolk.tuning.trial import reasons, reports, said
 
         trial.status = "running"
         listener(trial)
         try:
             for figures, snapshot in reports(work, trial.settings, trial.seed, []):
-                trial.add(figures)
+                trial.add(figures, reasons(snapshot.values["looks"]))
                 place = Path(work.storage) / trial.id / str(trial.samples_seen)
                 save_checkpoint(place, snapshot)
                 trial.stored(str(place))
@@ -259,12 +260,16 @@ def test_no_trial_that_breaks_a_constraint_is_registered(run, tmp_path):
     assert "No trial keeps the constraints" in (tmp_path / "sweep.html").read_text()
 
 
-def test_a_trial_whose_monitor_fired_is_registered_with_that_if_the_sweep_allows_it(run, monkeypatch):
+def test_a_trial_whose_monitor_fired_is_registered_with_that_if_the_sweep_allows_it(run, sweeps, monkeypatch):
     assert run().version.alarms == ()
-    monkeypatch.setattr("kinfolk.tuning.trial.alarms", lambda looks: ("samples are alike",))
+    alarm = Alarm(64, "missing", 1.0, 0.5, "Samples are alike.")
+    monkeypatch.setattr("kinfolk.tuning.trial.alarms", lambda looks: (alarm,))
     tuned = run("constraints=[]", fresh=True)
     assert tuned.best.figures["alarm"] == 1
-    assert tuned.version.alarms == ("its monitor, during the sweep",)
+    assert tuned.best.alarms == ["Samples are alike."]
+    assert tuned.version.alarms == ("Samples are alike.",)
+    told = connect(sweeps.tracking).get_run(tuned.best.run_id).data.tags
+    assert json.loads(told["alarms"]) == ["Samples are alike."]
 
 
 def test_the_best_settings_are_repeated_with_other_seeds(run, in_process, sweeps, tmp_path):

@@ -137,7 +137,7 @@ class Bookkeeper(Callback):
             ours.error = result["error"]
             return
         _note_copy(ours, result)
-        ours.add(result["figures"])
+        ours.add(result["figures"], result["alarms"])
         if "checkpoint" in result:  # of a team, whose checkpoints Tune does not know
             ours.stored(result["checkpoint"])
         self._changed(ours)

@@ -70,9 +70,15 @@ def run_trial(config: Mapping[str, Any], work: Work) -> None:
         for figures, snapshot in reports(work, order["settings"], order["seed"], _stored(work, order["checkpoints"])):
             score, seen = work.sweep.score(figures), int(figures["samples_seen"])
             result = {"score": score, "samples_seen": seen, "figures": figures}
+            result |= {"alarms": reasons(snapshot.values["looks"])}
             _hand_over({**result, "settings": order["settings"], "copied": order.get("copied")}, snapshot)
     except Exception as error:
         tune.report({"error": said(error)})
+
+
+def reasons(looks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why the monitor has alarmed, in words."""
+    return [each.reason for each in alarms(looks)]
 
 
 def said(error: Exception) -> str:
