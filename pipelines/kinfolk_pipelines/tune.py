@@ -264,7 +264,7 @@ def _registered(search: _Search, leader: Trial) -> Version:
         return registry.find(settings.tracking, ledger.version)
     if planned.sweep.finish == "retrain":
         whole = trial_plan(settings, planned, leader.settings, leader.seed, whole=True)
-        version = train(settings, whole, search.console).version
+        version = train(settings, whole, search.console, workers=planned.sweep.workers).version
     else:
         version = _taken(search, leader)
     ledger.version = version.reference

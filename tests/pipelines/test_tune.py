@@ -284,7 +284,8 @@ def test_the_best_settings_are_repeated_with_other_seeds(run, in_process, sweeps
 
 
 def test_retraining_trains_as_long_as_the_recipe(run, ray, sweeps):
-    tuned = run("finish=retrain", "budget.samples=32", "constraints=[]")
+    tuned = run("finish=retrain", "budget.samples=32", "constraints=[]", "workers=2")
+    assert ray.asked[0]["workers"] == 2
     assert ray.asked[0]["job"].recipe.training.samples == 64
     assert ray.asked[0]["job"].recipe.model["optimizer"]["lr"] == 0.01
     assert tuned.version.lineage.sweep == "ring-rates"
