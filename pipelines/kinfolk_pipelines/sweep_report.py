@@ -13,6 +13,7 @@ from kinfolk_pipelines import sweep_plots as plots
 from kinfolk_pipelines.meaning import MEANING
 from kinfolk_pipelines.report import STYLE, image, meaning, number
 from kinfolk_pipelines.sweep_display import judged, shown_settings
+from kinfolk_pipelines.sweep_figures import ON_MODES
 from kinfolk_pipelines.sweep_importance import importance
 from kinfolk_pipelines.sweep_plan import SweepPlan
 
@@ -68,25 +69,44 @@ def basis(
         f"Recipe {base.recipe.data}/{base.recipe.name} on data {base.data.digest}; {len(trials)} trials of at most "
         f"{planned.pace.samples:,} samples, {sweep.parallel} at a time, searcher {sweep.searcher.kind}, scheduler "
         f"{sweep.scheduler.kind}: {', '.join(counts)}, in {ledger.seconds:,.0f} s of {_starts(ledger.starts)}.",
-        f"Best is the {wanted} {sweep.objective.metric}{f' with {constraints}' if constraints else ''}, measured on "
-        f"{sweep.evaluation_samples} samples of the averaged weights.",
+        f"Best is the {wanted} {sweep.objective.metric}, {_rests_on(sweep)}"
+        f"{f' Constraints: {constraints}.' if constraints else ''}",
     ]
     if sweep.objective.metric in MEANING:
         lines.append(f"{sweep.objective.metric}: {meaning(sweep.objective.metric)}")
-    return [*lines, _outcome(sweep, trials, leader, version)]
+    return [*lines, _outcome(planned, trials, leader, version)]
+
+
+def _rests_on(sweep: Sweep) -> str:
+    """What the objective is measured on."""
+    if "/" in sweep.objective.metric:
+        return "a mean over the training since the report before."
+    if sweep.objective.metric in ON_MODES:
+        return "counted in as many samples of the averaged weights as the data set's rule asks for."
+    return f"measured on at most {sweep.evaluation_samples:,} samples of the averaged weights."
 
 
 def _starts(count: int) -> str:
     return "one start" if count == 1 else f"{count} starts"
 
 
-def _outcome(sweep: Sweep, trials: Sequence[Trial], leader: Trial | None, version: Version | None) -> str:
+def _outcome(planned: SweepPlan, trials: Sequence[Trial], leader: Trial | None, version: Version | None) -> str:
     if leader is None:
         return "No trial keeps the constraints: nothing was registered."
+    sweep = planned.sweep
     value, middle = leader.figures[sweep.objective.metric], median_of_finished(sweep, trials)
     said = f"Trial {leader.id} is best: {sweep.objective.metric} {number(value)}"
     said += f"; the median of trials that trained to the end is {number(middle)}" if middle is not None else ""
-    return f"{said}. {'Registered as ' + version.reference + '.' if version else ''}"
+    return f"{said}. {'' if version is None else _registration(planned, version)}"
+
+
+def _registration(planned: SweepPlan, version: Version) -> str:
+    if planned.sweep.finish == "take":
+        return f"Registered as {version.reference}."
+    return (
+        f"Registered as {version.reference} is another training with its settings, of "
+        f"{planned.base.recipe.training.samples:,} samples, which was not measured here."
+    )
 
 
 def _picture(title: str, content: bytes | None, says: str) -> str:

@@ -1,6 +1,7 @@
 """The verb on a search that runs in this process: what is refused, recorded, gone on with, registered and shown."""
 
 import json
+import re
 import shutil
 import sys
 from dataclasses import dataclass, field
@@ -340,6 +341,20 @@ def test_retraining_trains_as_long_as_the_recipe(run, ray, sweeps):
     assert ray.asked[0]["job"].recipe.model["optimizer"]["lr"] == 0.01
     assert tuned.version.lineage.sweep == "ring-rates"
     assert tuned.best.samples_seen == 32
+
+
+def test_the_command_says_whether_what_it_registered_is_the_trial_itself(
+    sweeps, in_process, ray, tmp_path, monkeypatch, capsys
+):
+    assert command(sweeps, tmp_path, monkeypatch) == 0
+    assert re.match(r"ring-blob/1 is trial \d+, log_prob_density_nats -", capsys.readouterr().out)
+    retrained = ("--fresh", "--set", "finish=retrain", "--set", "constraints=[]")
+    assert command(sweeps, tmp_path, monkeypatch, *retrained) == 0
+    assert re.match(
+        r"ring-blob/2 is another training, of 64 samples and not measured here, with the settings of trial \d+, "
+        r"whose log_prob_density_nats was -",
+        capsys.readouterr().out.replace("\n", " "),
+    )
 
 
 def test_mlflow_away_before_the_start_stops_everything_before_anything_is_written(sweeps, quiet, tmp_path, in_process):
