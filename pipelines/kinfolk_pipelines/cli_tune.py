@@ -46,7 +46,11 @@ def tune(
         typer.echo(f"No trial keeps the constraints; nothing was registered. The report is {out}.")
         return
     assert tuned.best is not None
-    typer.echo(
-        f"{tuned.version.reference} is trial {tuned.best.id}, {metric} {value:.4g}. The report is {out}. "
-        f"Next: kinfolk evaluate {tuned.version.reference}"
-    )
+    what = f"trial {tuned.best.id}, {metric} {value:.4g}"
+    if planned.sweep.finish == "retrain":
+        what = (
+            f"another training, of {planned.base.recipe.training.samples} samples and not measured here, with the "
+            f"settings of trial {tuned.best.id}, whose {metric} was {value:.4g}"
+        )
+    reference = tuned.version.reference
+    typer.echo(f"{reference} is {what}. The report is {out}. Next: kinfolk evaluate {reference}")

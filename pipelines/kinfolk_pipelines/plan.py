@@ -1,6 +1,5 @@
 """What a training will be, checked as a whole before anything is touched."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from kinfolk.data.source import keep
 from kinfolk.errors import ConfigError, RegistryError
 from kinfolk.families import find_family
 from kinfolk.tracking.reference import parse_name
-from kinfolk.training.loop import judged_together
+from kinfolk.training.loop import check_batch, judged_together
 from kinfolk.training.state import build
 from kinfolk_pipelines.datasets import Dataset, open_dataset
 from kinfolk_pipelines.figures import check
@@ -36,7 +35,7 @@ class Plan:
     parents: Mapping[str, Loaded] = field(default_factory=dict)  # by role
     ancestry: Mapping[str, str] = field(default_factory=dict)  # versions it rests on, by role or ``init_from``
     draws: bool = True  # whether there will be samples
-    group: int = 1  # samples that a microbatch is a multiple of
+    groups: Sequence[int] = (1,)  # samples that a microbatch is a multiple of, in each attempt
     latents: Path | None = None  # where training finds the data as the first stage encodes it, or puts it
     features: Model | None = None  # by which the recipe's monitor tells samples apart; None: their elements
     sweep: str | None = None  # that found its settings
@@ -63,7 +62,7 @@ def plan(
     models = {role: loaded.model for role, loaded in parents.items()}
     untrained = build(family, config, data.prepared.spec, recipe.seed, parents=models)  # what does not fit fails here
     check(untrained, recipe.evaluation)
-    group = _group(recipe, data, models)
+    groups = groups_of(recipe, data, models)
     if recipe.monitor is not None:
         recipe.monitor.check(recipe.training.samples, recipe.training.batch_size)
     initial, ancestry = _initial(settings, recipe, untrained)
@@ -72,18 +71,17 @@ def plan(
     digest = recipe.digest(data.digest, *ancestry.values())
     run, draws = f"{model_name}-{digest}", "sample" in untrained.tasks.starts
     features = _features(settings, recipe, data) if watched else None
-    return Plan(recipe, family, data, model_name, run, initial, parents, ancestry, draws, group, latents, features)
+    return Plan(recipe, family, data, model_name, run, initial, parents, ancestry, draws, groups, latents, features)
 
 
-def _group(recipe: Recipe, data: Dataset, parents: Mapping[str, Model]) -> int:
-    """Samples that a microbatch is a multiple of, whatever the monitor's changes lead to; each is built to find out.
+def groups_of(recipe: Recipe, data: Dataset, parents: Mapping[str, Model]) -> list[int]:
+    """Samples that a microbatch is a multiple of, in each attempt; each is built to find out.
 
     Raises:
-        ConfigError: a change does not fit, or changes what a training cannot.
+        ConfigError: a change of the monitor does not fit, or changes what a training cannot.
     """
-    groups = [1]
-    for alarms in range(len(recipe.monitor.changes) + 1 if recipe.monitor else 1):
-        changed = recipe.after(alarms)
+    groups = []
+    for alarms, changed in enumerate(recipe.attempts()):
         kept = {"name", "family", "data", "parents", "init_from", "keep_labels", "monitor"}
         if other := sorted(key for key in kept if getattr(changed, key) != getattr(recipe, key)):
             raise ConfigError(
@@ -92,7 +90,17 @@ def _group(recipe: Recipe, data: Dataset, parents: Mapping[str, Model]) -> int:
         config = parse(find_family(changed.family).config, changed.model, f"{recipe.name} after {alarms} alarms, model")
         model = build(find_family(changed.family), config, data.prepared.spec, changed.seed, parents=parents)
         groups.append(judged_together(model.family.phases(model.module)))
-    return math.lcm(*groups)
+    return groups
+
+
+def check_batches(recipe: Recipe, workers: int, groups: Sequence[int]) -> None:
+    """Refuse a batch, of any attempt, that the workers and microbatches cannot share equally in whole groups.
+
+    Raises:
+        ConfigError: with the nearest batch sizes that can be.
+    """
+    for attempt, group in zip(recipe.attempts(), groups, strict=True):
+        check_batch(attempt.training, workers, group)
 
 
 def looks_at_features(recipe: Recipe, data: Dataset) -> bool:

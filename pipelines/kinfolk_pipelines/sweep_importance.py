@@ -22,14 +22,14 @@ class Importance:
 
 
 def importance(sweep: Sweep, trials: Sequence[Trial]) -> Importance:
-    """Permutation importance of a random forest that predicts a trial's rank from its settings.
+    """Permutation importance of a random forest that predicts a trial's rank from its settings, failed ones left out.
 
     How long a trial trained is among its inputs, so that settings are not blamed for an early stop, and not shown.
     That a setting exists is put down to the one it depends on, and never to itself. The forest is asked about the
     trials it learned from: a sweep has too few to keep some back.
     Source: Breiman, 2001, Sec. 10, https://doi.org/10.1023/A:1010933404324.
     """
-    told = [trial for trial in trials if trial.reports and sweep.score(trial.figures) > NEVER]
+    told = [trial for trial in trials if trial.status != "failed" and sweep.score(trial.figures) > NEVER]
     keys = [key for key in sweep.space if len({repr(t.settings[key]) for t in told if key in t.settings}) > 1]
     if len(told) < _LEAST_TRIALS or not keys:
         return Importance({}, len(told))

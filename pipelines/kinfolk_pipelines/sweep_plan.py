@@ -13,7 +13,6 @@ from kinfolk.config import Recipe, find_recipe, lay, override, parse, read_mappi
 from kinfolk.contract import Model
 from kinfolk.errors import ConfigError, nearest
 from kinfolk.families import find_family
-from kinfolk.training.loop import check_batch, judged_together
 from kinfolk.training.state import TrainState, build, prepare
 from kinfolk.tuning.population import check_perturbed
 from kinfolk.tuning.recipes import recipe_of
@@ -21,7 +20,7 @@ from kinfolk.tuning.space import ends
 from kinfolk.tuning.sweep import ALARM, Pace, Pbt, Sweep, pace
 from kinfolk_pipelines.figures import check
 from kinfolk_pipelines.meaning import MEANING
-from kinfolk_pipelines.plan import Plan, plan
+from kinfolk_pipelines.plan import Plan, check_batches, groups_of, plan
 from kinfolk_pipelines.settings import Settings
 from kinfolk_pipelines.sweep_figures import ON_MODES
 
@@ -119,16 +118,22 @@ def check_modes(planned: SweepPlan) -> None:
 
 
 def _check_alarm(planned: SweepPlan) -> None:
-    """Refuse to judge by alarms that nobody could give."""
-    recipe = planned.base.recipe
-    if ALARM not in planned.sweep.judged:
-        return
-    if recipe.monitor is None:
+    """Refuse to judge by alarms that nobody gives."""
+    if ALARM in planned.sweep.judged and planned.base.recipe.monitor is None:
         raise ConfigError(
             f"{planned.name} is judged by {ALARM}, and {planned.sweep.recipe} has no monitor that could give one. Add "
             "fixed: {monitor: {}} for the default one, or leave it out."
         )
-    recipe.monitor.check(planned.pace.samples, recipe.training.batch_size)
+
+
+def _check_monitor(planned: SweepPlan, recipe: Recipe) -> None:
+    """Refuse a monitor that could not alarm in the training to be registered, or in trials that are judged by it."""
+    if recipe.monitor is None:
+        return
+    whole = planned.sweep.finish == "retrain"
+    lengths = {planned.pace.samples} if not whole or ALARM in planned.sweep.judged else set()
+    for samples in lengths | ({planned.base.recipe.training.samples} if whole else set()):
+        recipe.monitor.check(samples, recipe.training.batch_size)
 
 
 def _check_logs(sweep: Sweep, phases: Sequence[str]) -> None:
@@ -172,10 +177,12 @@ def _untrained(planned: SweepPlan, settings: Mapping[str, Any]) -> tuple[Recipe,
         recipe = recipe_of(planned.values, settings, planned.pace)
         family = find_family(recipe.family)
         config = parse(family.config, recipe.model, "model")
+        recipe = recipe.model_copy(update={"model": config.model_dump(mode="json")})  # changes may be of defaults
         parents = {role: loaded.model for role, loaded in base.parents.items()}
         model = build(family, config, base.data.prepared.spec, recipe.seed, parents=parents)
         check(model, recipe.evaluation)
-        check_batch(recipe.training, planned.sweep.workers, judged_together(family.phases(model.module)))
+        check_batches(recipe, planned.sweep.workers, groups_of(recipe, base.data, parents))
+        _check_monitor(planned, recipe)
     except ConfigError as error:
         shown = ", ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
         raise ConfigError(f"The space of {planned.sweep.name}: {error} (at {shown})") from None

@@ -42,10 +42,11 @@ def importance_bars(found: Importance) -> bytes:
     return _drawn(draw, 7.2, 0.9 + 0.42 * len(names))
 
 
-def parallel_coordinates(sweep: Sweep, trials: Sequence[Trial]) -> bytes | None:
+def parallel_coordinates(sweep: Sweep, trials: Sequence[Trial], leader: Trial | None) -> bytes | None:
     """A line for each trial that reported, through the place of each of its settings to its rank; None without any.
 
-    Where a setting does not exist the line is broken. The better the trial, the darker and the further up at the right.
+    Where a setting does not exist the line is broken. The better a trial's last figures, the darker its line and the
+    further up at the right; that of ``leader`` is in a colour of its own.
     """
     told = sorted((trial for trial in trials if trial.reports), key=lambda trial: sweep.score(trial.figures))
     if not told:
@@ -56,9 +57,10 @@ def parallel_coordinates(sweep: Sweep, trials: Sequence[Trial]) -> bytes | None:
         for rank, trial in enumerate(told):
             end = rank / max(len(told) - 1, 1)
             places = [sweep.space[k].place(trial.settings[k]) if k in trial.settings else float("nan") for k in keys]
-            best = rank == len(told) - 1
-            color = _ACCENT if best else str(0.85 - 0.6 * end)
-            axes.plot(range(len(keys) + 1), [*places, end], color=color, linewidth=2.6 if best else 1.2, zorder=rank)
+            color, width, order = str(0.85 - 0.6 * end), 1.2, rank
+            if trial is leader:
+                color, width, order = _ACCENT, 2.6, len(told)
+            axes.plot(range(len(keys) + 1), [*places, end], color=color, linewidth=width, zorder=order)
         for index, key in enumerate(keys):
             axes.axvline(index, color="0.6", linewidth=0.8, zorder=0)
             _ticks(axes, index, sweep.space[key])

@@ -1,7 +1,7 @@
 """The report of a sweep: one HTML page that needs no other file."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -13,6 +13,7 @@ from kinfolk_pipelines import sweep_plots as plots
 from kinfolk_pipelines.meaning import MEANING
 from kinfolk_pipelines.report import STYLE, image, meaning, number
 from kinfolk_pipelines.sweep_display import judged, shown_settings
+from kinfolk_pipelines.sweep_figures import ON_MODES
 from kinfolk_pipelines.sweep_importance import importance
 from kinfolk_pipelines.sweep_plan import SweepPlan
 
@@ -37,18 +38,22 @@ def render(planned: SweepPlan, ledger: Ledger, leader: Trial | None, version: Ve
         f"<title>{html.escape(title)}</title><style>{STYLE}{_MORE_STYLE}</style><h1>{html.escape(title)}</h1>",
         *(f"<p>{html.escape(line)}</p>" for line in basis(planned, ledger, trials, leader, version)),
         _importance(planned.sweep, trials),
-        _picture("Which settings led where", plots.parallel_coordinates(planned.sweep, trials), _PARALLEL),
+        _picture("Which settings led where", plots.parallel_coordinates(planned.sweep, trials, leader), _PARALLEL),
         _picture("Learning curves", plots.learning_curves(planned.sweep, trials, leader), _CURVES),
         _seeds(planned.sweep, leader, repeats),
         f"<h2>Trials</h2>{_table(planned, trials, leader)}",
         _changes(trials),
-        _failures(trials),
+        _said("Alarms", "what the monitor said", {t.id: " ".join(t.alarms) for t in trials if t.alarms}, ledger),
+        _said("Failed trials", "error", {t.id: t.error or "" for t in trials if t.status == "failed"}, ledger),
         "</html>",
     ]
     return "\n".join(part for part in parts if part)
 
 
-_PARALLEL = "A line for each trial that reported, the best in green; the further up at the right, the better."
+_PARALLEL = (
+    "A line for each trial that reported, the best in green; the further up at the right, the better its last figures, "
+    "however early they came."
+)
 _CURVES = "A line for each trial, the best in green; a cross where a trial was stopped, an orange one where it failed."
 
 
@@ -64,25 +69,44 @@ def basis(
         f"Recipe {base.recipe.data}/{base.recipe.name} on data {base.data.digest}; {len(trials)} trials of at most "
         f"{planned.pace.samples:,} samples, {sweep.parallel} at a time, searcher {sweep.searcher.kind}, scheduler "
         f"{sweep.scheduler.kind}: {', '.join(counts)}, in {ledger.seconds:,.0f} s of {_starts(ledger.starts)}.",
-        f"Best is the {wanted} {sweep.objective.metric}{f' with {constraints}' if constraints else ''}, measured on "
-        f"{sweep.evaluation_samples} samples of the averaged weights.",
+        f"Best is the {wanted} {sweep.objective.metric}, {_rests_on(sweep)}"
+        f"{f' Constraints: {constraints}.' if constraints else ''}",
     ]
     if sweep.objective.metric in MEANING:
         lines.append(f"{sweep.objective.metric}: {meaning(sweep.objective.metric)}")
-    return [*lines, _outcome(sweep, trials, leader, version)]
+    return [*lines, _outcome(planned, trials, leader, version)]
+
+
+def _rests_on(sweep: Sweep) -> str:
+    """What the objective is measured on."""
+    if "/" in sweep.objective.metric:
+        return "a mean over the training since the report before."
+    if sweep.objective.metric in ON_MODES:
+        return "counted in as many samples of the averaged weights as the data set's rule asks for."
+    return f"measured on at most {sweep.evaluation_samples:,} samples of the averaged weights."
 
 
 def _starts(count: int) -> str:
     return "one start" if count == 1 else f"{count} starts"
 
 
-def _outcome(sweep: Sweep, trials: Sequence[Trial], leader: Trial | None, version: Version | None) -> str:
+def _outcome(planned: SweepPlan, trials: Sequence[Trial], leader: Trial | None, version: Version | None) -> str:
     if leader is None:
         return "No trial keeps the constraints: nothing was registered."
+    sweep = planned.sweep
     value, middle = leader.figures[sweep.objective.metric], median_of_finished(sweep, trials)
     said = f"Trial {leader.id} is best: {sweep.objective.metric} {number(value)}"
     said += f"; the median of trials that trained to the end is {number(middle)}" if middle is not None else ""
-    return f"{said}. {'Registered as ' + version.reference + '.' if version else ''}"
+    return f"{said}. {'' if version is None else _registration(planned, version)}"
+
+
+def _registration(planned: SweepPlan, version: Version) -> str:
+    if planned.sweep.finish == "take":
+        return f"Registered as {version.reference}."
+    return (
+        f"Registered as {version.reference} is another training with its settings, of "
+        f"{planned.base.recipe.training.samples:,} samples, which was not measured here."
+    )
 
 
 def _picture(title: str, content: bytes | None, says: str) -> str:
@@ -153,16 +177,16 @@ def _changes(trials: Sequence[Trial]) -> str:
     return f"<h2>Copies</h2><ul>{''.join(lines)}</ul>"
 
 
-def _failures(trials: Sequence[Trial]) -> str:
-    failed = [trial for trial in trials if trial.status == "failed"]
-    if not failed:
+def _said(title: str, what: str, said: Mapping[str, str], ledger: Ledger) -> str:
+    """A table of trials, by name, with what was said of each; nothing where nothing was said."""
+    if not said:
         return ""
     rows = "".join(
-        f"<tr><td>{trial.id}</td><td class=said>{html.escape(trial.error or '')}</td>"
-        f"<td class=said>{html.escape(shown_settings(trial.settings))}</td></tr>"
-        for trial in failed
+        f"<tr><td>{name}</td><td class=said>{html.escape(text)}</td>"
+        f"<td class=said>{html.escape(shown_settings(ledger.trials[name].settings))}</td></tr>"
+        for name, text in said.items()
     )
     return (
-        f"<h2>Failed trials</h2><div class=scroll><table><thead><tr><th>trial</th><th class=meaning>error</th>"
+        f"<h2>{title}</h2><div class=scroll><table><thead><tr><th>trial</th><th class=meaning>{what}</th>"
         f"<th class=meaning>settings</th></tr></thead><tbody>{rows}</tbody></table></div>"
     )

@@ -1,5 +1,6 @@
 """A sweep in MLflow: one run for the sweep, one below it for each trial, written by the driver alone."""
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from kinfolk_pipelines.sweep_plan import SweepPlan
 
 PARENT_TAG = "mlflow.parentRunId"  # by which MLflow's pages nest runs
 SWEEP_TAG = "kinfolk.sweep"
+ALARMS_TAG = "alarms"  # of a trial's monitor, in words, as JSON
 _SETTLE_TIMEOUT_S = 5.0  # the search waits; what is left is sent by `kinfolk deliver`
 _STATUS: Mapping[str, Status] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
@@ -75,6 +77,8 @@ class TrialRuns:
             self._told[trial.id] = now
             run.log(_numbers(trial.settings), trial.samples_seen)
         if trial.status in ENDED:
+            if trial.alarms:
+                run.tag(ALARMS_TAG, json.dumps(trial.alarms))
             run.finish(_STATUS[trial.status], _SETTLE_TIMEOUT_S)
             self._runs.pop(trial.id)
             trial.told = True

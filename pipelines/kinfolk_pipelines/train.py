@@ -20,10 +20,9 @@ from kinfolk.tracking import registry
 from kinfolk.tracking.history import RUN_TAG, SECONDS, Earlier, earlier_run
 from kinfolk.tracking.lineage import Lineage, Version
 from kinfolk.tracking.runs import DataVersion, Run, Tracker
-from kinfolk.training.loop import check_batch
 from kinfolk_pipelines.datasets import encode_dataset
 from kinfolk_pipelines.figures import SPEED_ROWS
-from kinfolk_pipelines.plan import Plan
+from kinfolk_pipelines.plan import Plan, check_batches
 from kinfolk_pipelines.progress import display
 from kinfolk_pipelines.settings import Settings, git_commit
 
@@ -75,7 +74,7 @@ def train(
         InterruptedTrainingError: stopped by a signal, after a checkpoint.
         DivergenceError: the loss stayed not finite; nothing was registered.
     """
-    check_batch(planned.recipe.training, workers, planned.group)
+    check_batches(planned.recipe, workers, planned.groups)
     tracker = Tracker(settings.tracking, settings.experiment, settings.state.absolute() / "spool")
     tracker.check()
     run_name = f"{planned.run_name}-{int(time.time())}" if fresh else planned.run_name

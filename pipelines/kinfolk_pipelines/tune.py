@@ -18,7 +18,7 @@ from kinfolk.tuning import ledger as records
 from kinfolk.tuning.best import best, median_of_finished
 from kinfolk.tuning.ledger import ENDED, REPEAT, Ledger, Trial, commonest_error
 from kinfolk.tuning.searchers import Searcher, make_searcher
-from kinfolk.tuning.sweep import ALARM, Pbt, Sweep, Unscheduled
+from kinfolk.tuning.sweep import Pbt, Sweep, Unscheduled
 from kinfolk_pipelines.compare import train_features
 from kinfolk_pipelines.datasets import encode_dataset
 from kinfolk_pipelines.models import judge_of
@@ -235,19 +235,23 @@ def _both(*listeners: Callable[[Trial], None]) -> Callable[[Trial], None]:
 
 
 def _check_some_ended_well(search: _Search, out: Path) -> None:
-    trials = search.searched
+    """Refuse to go on where no trial is left to choose from, with the report written and the commonest error told."""
+    planned, trials = search.planned, search.searched
     failed = [trial for trial in trials if trial.status == "failed"]
+    if any(trial.reports for trial in trials if trial not in failed):
+        return
+    write_sweep_report(out, planned, search.ledger, None, None)
+    error, count = commonest_error(failed) if failed else ("", 0)
     if len(failed) == len(trials):
-        error, count = commonest_error(failed)
-        write_sweep_report(out, search.planned, search.ledger, None, None)
         raise KinfolkError(
-            f"Every trial of {search.planned.name} failed, {count} of {len(trials)} with: {error} The report is {out}."
+            f"Every trial of {planned.name} failed, {count} of {len(trials)} with: {error} The report is {out}."
         )
-    if not any(trial.reports for trial in trials):
-        raise KinfolkError(
-            f"No trial of {search.planned.name} got to its first report, after {search.planned.pace.report_every} "
-            f"samples, within budget.minutes={search.planned.sweep.budget.minutes}. Give more, or report more often."
-        )
+    others = f"The other {len(failed)} of {len(trials)} failed, {count} with: {error} " if failed else ""
+    raise KinfolkError(
+        f"{len(trials) - len(failed)} of {len(trials)} trials of {planned.name} got to no report, the first being due "
+        f"after {planned.pace.report_every} samples, within budget.minutes={planned.sweep.budget.minutes}. Give more, "
+        f"or report more often. {others}The report is {out}."
+    )
 
 
 def _queue_repeats(search: _Search, leader: Trial) -> None:
@@ -264,7 +268,7 @@ def _registered(search: _Search, leader: Trial) -> Version:
         return registry.find(settings.tracking, ledger.version)
     if planned.sweep.finish == "retrain":
         whole = trial_plan(settings, planned, leader.settings, leader.seed, whole=True)
-        version = train(settings, whole, search.console).version
+        version = train(settings, whole, search.console, workers=planned.sweep.workers).version
     else:
         version = _taken(search, leader)
     ledger.version = version.reference
@@ -286,8 +290,7 @@ def _taken(search: _Search, leader: Trial) -> Version:
     as_trained = trial_plan(settings, planned, leader.settings, leader.seed, whole=False)
     figures = {name: value for name, value in leader.figures.items() if name != "samples_seen"}
     name = f"{planned.name}-{search.ledger.id}-{leader.id}"
-    alarms = ("its monitor, during the sweep",) if leader.figures.get(ALARM) else ()  # which keep it from promotion
-    version = register_trained(settings, as_trained, name, leader.run_id, model, figures, alarms)
+    version = register_trained(settings, as_trained, name, leader.run_id, model, figures, tuple(leader.alarms))
     basis = {
         "data": f"{planned.base.data.name} {planned.base.data.digest}",
         "samples": str(planned.sweep.evaluation_samples),

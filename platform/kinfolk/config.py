@@ -86,6 +86,14 @@ class Recipe(Config):
             Recipe, self.monitor.changed(self.model_dump(mode="json"), alarms), f"{self.name}, monitor.changes"
         )
 
+    def attempts(self) -> "list[Recipe]":
+        """The recipe as it is trained at first, then after each alarm that its monitor has a change for.
+
+        Raises:
+            ConfigError: a change does not fit the recipe.
+        """
+        return [self.after(alarms) for alarms in range(len(self.monitor.changes) + 1 if self.monitor else 1)]
+
 
 def parse(kind: type[AnyModel], values: Mapping[str, Any], where: str) -> AnyModel:
     """``values`` as a ``kind``; each mistake named with its key, the value got and the nearest known key.

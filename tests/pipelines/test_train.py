@@ -236,7 +236,7 @@ def test_what_a_monitor_warned_of_is_with_the_run_and_keeps_its_version_from_pro
     assert "Samples are alike." in told.decision.reason
 
 
-MONITORED = "monitor={act: change, changes: [%s]}"
+MONITORED = "monitor={act: change, alarm: {grace_samples: 0, looks: 2}, changes: [%s]}"
 
 
 @pytest.mark.parametrize(
@@ -246,10 +246,12 @@ MONITORED = "monitor={act: change, changes: [%s]}"
         ("{put: {model.shrink: high}}", "after 1 alarms, model: shrink: .* number"),
         ("{put: {data: grid}}", "data cannot change during a training"),
         ("{multiply: {model.shrink: 2}}, {put: {training.batch_size: 0}}", "batch_size: .* greater than 0"),
+        ("{put: {training.batch_size: 31}}", "batch_size=31 does not divide over 2 workers with accumulate=1"),
+        ("{new_seed: true}, {put: {training.accumulate: 5}}", "batch_size=32 does not divide over 2 .* accumulate=5"),
     ],
 )
 def test_a_change_that_cannot_be_is_refused_before_training(settings, ray, run, change, said):
     with pytest.raises(ConfigError, match=said):
-        run(MONITORED % change)
+        run(MONITORED % change, workers=2)
     assert not ray.asked
     assert not runs_of(settings)

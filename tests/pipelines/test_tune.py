@@ -1,7 +1,9 @@
 """The verb on a search that runs in this process: what is refused, recorded, gone on with, registered and shown."""
 
 import json
+import re
 import shutil
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,8 +11,10 @@ import pytest
 
 from kinfolk.checkpoint import save_checkpoint
 from kinfolk.errors import ConfigError, KinfolkError
+from kinfolk.metrics.alarm import Alarm
 from kinfolk.tracking.connection import connect
 from kinfolk.tuning.ledger import ENDED, opened
+from kinfolk_pipelines import cli, cli_tune
 from kinfolk_pipelines.sweep_plan import plan_sweep
 from kinfolk_pipelines.train import InterruptedTrainingError
 from kinfolk_pipelines.tune import tune
@@ -40,19 +44,29 @@ constraints: ["alarm == 0"]
 
 @dataclass
 class InProcess:
-    """Stands in for Ray Tune: one trial after the other; stops as Ctrl-C does before the ``stop_before``-th."""
+    """Stands in for Ray Tune: one trial after the other; stops as Ctrl-C does before the ``stop_before``-th.
+
+    The time is up before the ``late_before``-th.
+    """
 
     stop_before: int | None = None
+    late_before: int | None = None
+    seconds: list[float | None] = field(default_factory=list)  # that it was given
     ran: list[str] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
 
     def search(self, work, ledger, trials, searcher, scheduler, listener, seconds):
         self.asked.append(scheduler.kind)
+        self.seconds.append(seconds)
         for trial in trials:
             if trial.status in ENDED:
                 continue
             if self.stop_before is not None and len(self.ran) >= self.stop_before:
                 return "interrupted"
+            if self.late_before is not None and len(self.ran) >= self.late_before:
+                trial.status = "stopped"
+                ledger.save(trial)
+                continue
             self.ran.append(trial.id)
             trial.settings = trial.settings or searcher.propose(trial.id)
             self._train(work, ledger, trial, listener)
@@ -61,13 +75,13 @@ class InProcess:
         return "done"
 
     def _train(self, work, ledger, trial, listener):
-        from kinfolk.tuning.trial import reports, said
+        from kinfolk.tuning.trial import reasons, reports, said
 
         trial.status = "running"
         listener(trial)
         try:
             for figures, snapshot in reports(work, trial.settings, trial.seed, []):
-                trial.add(figures)
+                trial.add(figures, reasons(snapshot.values["looks"]))
                 place = Path(work.storage) / trial.id / str(trial.samples_seen)
                 save_checkpoint(place, snapshot)
                 trial.stored(str(place))
@@ -253,18 +267,60 @@ def test_a_sweep_whose_every_trial_fails_says_so_with_the_commonest_error(run, s
     assert "Training diverged" in (tmp_path / "sweep.html").read_text()
 
 
+def test_a_sweep_that_ran_out_of_time_before_any_report_says_so(run, in_process, sweeps, tmp_path):
+    in_process.late_before = 0
+    with pytest.raises(KinfolkError, match=r"6 of 6 trials .* got to no report, .* 32 samples, within .*minutes=0.5"):
+        run("budget.minutes=0.5")
+    assert in_process.seconds == [30.0]  # and no other search
+    assert runs_of(sweeps)["ring-rates"].info.status == "FAILED"
+    assert "6 stopped, 0 failed" in (tmp_path / "sweep.html").read_text()
+
+
+def test_a_sweep_without_a_report_tells_of_those_that_failed_too(run, in_process, tmp_path):
+    bad = SWEEP.replace("[1.0e-5, 0.01, 1.0e+6]", "[1.0e+6, 2.0e+6]")
+    (tmp_path / "sweeps" / "ring" / "rates.yaml").write_text(bad)
+    in_process.late_before = 2
+    with pytest.raises(KinfolkError, match=r"4 of 6 trials .* got to no report.* 2 of 6 failed, 2 with: Training div"):
+        run("budget.minutes=0.5")
+    page = (tmp_path / "sweep.html").read_text()
+    assert "4 stopped, 2 failed" in page
+    assert "Training diverged" in page
+
+
+def test_the_command_ends_with_1_when_every_trial_fails(sweeps, in_process, tmp_path, monkeypatch, capsys):
+    bad = SWEEP.replace("[1.0e-5, 0.01, 1.0e+6]", "[1.0e+6, 2.0e+6]")
+    (tmp_path / "sweeps" / "ring" / "rates.yaml").write_text(bad)
+    assert command(sweeps, tmp_path, monkeypatch) == 1
+    out, said = capsys.readouterr()
+    assert not out
+    assert "kinfolk: Every trial of ring-rates failed, 6 of 6 with: Training diverged" in said
+
+
+def command(settings, folder, monkeypatch, *words):
+    """The exit code of ``kinfolk tune ring/rates``."""
+    monkeypatch.setattr(cli_tune, "load_settings", lambda: settings)
+    monkeypatch.setattr(sys, "argv", ["kinfolk", "tune", "ring/rates", "-o", str(folder / "sweep.html"), *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code or 0
+
+
 def test_no_trial_that_breaks_a_constraint_is_registered(run, tmp_path):
     tuned = run('constraints=["alarm > 0"]')
     assert (tuned.version, tuned.best) == (None, None)
     assert "No trial keeps the constraints" in (tmp_path / "sweep.html").read_text()
 
 
-def test_a_trial_whose_monitor_fired_is_registered_with_that_if_the_sweep_allows_it(run, monkeypatch):
+def test_a_trial_whose_monitor_fired_is_registered_with_that_if_the_sweep_allows_it(run, sweeps, monkeypatch):
     assert run().version.alarms == ()
-    monkeypatch.setattr("kinfolk.tuning.trial.alarms", lambda looks: ("samples are alike",))
+    alarm = Alarm(64, "missing", 1.0, 0.5, "Samples are alike.")
+    monkeypatch.setattr("kinfolk.tuning.trial.alarms", lambda looks: (alarm,))
     tuned = run("constraints=[]", fresh=True)
     assert tuned.best.figures["alarm"] == 1
-    assert tuned.version.alarms == ("its monitor, during the sweep",)
+    assert tuned.best.alarms == ["Samples are alike."]
+    assert tuned.version.alarms == ("Samples are alike.",)
+    told = connect(sweeps.tracking).get_run(tuned.best.run_id).data.tags
+    assert json.loads(told["alarms"]) == ["Samples are alike."]
 
 
 def test_the_best_settings_are_repeated_with_other_seeds(run, in_process, sweeps, tmp_path):
@@ -279,11 +335,26 @@ def test_the_best_settings_are_repeated_with_other_seeds(run, in_process, sweeps
 
 
 def test_retraining_trains_as_long_as_the_recipe(run, ray, sweeps):
-    tuned = run("finish=retrain", "budget.samples=32", "constraints=[]")
+    tuned = run("finish=retrain", "budget.samples=32", "constraints=[]", "workers=2")
+    assert ray.asked[0]["workers"] == 2
     assert ray.asked[0]["job"].recipe.training.samples == 64
     assert ray.asked[0]["job"].recipe.model["optimizer"]["lr"] == 0.01
     assert tuned.version.lineage.sweep == "ring-rates"
     assert tuned.best.samples_seen == 32
+
+
+def test_the_command_says_whether_what_it_registered_is_the_trial_itself(
+    sweeps, in_process, ray, tmp_path, monkeypatch, capsys
+):
+    assert command(sweeps, tmp_path, monkeypatch) == 0
+    assert re.match(r"ring-blob/1 is trial \d+, log_prob_density_nats -", capsys.readouterr().out)
+    retrained = ("--fresh", "--set", "finish=retrain", "--set", "constraints=[]")
+    assert command(sweeps, tmp_path, monkeypatch, *retrained) == 0
+    assert re.match(
+        r"ring-blob/2 is another training, of 64 samples and not measured here, with the settings of trial \d+, "
+        r"whose log_prob_density_nats was -",
+        capsys.readouterr().out.replace("\n", " "),
+    )
 
 
 def test_mlflow_away_before_the_start_stops_everything_before_anything_is_written(sweeps, quiet, tmp_path, in_process):

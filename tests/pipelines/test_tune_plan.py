@@ -17,6 +17,13 @@ SWEEP = {
     "report_every_samples": 32,
     "objective": {"metric": "log_prob_density_nats", "mode": "max"},
 }
+TWO_LOOKS = {"every_samples": 32, "alarm": {"grace_samples": 0, "looks": 2}}
+BATCHES = {"training.batch_size": {"kind": "choice", "values": [32, 64]}}
+
+
+def changing(**change):
+    """A monitor that changes this after an alarm."""
+    return {**TWO_LOOKS, "act": "change", "changes": [change]}
 
 
 @pytest.fixture
@@ -53,6 +60,27 @@ def space(**keys):
         ({"constraints": ["alrm == 0"]}, r"alrm is no figure. Did you mean 'alarm'\?"),
         ({"constraints": ["alarm == 0"]}, r"ring/blob has no monitor .* Add fixed: \{monitor: \{\}\}"),
         ({"constraints": ["alarm == 0"], "fixed": {"monitor": {"every_samples": 32}}}, "could never be given"),
+        ({"fixed": {"monitor": TWO_LOOKS}, "budget": {"samples": 32}}, r"never be given.* \(at model.optimizer.lr="),
+        (
+            {"fixed": {"monitor": TWO_LOOKS}, "budget": {"samples": 32}, "finish": "retrain"}
+            | {"constraints": ["alarm == 0"]},
+            "never be given",
+        ),
+        (
+            {"fixed": {"monitor": {**TWO_LOOKS, "every_samples": None}}, "space": BATCHES, "finish": "retrain"},
+            r"could never be given.* \(at training.batch_size=64\)",
+        ),
+        (
+            {"fixed": {"monitor": changing(put={"training.accumulate": 64})}, "space": BATCHES},
+            r"batch_size=32 does not divide .* accumulate=64.* \(at training.batch_size=32\)",
+        ),
+        (
+            {
+                "fixed": {"monitor": changing(put={"model.optimizer.eps": 1e-6})},
+                "space": {"model.optimizer.kind": {"kind": "choice", "values": ["adamw", "sgd"]}},
+            },
+            r"optimizer: eps=1e-06 would have no effect.* \(at model.optimizer.kind=\"sgd\"\)",
+        ),
         ({"budget": {"samples": 31}}, "ends before the first report, after 32 samples. Give at least 32"),
         ({"objective": {"metric": "gausian/log_prob", "mode": "max"}}, r"no phase gausian. Did you mean 'gaussian'\?"),
         ({"fixed": {"model": {"optimizer": {"kind": "sgd"}}}}, r"fixed.model would .* fixed: {model.optimizer.kind: "),
@@ -167,3 +195,26 @@ def test_shipped_sweeps_are_sound(tmp_path, prepared_folder):
     assert names
     for name in names:
         assert plan_sweep(shipped, str(name)).sweep.trials > 1
+
+
+def test_a_monitor_that_fits_every_trial_is_taken_as_it_is(planned):
+    """A factor may be of a default; a training for registration alone may be long enough for an alarm."""
+    made = planned(fixed={"monitor": changing(multiply={"model.dequantise": 2.0})})
+    assert made.base.recipe.after(1).model["dequantise"] == 0.1
+    assert planned(fixed={"monitor": TWO_LOOKS}, budget={"samples": 32}, finish="retrain").pace.samples == 32
+
+
+def test_penalties_that_some_trials_have_are_multiplied_in_none_that_lacks_them(tmp_path, prepared_folder):
+    shipped = Settings(state=tmp_path / "state", data=prepared_folder)
+    changes = [{"multiply": {"model.penalties.0.gamma": 3}}]
+    given = {
+        **SWEEP,
+        "recipe": "ring/r3gan",
+        "fixed": {"monitor": {"act": "change", "changes": changes}},
+        "space": {"model.penalties": {"kind": "choice", "values": [[{"kind": "r1", "gamma": 1.0}], []]}},
+        "report_every_samples": None,
+        "objective": {"metric": "kl_to_uniform", "mode": "min"},
+    }
+    (tmp_path / "penalties.yaml").write_text(yaml.safe_dump(given))
+    with pytest.raises(ConfigError, match=r"no position in a list of 0.*\(at model.penalties=\[\]\)"):
+        plan_sweep(shipped, str(tmp_path / "penalties.yaml"))

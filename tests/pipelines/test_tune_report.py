@@ -2,7 +2,10 @@
 
 import io
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -86,6 +89,9 @@ def test_few_trials_say_nothing_and_failed_ones_do_not_count():
     failed = [trial(f"x{i}", status="failed", error="it broke") for i in range(9)]
     assert importance(SWEEP, [*trials, *failed]).shares == {}
     assert importance(SWEEP, [*trials, *failed]).trials == 7
+    late = [trial(f"y{i}", fd=1.0, status="failed", error="it broke after a report") for i in range(9)]
+    assert importance(SWEEP, [*trials, *late]).shares == {}
+    assert importance(SWEEP, [*trials, *late]).trials == 7
 
 
 @pytest.fixture
@@ -151,6 +157,43 @@ def test_an_error_is_shown_as_text_in_the_table_of_failures(planned, ledger):
     assert "<b>Divergence" not in page
 
 
+def test_what_a_monitor_said_is_shown_with_the_trial(planned, ledger):
+    assert "Alarms" not in render(planned, ledger, ledger.trials["000"], None)
+    ledger.trials["001"].alarms = ["Samples are <alike>.", "Losses grow."]
+    page = render(planned, ledger, ledger.trials["000"], None)
+    said = "Samples are &lt;alike&gt;. Losses grow."
+    assert ["001", said, "optimizer.lr=0.01"] in cells(page[page.index("Alarms") :])
+
+
+def outcome(planned, ledger, **changes):
+    """The sentences about the best trial of a sweep with these entries."""
+    sweep = planned.sweep.model_copy(update=changes)
+    version = SimpleNamespace(reference="ring-blob/1")
+    return basis(replace(planned, sweep=sweep), ledger, [], ledger.trials["000"], version)
+
+
+def test_what_was_trained_anew_is_not_said_to_be_what_was_measured(planned, ledger):
+    assert outcome(planned, ledger)[-1].endswith("is best: fd_local 1.25. Registered as ring-blob/1.")
+    assert outcome(planned, ledger, finish="retrain")[-1].endswith(
+        "is best: fd_local 1.25. Registered as ring-blob/1 is another training with its settings, of 64 samples, "
+        "which was not measured here."
+    )
+
+
+@pytest.mark.parametrize(
+    ("metric", "says"),
+    [
+        ("fd_local", "measured on at most 1,000 samples of the averaged weights."),
+        ("modes", "counted in as many samples of the averaged weights as the data set's rule asks for."),
+        ("gaussian/loss", "a mean over the training since the report before."),
+    ],
+)
+def test_the_page_says_what_a_figure_rests_on(planned, ledger, metric, says):
+    ledger.trials["000"].reports[-1][metric] = 1.0
+    objective = planned.sweep.objective.model_copy(update={"metric": metric})
+    assert outcome(planned, ledger, objective=objective, constraints=())[1] == f"Best is the lowest {metric}, {says}"
+
+
 def test_the_seed_spread_keeps_apart_what_was_chosen(planned, ledger):
     page = render(planned, ledger, ledger.trials["000"], None)
     assert "mean 1.5, standard deviation 0.25, from 1.25 to 1.75" in page
@@ -164,15 +207,32 @@ def test_a_sweep_without_a_best_trial_says_so(planned, ledger):
 def test_pictures_are_pictures():
     trials = many(10, lambda settings: settings["model.lr"])
     drawn_pictures = [
-        plots.parallel_coordinates(SWEEP, trials),
+        plots.parallel_coordinates(SWEEP, trials, trials[0]),
         plots.learning_curves(SWEEP, trials, trials[0]),
         plots.importance_bars(importance(SWEEP, trials)),
         plots.seed_spread(SWEEP, trials[:3]),
     ]
     for content in drawn_pictures:
         assert min(Image.open(io.BytesIO(content)).size) > 100
-    assert plots.parallel_coordinates(SWEEP, [trial("0")]) is None
+    assert plots.parallel_coordinates(SWEEP, [trial("0")], None) is None
     assert plots.learning_curves(SWEEP, [trial("0")], None) is None
+
+
+def green(picture):
+    """Rows and columns of what is drawn in the colour of the best, in shares of the picture."""
+    pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)
+    rows, columns = np.nonzero(np.abs(pixels - (0x2F, 0x6F, 0x5E)).sum(2) < 12)
+    return rows / pixels.shape[0], columns / pixels.shape[1]
+
+
+def test_the_line_in_green_is_that_of_the_trial_that_leads():
+    """Not of one that was stopped with a better figure; none where no trial keeps the constraints."""
+    leader, stopped = trial("000", 4.0), trial("001", 2.0, status="stopped", samples=32)
+    for each in (leader, stopped):
+        each.settings |= {"model.width": 16, "model.gamma": 0.5}
+    rows, columns = green(plots.parallel_coordinates(SWEEP, [leader, stopped], leader))
+    assert rows[columns == columns.max()].min() > 0.5  # its line ends below the other's
+    assert not len(green(plots.parallel_coordinates(SWEEP, [leader, stopped], None))[0])
 
 
 def test_a_line_of_the_log_says_how_a_trial_ended(planned, ledger):

@@ -41,6 +41,7 @@ def test_a_run_arrives_whole(tracker: Tracker, uri: str, tmp_path: Path) -> None
         run.log({"loss": 1 / (step + 1), "elbo": -float(step)}, step)
     run.log_file(b"png", "samples/000120.png")
     run.log_file(b"png", "final.png")
+    run.tag("alarms", "Samples are alike.")
     delivery = run.finish()
     assert delivery.complete
     assert delivery.refused == ()
@@ -48,7 +49,7 @@ def test_a_run_arrives_whole(tracker: Tracker, uri: str, tmp_path: Path) -> None
     stored = connect(uri).get_run(run.run_id)
     assert stored.info.status == "FINISHED"
     assert stored.info.run_name == "vae"
-    assert stored.data.tags["worker"] == "2"
+    assert (stored.data.tags["worker"], stored.data.tags["alarms"]) == ("2", "Samples are alike.")
     assert stored.data.params == {f"model.p{index}": str(index) for index in range(150)}
     (given,) = stored.inputs.dataset_inputs
     assert (given.dataset.name, given.dataset.digest) == ("digits", digest)

@@ -162,6 +162,7 @@ def test_a_change_is_noted_once_with_the_first_report_under_it(tmp_path):
     def report(seen, lr, copied):
         figures = {"samples_seen": float(seen)}
         given = {"samples_seen": seen, "figures": figures, "settings": {"lr": lr}, "copied": copied}
+        given["alarms"] = [f"Alike after {seen}."]
         keeper.on_trial_result(changed, given)
 
     report(20, 0.1, None)
@@ -170,6 +171,7 @@ def test_a_change_is_noted_once_with_the_first_report_under_it(tmp_path):
         report(seen, 0.9, {"donor": "001", "samples_seen": 20})
     assert ours.settings == {"lr": 0.9}
     assert ours.changes == [{"donor": "001", "samples_seen": 20, "before": {"lr": 0.1}}]
+    assert ours.alarms == ["Alike after 40."]
 
 
 def test_halving_judges_a_report_at_the_rung_it_reaches_and_never_at_one_that_was_skipped():

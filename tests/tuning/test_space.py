@@ -127,3 +127,17 @@ def test_a_perturbation_moves_a_little_stays_inside_and_leaves_the_rest_alone():
 def test_a_resampled_setting_is_drawn_from_the_whole_space():
     drawn_values = [perturbed({"lr": LR}, ("lr",), {"lr": 0.05}, generator(s), 1.0)["lr"] for s in range(200)]
     assert sum(value < math.sqrt(1e-4 * 1e-1) for value in drawn_values) == pytest.approx(100, abs=25)
+
+
+def moved(setting, value):
+    """Every value that a perturbation of ``value`` comes to."""
+    return {perturbed({"x": setting}, ("x",), {"x": value}, generator(seed), 0.0)["x"] for seed in range(40)}
+
+
+def test_small_whole_numbers_and_zeros_are_moved_too():
+    small = one({"kind": "int", "low": 0, "high": 4})
+    assert [moved(small, value) for value in range(5)] == [{0, 1}, {0, 2}, {1, 3}, {2, 4}, {3, 4}]
+    assert moved(one({"kind": "int", "low": -4, "high": 4}), -1) == {-2, 0}
+    assert moved(one({"kind": "int", "low": 0, "high": 100}), 50) == {40, 60}
+    assert moved(one({"kind": "uniform", "low": 0, "high": 5}), 0.0) == {0.0, 0.5}
+    assert moved(one({"kind": "uniform", "low": -5, "high": 5}), 0.0) == {-1.0, 1.0}

@@ -14,7 +14,7 @@ from kinfolk.training.loop import train
 from kinfolk.training.worker import fresh_state
 from kinfolk.tuning.recipes import recipe_of
 from kinfolk.tuning.sweep import Pace
-from kinfolk.tuning.trial import job_of, reports, said, trained
+from kinfolk.tuning.trial import job_of, reasons, reports, said, trained
 
 LR = {"model.optimizer.lr": 0.02}
 
@@ -131,6 +131,19 @@ def test_an_alarm_of_the_monitor_is_a_figure_from_then_on_and_ends_no_trial(work
     alarms = [each["alarm"] for each, _ in found]
     assert alarms == sorted(alarms)
     assert {*alarms} == {0.0, 1.0}
+    said = [reasons(snapshot.values["looks"]) for _, snapshot in found]
+    assert [bool(each) for each in said] == [bool(alarm) for alarm in alarms]
+    assert "distance" in said[-1][0]
     save_checkpoint(tmp_path / "last", found[-2][1])
     ((again, _),) = reports(work, LR | {"model.optimizer.lr": 0.1}, None, [tmp_path / "last"])
     assert again["alarm"] == 1.0
+
+
+@pytest.mark.parametrize("act", ["warn", "stop", "change"])
+def test_the_training_of_a_trial_only_warns_whatever_its_monitor_would_do(work_of, act):
+    monitor = {"every_samples": 80, "samples": 200, "act": act}
+    monitor |= {"changes": [{"new_seed": True}]} if act == "change" else {}
+    work = work_of()
+    recipe = job_of(replace(work, base={**work.base, "monitor": monitor}), LR).recipe
+    assert (recipe.monitor.act, recipe.monitor.changes) == ("warn", ())
+    assert (recipe.monitor.every_samples, recipe.monitor.samples) == (80, 200)

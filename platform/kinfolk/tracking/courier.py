@@ -117,7 +117,9 @@ class Courier(threading.Thread):
 def _summary(entry: Entry) -> str:
     if "metrics" in entry:
         return f"metrics {', '.join(entry['metrics'])} at step {entry['step']}"
-    return f"file {entry['path']}" if "file" in entry else f"status {entry['status']}"
+    if "file" in entry:
+        return f"file {entry['path']}"
+    return f"tag {entry['tag']}" if "tag" in entry else f"status {entry['status']}"
 
 
 def _send(client: "MlflowClient", run_id: str, entries: Sequence[Entry]) -> None:
@@ -127,6 +129,8 @@ def _send(client: "MlflowClient", run_id: str, entries: Sequence[Entry]) -> None
         _send_figures(client, run_id, entries)
     elif "file" in first:
         _send_file(client, run_id, PurePosixPath(first["path"]), base64.b64decode(first["file"]))
+    elif "tag" in first:
+        client.set_tag(run_id, first["tag"], first["value"])
     else:
         client.set_terminated(run_id, first["status"], first["at_ms"])
 

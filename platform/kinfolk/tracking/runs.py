@@ -10,7 +10,7 @@ from urllib.parse import quote
 from kinfolk.errors import ConfigError, RegistryError
 from kinfolk.tracking.connection import connect, registry_errors, sqlite_path
 from kinfolk.tracking.courier import Courier, Delivery
-from kinfolk.tracking.spool import Entry, Spool, file_entry, metrics_entry, points_of, status_entry
+from kinfolk.tracking.spool import Entry, Spool, file_entry, metrics_entry, points_of, status_entry, tag_entry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -69,6 +69,14 @@ class Run:
         if place.is_absolute() or ".." in place.parts or not place.name:
             raise ConfigError(f"A file cannot be logged as {path!a}: use a relative path such as samples/1.png.")
         self._post(file_entry(content, path))
+
+    def tag(self, name: str, value: str) -> None:
+        """A tag of the run, in place of an earlier one of this name.
+
+        Raises:
+            RegistryError: another living process logs to this run.
+        """
+        self._post(tag_entry(name, value))
 
     def finish(self, status: Status = "FINISHED", timeout_s: float = _SETTLE_TIMEOUT_S) -> Delivery:
         """End the run, delivering for up to ``timeout_s`` seconds; what is left stays for ``deliver_spool``."""

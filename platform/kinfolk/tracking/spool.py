@@ -30,6 +30,11 @@ def file_entry(content: bytes, path: str) -> Entry:
     return {"at_ms": _now_ms(), "path": path, "file": base64.b64encode(content).decode("ascii")}
 
 
+def tag_entry(name: str, value: str) -> Entry:
+    """What the run is said to be, in place of what was said before under this name."""
+    return {"at_ms": _now_ms(), "tag": name, "value": value}
+
+
 def status_entry(status: str) -> Entry:
     """The end of the run."""
     return {"at_ms": _now_ms(), "status": status}

@@ -11,7 +11,8 @@ from kinfolk.tuning.sweep import Sweep
 def best(sweep: Sweep, trials: Iterable[Trial]) -> Trial | None:
     """The trial with the best last figures among those that trained to the end; the first among equals.
 
-    Where none did (the time was up), any that reported counts. None if no trial keeps the constraints.
+    Where none of those keeps the constraints, or none got to the end (the time was up), any that reported and did not
+    fail counts. None if no trial keeps the constraints.
     """
     reported = [trial for trial in trials if trial.status != "failed" and sweep.feasible(trial.figures)]
     finished = [trial for trial in reported if trial.status == "finished"]

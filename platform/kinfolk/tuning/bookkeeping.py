@@ -11,7 +11,7 @@ from kinfolk.tuning.ledger import Ledger, Trial
 from kinfolk.tuning.searchers import Searcher
 from kinfolk.tuning.sweep import Sweep
 
-Listener = Callable[[Trial], None]  # after each change of a trial; without an argument's change: a look at the clock
+Listener = Callable[[Trial], None]  # told of each change of a trial
 
 
 def order_of(trial: Trial) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class Bookkeeper(Callback):
             ours.error = result["error"]
             return
         _note_copy(ours, result)
-        ours.add(result["figures"])
+        ours.add(result["figures"], result["alarms"])
         if "checkpoint" in result:  # of a team, whose checkpoints Tune does not know
             ours.stored(result["checkpoint"])
         self._changed(ours)

@@ -34,6 +34,7 @@ class Trial:
     status: Status = "waiting"
     reports: list[dict[str, float]] = field(default_factory=list)  # figures, each with its ``samples_seen``
     changes: list[dict[str, Any]] = field(default_factory=list)  # of settings: samples_seen, donor, settings before
+    alarms: list[str] = field(default_factory=list)  # of its monitor, until the last report, in words
     checkpoints: list[str] = field(default_factory=list)  # paths in the storage, oldest first
     error: str | None = None
     run_id: str | None = None  # in MLflow
@@ -59,10 +60,11 @@ class Trial:
         """As they were before any change."""
         return self.changes[0]["before"] if self.changes else self.settings
 
-    def add(self, report: Mapping[str, float]) -> None:
-        """A report; those it repeats or undoes, after going back to a checkpoint, make room."""
+    def add(self, report: Mapping[str, float], alarms: Sequence[str] = ()) -> None:
+        """A report, with all alarms so far; those it repeats or undoes, after going back to a checkpoint, make room."""
         self.reports = [each for each in self.reports if each["samples_seen"] < report["samples_seen"]]
         self.reports.append(dict(report))
+        self.alarms = list(alarms)
 
     def stored(self, checkpoint: str) -> None:
         """A checkpoint that is complete in the storage."""

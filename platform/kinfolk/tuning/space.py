@@ -13,6 +13,7 @@ from kinfolk.errors import ConfigError, nearest
 
 Number = TypeVar("Number", int, float)
 _FACTORS = (0.8, 1.2)  # of a perturbed number (Jaderberg et al., 2017, Appendix A.2)
+_FROM_ZERO = 0.1  # of its range, by which a perturbed 0 moves, as it has no factor to move by
 
 
 class _Setting(Config):
@@ -238,8 +239,9 @@ def perturbed(
 ) -> dict[str, Any]:
     """``settings`` with those of ``keys`` drawn anew with probability ``resample``, else moved a little.
 
-    Numbers are multiplied by 0.8 or 1.2, choices go to a neighbour. Source: Jaderberg et al., 2017 (PBT), Sec. 3 and
-    A.2, https://arxiv.org/abs/1711.09846.
+    Numbers are multiplied by 0.8 or 1.2, whole ones move by 1 at least and a 0 moves by a tenth of its range, none of
+    them out of it; choices go to a neighbour. Source, but for what would not move: Jaderberg et al., 2017 (PBT),
+    Sec. 3 and A.2, https://arxiv.org/abs/1711.09846.
     """
     changed = dict(settings)
     for key in sorted(changed.keys() & set(keys)):
@@ -257,5 +259,13 @@ def _moved(setting: Setting, value: Any, generator: torch.Generator) -> Any:
     if isinstance(setting, Choice):
         index = setting.values.index(value) + _pick((-1, 1), generator)
         return setting.values[min(max(index, 0), len(setting.values) - 1)]
-    moved = value * _pick(_FACTORS, generator)
-    return min(max(round(moved) if isinstance(setting, IntRange) else moved, setting.low), setting.high)
+    factor = _pick(_FACTORS, generator)
+    moved = value * factor if value else math.copysign(_FROM_ZERO * (setting.high - setting.low), factor - 1)
+    if isinstance(setting, IntRange):
+        moved = _whole(value, moved)
+    return min(max(moved, setting.low), setting.high)
+
+
+def _whole(value: int, moved: float) -> int:
+    """The whole number nearest to ``moved``, on its side of ``value``."""
+    return max(round(moved), value + 1) if moved > value else min(round(moved), value - 1)

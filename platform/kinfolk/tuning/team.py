@@ -10,9 +10,10 @@ from ray import tune
 from kinfolk.checkpoint import load_checkpoint
 from kinfolk.data.prepared import Prepared
 from kinfolk.training.launch import launch
+from kinfolk.training.state import TrainState
 from kinfolk.training.stored import fetched
 from kinfolk.training.worker import Job, fresh_state
-from kinfolk.tuning.trial import Work, figures_of, job_of, said
+from kinfolk.tuning.trial import Work, figures_of, job_of, reasons, said
 
 
 def run_team_trial(config: Mapping[str, Any], work: Work) -> None:
@@ -45,18 +46,20 @@ class _Watcher:
             return
         assert newest is not None
         self._measured = newest
-        figures = self._figures(newest)
+        state = self._state(newest)
+        figures = figures_of(self.work, state, self._logs)
         score, seen = self.work.sweep.score(figures), int(figures["samples_seen"])
-        tune.report({"score": score, "samples_seen": seen, "figures": figures, "checkpoint": newest})
+        result = {"score": score, "samples_seen": seen, "figures": figures, "alarms": reasons(state.looks)}
+        tune.report({**result, "checkpoint": newest})
         self._logs.clear()
 
-    def _figures(self, checkpoint: str) -> dict[str, float]:
+    def _state(self, checkpoint: str) -> TrainState:
         stored = tune.Checkpoint(checkpoint, FileSystem.from_uri(self.work.storage)[0])
         with fetched(stored) as folder:
             snapshot = load_checkpoint(folder)
         state = fresh_state(self.job, Prepared.open(self.job.data).spec)
         state.load(snapshot)
-        return figures_of(self.work, state, self._logs)
+        return state
 
 
 def newest_checkpoint(folder: str) -> str | None:

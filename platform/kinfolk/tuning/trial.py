@@ -52,8 +52,11 @@ class Work:
 
 
 def job_of(work: Work, settings: Mapping[str, Any], seed: int | None = None) -> Job:
-    """The training job of one trial."""
+    """The training job of one trial, whose monitor only warns: the sweep's constraints judge what it says."""
     recipe = recipe_of(work.base, settings, work.pace, seed)
+    if recipe.monitor is not None:
+        warning = recipe.monitor.model_copy(update={"act": "warn", "changes": ()})
+        recipe = recipe.model_copy(update={"monitor": warning})
     return Job(recipe, work.data, work.threads, work.initial, work.parents, work.latents, features=work.features)
 
 
@@ -67,9 +70,15 @@ def run_trial(config: Mapping[str, Any], work: Work) -> None:
         for figures, snapshot in reports(work, order["settings"], order["seed"], _stored(work, order["checkpoints"])):
             score, seen = work.sweep.score(figures), int(figures["samples_seen"])
             result = {"score": score, "samples_seen": seen, "figures": figures}
+            result |= {"alarms": reasons(snapshot.values["looks"])}
             _hand_over({**result, "settings": order["settings"], "copied": order.get("copied")}, snapshot)
     except Exception as error:
         tune.report({"error": said(error)})
+
+
+def reasons(looks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why the monitor has alarmed, in words."""
+    return [each.reason for each in alarms(looks)]
 
 
 def said(error: Exception) -> str:
@@ -104,7 +113,7 @@ def reports(
 ) -> Iterator[tuple[dict[str, float], Snapshot]]:
     """Figures of the averaged weights and the state behind them, at every report until the trial's end.
 
-    An alarm of the recipe's monitor is a figure, whatever the monitor would do: the sweep's constraints judge it.
+    An alarm of the recipe's monitor is a figure, which the sweep's constraints judge.
 
     Raises:
         DivergenceError, ConfigError: as training does.
