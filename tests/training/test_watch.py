@@ -58,9 +58,8 @@ def test_a_model_that_stays_well_gives_no_alarm_and_one_whose_samples_become_ali
 
 
 def test_a_change_too_late_to_be_judged_is_told(state, digits):
-    watch = Watch.over(MONITOR, digits, PLAN.samples)
-    looked(watch, state, *[1.0] * 10)
-    assert unjudged(state, MONITOR, PLAN.samples) is None  # nothing changed
+    assert unjudged(state, MONITOR, PLAN.samples) is None  # nothing changed, and nobody looked
+    looked(Watch.over(MONITOR, digits, PLAN.samples), state, *[1.0] * 10)
     state.changed_at = 700
     assert unjudged(state, MONITOR, PLAN.samples) is None
     state.changed_at = 800
