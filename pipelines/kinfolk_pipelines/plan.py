@@ -3,8 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from kinfolk.config import Recipe, find_recipe, load_recipe, parse
@@ -16,7 +18,7 @@ from kinfolk.errors import ConfigError, RegistryError
 from kinfolk.families import find_family
 from kinfolk.tracking.reference import parse_name
 from kinfolk.training.loop import judged_together
-from kinfolk.training.state import build
+from kinfolk.training.state import buffers, build, carried_over
 from kinfolk_pipelines.datasets import Dataset, open_dataset
 from kinfolk_pipelines.figures import check
 from kinfolk_pipelines.models import Loaded, judge_of, load_model
@@ -81,7 +83,7 @@ def _group(recipe: Recipe, data: Dataset, parents: Mapping[str, Model]) -> int:
     Raises:
         ConfigError: a change does not fit, or changes what a training cannot.
     """
-    groups = [1]
+    models = []
     for alarms in range(len(recipe.monitor.changes) + 1 if recipe.monitor else 1):
         changed = recipe.after(alarms)
         kept = {"name", "family", "data", "parents", "init_from", "keep_labels", "monitor"}
@@ -90,9 +92,25 @@ def _group(recipe: Recipe, data: Dataset, parents: Mapping[str, Model]) -> int:
                 f"{recipe.name}, monitor.changes: {other[0]} cannot change during a training. Leave it out."
             )
         config = parse(find_family(changed.family).config, changed.model, f"{recipe.name} after {alarms} alarms, model")
-        model = build(find_family(changed.family), config, data.prepared.spec, changed.seed, parents=parents)
-        groups.append(judged_together(model.family.phases(model.module)))
-    return math.lcm(*groups)
+        models.append(build(find_family(changed.family), config, data.prepared.spec, changed.seed, parents=parents))
+    _check_carried_over(recipe, models)
+    return math.lcm(*(judged_together(model.family.phases(model.module)) for model in models))
+
+
+def _check_carried_over(recipe: Recipe, models: Sequence[Model]) -> None:
+    """Refuse changes of what training has in its state; ``models`` are those before each alarm and after the last."""
+    settled = [_settled(model) for model in models] if len(models) > 1 else []
+    for alarms, (before, after) in enumerate(pairwise(settled), start=1):
+        if reason := carried_over(before, after):
+            raise ConfigError(f"{recipe.name} after {alarms} alarms: {reason}. Leave it out of monitor.changes.")
+
+
+def _settled(model: Model) -> dict[str, Tensor]:
+    """Buffers of an untrained model that are its settings' alone, the same from every seed."""
+    one, other = (
+        buffers(build(model.family, model.config, model.spec, seed, parents=model.parents)) for seed in (0, 1)
+    )
+    return {name: value for name, value in one.items() if torch.equal(value, other[name])}
 
 
 def looks_at_features(recipe: Recipe, data: Dataset) -> bool:
