@@ -16,6 +16,7 @@ from kinfolk.data.modes import Mixture
 from kinfolk.data.source import keep
 from kinfolk.errors import ConfigError, RegistryError
 from kinfolk.families import find_family
+from kinfolk.metrics.alarm import OF_MODES
 from kinfolk.tracking.reference import parse_name
 from kinfolk.training.loop import judged_together
 from kinfolk.training.state import buffers, build, carried_over
@@ -68,6 +69,7 @@ def plan(
     group = _group(recipe, data, models)
     if recipe.monitor is not None:
         recipe.monitor.check(recipe.training.samples, recipe.training.batch_size)
+        _check_limits(recipe, data)
     initial, ancestry = _initial(settings, recipe, untrained)
     ancestry |= {role: loaded.version.reference for role, loaded in parents.items()}
     latents = _latents(settings, data, parents.get(FIRST_STAGE))
@@ -111,6 +113,17 @@ def _settled(model: Model) -> dict[str, Tensor]:
         buffers(build(model.family, model.config, model.spec, seed, parents=model.parents)) for seed in (0, 1)
     )
     return {name: value for name, value in one.items() if torch.equal(value, other[name])}
+
+
+def _check_limits(recipe: Recipe, data: Dataset) -> None:
+    """Refuse limits on what no look at this data measures."""
+    limits = recipe.monitor.alarm.limits if recipe.monitor else {}
+    of_modes = sorted(name for name, limit in limits.items() if limit is not None and name in OF_MODES)
+    if of_modes and not isinstance(data.prepared.record.modes, Mixture):
+        raise ConfigError(
+            f"{recipe.name}, monitor.alarm.limits.{of_modes[0]}: nothing is known of the modes of {data.name}. "
+            "Leave it out, or give limits.missing or limits.bins_different, which go by regions of any data."
+        )
 
 
 def looks_at_features(recipe: Recipe, data: Dataset) -> bool:

@@ -267,3 +267,11 @@ def test_a_change_of_what_training_itself_moves_is_refused(settings, target):
         return
     with pytest.raises(ConfigError, match=r"augmentation.probability starts at 0.25 or at 0.75, and training goes on"):
         plan(given, "digits/dcgan", sets, watched=False)
+
+
+def test_a_limit_on_modes_needs_data_whose_modes_are_known(settings):
+    limit = ["monitor={alarm: {grace_samples: 0, looks: 2, limits: {modes: {least: 0.9}}}}"]
+    assert plan(settings, "ring/blob", limit, watched=False).recipe.monitor
+    shipped = settings.model_copy(update={"recipes": None})
+    with pytest.raises(ConfigError, match=r"limits.modes: nothing is known of the modes of digits"):
+        plan(shipped, "digits/dcgan", limit, watched=False)
