@@ -14,11 +14,11 @@ from kinfolk.data.source import keep
 from kinfolk.errors import ConfigError, RegistryError
 from kinfolk.families import find_family
 from kinfolk.tracking.reference import parse_name
-from kinfolk.training.loop import check_batch, judged_together
 from kinfolk.training.state import build
 from kinfolk_pipelines.datasets import Dataset, open_dataset
 from kinfolk_pipelines.figures import check
 from kinfolk_pipelines.models import Loaded, judge_of, load_model
+from kinfolk_pipelines.monitor_plan import check_limits, groups_of
 from kinfolk_pipelines.settings import Settings
 
 
@@ -65,6 +65,7 @@ def plan(
     groups = groups_of(recipe, data, models)
     if recipe.monitor is not None:
         recipe.monitor.check(recipe.training.samples, recipe.training.batch_size)
+        check_limits(recipe, data)
     initial, ancestry = _initial(settings, recipe, untrained)
     ancestry |= {role: loaded.version.reference for role, loaded in parents.items()}
     latents = _latents(settings, data, parents.get(FIRST_STAGE))
@@ -72,35 +73,6 @@ def plan(
     run, draws = f"{model_name}-{digest}", "sample" in untrained.tasks.starts
     features = _features(settings, recipe, data) if watched else None
     return Plan(recipe, family, data, model_name, run, initial, parents, ancestry, draws, groups, latents, features)
-
-
-def groups_of(recipe: Recipe, data: Dataset, parents: Mapping[str, Model]) -> list[int]:
-    """Samples that a microbatch is a multiple of, in each attempt; each is built to find out.
-
-    Raises:
-        ConfigError: a change of the monitor does not fit, or changes what a training cannot.
-    """
-    groups = []
-    for alarms, changed in enumerate(recipe.attempts()):
-        kept = {"name", "family", "data", "parents", "init_from", "keep_labels", "monitor"}
-        if other := sorted(key for key in kept if getattr(changed, key) != getattr(recipe, key)):
-            raise ConfigError(
-                f"{recipe.name}, monitor.changes: {other[0]} cannot change during a training. Leave it out."
-            )
-        config = parse(find_family(changed.family).config, changed.model, f"{recipe.name} after {alarms} alarms, model")
-        model = build(find_family(changed.family), config, data.prepared.spec, changed.seed, parents=parents)
-        groups.append(judged_together(model.family.phases(model.module)))
-    return groups
-
-
-def check_batches(recipe: Recipe, workers: int, groups: Sequence[int]) -> None:
-    """Refuse a batch, of any attempt, that the workers and microbatches cannot share equally in whole groups.
-
-    Raises:
-        ConfigError: with the nearest batch sizes that can be.
-    """
-    for attempt, group in zip(recipe.attempts(), groups, strict=True):
-        check_batch(attempt.training, workers, group)
 
 
 def looks_at_features(recipe: Recipe, data: Dataset) -> bool:

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,24 @@ from typing import Any
 import yaml
 
 from kinfolk.config import Recipe, find_recipe, lay, override, parse, read_mapping
-from kinfolk.contract import Model
+from kinfolk.contract import Config, Model
 from kinfolk.errors import ConfigError, nearest
 from kinfolk.families import find_family
+from kinfolk.rng import generator
+from kinfolk.training.loop import check_batch
 from kinfolk.training.state import TrainState, build, prepare
 from kinfolk.tuning.population import check_perturbed
 from kinfolk.tuning.recipes import recipe_of
-from kinfolk.tuning.space import ends
+from kinfolk.tuning.space import drawn, ends
 from kinfolk.tuning.sweep import ALARM, Pace, Pbt, Sweep, pace
 from kinfolk_pipelines.figures import check
 from kinfolk_pipelines.meaning import MEANING
-from kinfolk_pipelines.plan import Plan, check_batches, groups_of, plan
+from kinfolk_pipelines.monitor_plan import check_batches, groups_of
+from kinfolk_pipelines.plan import Plan, plan
 from kinfolk_pipelines.settings import Settings
 from kinfolk_pipelines.sweep_figures import ON_MODES
 
+_DRAWS = 100  # of the space, whose settings are checked before any is trained
 _SEARCHED = ("model.", "training.")  # keys of a recipe that may differ between trials; the rest is what they are for
 
 
@@ -152,6 +157,15 @@ def _check_space(planned: SweepPlan) -> None:
         _, model = _untrained(planned, settings)
         phases |= {phase.name: None for phase in model.family.phases(model.module)}
     _check_logs(planned.sweep, list(phases))
+    _check_keys(planned)
+    draws = generator("space")
+    for _ in range(_DRAWS):
+        _trial(planned, drawn(planned.sweep.space, draws))
+    if isinstance(planned.sweep.scheduler, Pbt):
+        check_perturbed(planned.sweep.scheduler, planned.sweep.space, lambda given: _state(planned, given))
+
+
+def _check_keys(planned: SweepPlan) -> None:
     for key in planned.sweep.space:
         if not key.startswith(_SEARCHED):
             raise ConfigError(
@@ -162,8 +176,29 @@ def _check_space(planned: SweepPlan) -> None:
         raise ConfigError("space.training.samples: how long trials train is budget.samples, equal for all.")
     if "training.checkpoint_every_samples" in planned.sweep.space:
         raise ConfigError("space.training.checkpoint_every_samples: a sweep has report_every_samples, equal for all.")
-    if isinstance(planned.sweep.scheduler, Pbt):
-        check_perturbed(planned.sweep.scheduler, planned.sweep.space, lambda given: _state(planned, given))
+
+
+@contextmanager
+def _named(planned: SweepPlan, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Say of what does not fit at which settings that is."""
+    try:
+        yield
+    except ConfigError as error:
+        shown = ", ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
+        raise ConfigError(f"The space of {planned.sweep.name}: {error} (at {shown})") from None
+
+
+def _trial(planned: SweepPlan, settings: Mapping[str, Any]) -> tuple[Recipe, Config]:
+    """A trial's recipe and its model's settings, from which no network was built.
+
+    Raises:
+        ConfigError: with the settings that do not fit.
+    """
+    with _named(planned, settings):
+        recipe = recipe_of(planned.values, settings, planned.pace)
+        config = parse(find_family(recipe.family).config, recipe.model, "model")
+        check_batch(recipe.training, planned.sweep.workers)
+    return recipe, config
 
 
 def _untrained(planned: SweepPlan, settings: Mapping[str, Any]) -> tuple[Recipe, Model]:
@@ -173,19 +208,15 @@ def _untrained(planned: SweepPlan, settings: Mapping[str, Any]) -> tuple[Recipe,
         ConfigError: with the settings that do not fit.
     """
     base = planned.base
-    try:
-        recipe = recipe_of(planned.values, settings, planned.pace)
+    recipe, config = _trial(planned, settings)
+    with _named(planned, settings):
         family = find_family(recipe.family)
-        config = parse(family.config, recipe.model, "model")
-        recipe = recipe.model_copy(update={"model": config.model_dump(mode="json")})  # changes may be of defaults
+        filled = recipe.model_copy(update={"model": config.model_dump(mode="json")})  # changes may be of defaults
         parents = {role: loaded.model for role, loaded in base.parents.items()}
         model = build(family, config, base.data.prepared.spec, recipe.seed, parents=parents)
         check(model, recipe.evaluation)
-        check_batches(recipe, planned.sweep.workers, groups_of(recipe, base.data, parents))
+        check_batches(filled, planned.sweep.workers, groups_of(filled, base.data, parents))
         _check_monitor(planned, recipe)
-    except ConfigError as error:
-        shown = ", ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
-        raise ConfigError(f"The space of {planned.sweep.name}: {error} (at {shown})") from None
     return recipe, model
 
 

@@ -22,7 +22,8 @@ from kinfolk.tracking.lineage import Lineage, Version
 from kinfolk.tracking.runs import DataVersion, Run, Tracker
 from kinfolk_pipelines.datasets import encode_dataset
 from kinfolk_pipelines.figures import SPEED_ROWS
-from kinfolk_pipelines.plan import Plan, check_batches
+from kinfolk_pipelines.monitor_plan import check_batches
+from kinfolk_pipelines.plan import Plan
 from kinfolk_pipelines.progress import display
 from kinfolk_pipelines.settings import Settings, git_commit
 

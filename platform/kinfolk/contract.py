@@ -12,7 +12,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -27,6 +27,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "DataSpec",
+    "Derived",
     "Family",
     "Kind",
     "Likelihood",
@@ -230,6 +231,14 @@ class Phase:
     after: Callable[[Progress], None] | None = None  # without gradient, once per turn: codebooks, targets
     double_backward: bool = False  # the loss holds a gradient penalty; read by FSDP and compile
     group: int = 1  # neighbouring samples that its loss judges together: a microbatch is so many, or a multiple
+
+
+@runtime_checkable
+class Derived(Protocol):
+    """A part of a module that has buffers which follow from its parameters, and go with no others."""
+
+    def derive(self) -> None:
+        """Compute them anew: the parameters were put in place of others, such as by their average."""
 
 
 @dataclass(frozen=True, slots=True)

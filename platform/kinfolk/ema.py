@@ -6,6 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from kinfolk.contract import Derived
+
 
 def decay(batch_size: int, samples_seen: int, halflife_samples: float, ramp: float) -> float:
     """Weight of the old average in one update.
@@ -44,9 +46,15 @@ class Ema:
             value.copy_(average[name])
 
     def averaged(self, module: nn.Module) -> nn.Module:
-        """A frozen copy of ``module`` in eval mode, with averaged parameters and the live buffers."""
+        """A frozen copy of ``module`` in eval mode, with averaged parameters and the live buffers.
+
+        Buffers that follow from parameters follow from the averaged ones.
+        """
         twin = copy.deepcopy(module).eval().requires_grad_(False)
         for name, value in twin.named_parameters():
             if name in self.average:
                 value.copy_(self.average[name])
+        for part in twin.modules():
+            if isinstance(part, Derived):
+                part.derive()
         return twin

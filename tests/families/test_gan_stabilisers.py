@@ -317,6 +317,19 @@ def test_a_probability_that_is_not_adaptive_stands():
     assert float(layer.signs.abs().sum()) == 0
 
 
+def test_a_probability_is_state_where_it_is_adaptive_and_the_recipes_where_not():
+    assert not augmentation(probability=0.5).state_dict()
+    assert set(augmentation(target=0.6).state_dict()) == {"probability", "signs"}
+    one, other = build(IMAGE, augmentation={"probability": 0.2}), build(IMAGE, augmentation={"probability": 0.7})
+    other.load_state_dict(one.state_dict())
+    assert float(other.augmentation.probability) == pytest.approx(0.7)
+
+
+def test_an_adaptive_probability_starts_at_nothing_and_another_is_always():
+    starts = [augmentation(**config) for config in ({}, {"target": 0.6}, {"target": 0.6, "probability": 0.3})]
+    assert [float(layer.probability) for layer in starts] == pytest.approx([1.0, 0.0, 0.3])
+
+
 @pytest.mark.parametrize("loss", ["non_saturating", "least_squares", "relativistic"])
 def test_a_critics_turn_tells_the_augmentation_who_it_took_for_real(loss):
     gan = build(IMAGE, loss=loss, penalties=[], augmentation={"transforms": ["cutout"], "target": 0.6})

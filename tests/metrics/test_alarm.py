@@ -1,7 +1,7 @@
 """The rule on histories of a few looks; a run sees 1,000 samples and a look comes every 50."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ from kinfolk.contract import SIGNALS
 from kinfolk.errors import ConfigError
 from kinfolk.metrics.alarm import LIMITS, AlarmConfig, Limit, Look, verdict
 from kinfolk.metrics.collapse import CollapseMeasures
+from kinfolk.monitor import Monitor
 
 RUN = 1000
 HEALTHY = CollapseMeasures(
@@ -49,6 +50,26 @@ def test_a_run_that_stays_far_from_the_data_is_alarmed_once_it_should_be_good() 
     assert fires(looks([0.9] * 8)) == [400]  # grace 250, then three looks
     assert fires(looks([0.9] * 8), grace_samples=0) == [150, 200, 250, 300, 350, 400]
     assert fires(looks([0.9] * 8), grace_samples=300) == []
+
+
+def test_every_figure_of_a_look_may_have_a_limit_and_fires_by_it() -> None:
+    measured = {"support_share" if name.name == "support" else name.name for name in fields(CollapseMeasures)}
+    assert {"bins_different", "js_divergence", "modes", "high_quality"} < measured
+    for name in measured - {"samples"}:
+        Monitor(alarm={"limits": {name: {"least": 0.1}}})
+    for name, limit, healthy, bad in (
+        ("bins_different", {"most": 0.5}, 0.4, 0.6),
+        ("js_divergence", {"most": 0.1}, 0.05, 0.2),
+        ("modes", {"least": 0.9}, 1.0, 0.5),
+        ("high_quality", {"least": 0.5}, 0.9, 0.1),
+    ):
+        history = looks([healthy] * 8 + [bad] * 3, name)
+        assert not fires(history)  # off unless it is asked for
+        assert fires(history, limits={**ALONE, name: limit}) == [550]
+
+
+def test_a_limit_on_known_modes_is_silent_where_none_are_known() -> None:
+    assert not fires(looks([0.02] * 20), limits={"modes": {"least": 0.9}, "high_quality": {"least": 0.9}})
 
 
 def test_settings_that_have_changed_have_a_grace_of_their_own() -> None:

@@ -255,3 +255,25 @@ def test_a_change_that_cannot_be_is_refused_before_training(settings, ray, run, 
         run(MONITORED % change, workers=2)
     assert not ray.asked
     assert not runs_of(settings)
+
+
+@pytest.mark.parametrize("target", [None, 0.6])
+def test_a_change_of_what_training_itself_moves_is_refused(settings, target):
+    change = "{put: {model.augmentation.probability: 0.75, model.packing: 2}}"
+    augmented = {"transforms": ["cutout"], "target": target, "probability": 0.25}
+    sets = [MONITORED % change, "monitor.every_samples=1000", f"model.augmentation={json.dumps(augmented)}"]
+    sets += ["model.conditional=false", "model.spectral=[critic]"]
+    given = settings.model_copy(update={"recipes": None})
+    if target is None:
+        assert plan(given, "digits/dcgan", sets, watched=False).group == 2
+        return
+    with pytest.raises(ConfigError, match=r"augmentation.probability starts at 0.25 or at 0.75, and training goes on"):
+        plan(given, "digits/dcgan", sets, watched=False)
+
+
+def test_a_limit_on_modes_needs_data_whose_modes_are_known(settings):
+    limit = ["monitor={alarm: {grace_samples: 0, looks: 2, limits: {modes: {least: 0.9}}}}"]
+    assert plan(settings, "ring/blob", limit, watched=False).recipe.monitor
+    shipped = settings.model_copy(update={"recipes": None})
+    with pytest.raises(ConfigError, match=r"limits.modes: nothing is known of the modes of digits"):
+        plan(shipped, "digits/dcgan", limit, watched=False)

@@ -30,11 +30,12 @@ def changing(**change):
 def planned(settings, tmp_path):
     """The plan of a sweep file with these entries."""
 
-    def plan(**changes):
+    def plan(of_shipped=False, **changes):
         folder = tmp_path / "sweeps" / "ring"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "rates.yaml").write_text(yaml.safe_dump({**SWEEP, **changes}))
-        return plan_sweep(settings.model_copy(update={"sweeps": tmp_path / "sweeps"}), "ring/rates")
+        recipes = None if of_shipped else settings.recipes
+        return plan_sweep(settings.model_copy(update={"sweeps": tmp_path / "sweeps", "recipes": recipes}), "ring/rates")
 
     return plan
 
@@ -99,6 +100,50 @@ def space(**keys):
 def test_a_mistake_is_named_with_what_is_meant(planned, changes, says):
     with pytest.raises(ConfigError, match=says):
         planned(**changes)
+
+
+TOGETHER = {
+    "training.accumulate": {"kind": "choice", "values": [1, 2]},
+    "training.batch_size": {"kind": "choice", "values": [32, 33]},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"space": TOGETHER},
+            r"33 does not divide .* \(at training.accumulate=2, training.batch_size=33\)",
+        ),
+        (
+            {
+                "space": {"training.batch_size": {"kind": "int", "low": 32, "high": 132}},
+                "fixed": {"training.accumulate": 4},
+            },
+            r"does not divide over 1 workers with accumulate=4",
+        ),
+        (
+            {"space": {"model.packing": {"kind": "int", "low": 1, "high": 4}}, "fixed": {"model.conditional": False}},
+            r"batch_size=64 does not divide .* groups of 3 .* \(at model.packing=3\)",
+        ),
+        (
+            {
+                "space": {
+                    "model.packing": {"kind": "choice", "values": [1, 2]},
+                    "model.conditional": {"kind": "choice", "values": [False, True]},
+                }
+            },
+            r"packing=2 puts samples of several classes into one.* \(at model.conditional=true, model.packing=2\)",
+        ),
+    ],
+)
+def test_what_fits_at_the_ends_alone_is_refused(planned, changes, says):
+    """Between the ends of a number, or of two settings together."""
+    of_gan = any(key.startswith("model.") for key in changes["space"])
+    objective = {"metric": "coverage", "mode": "max"}
+    given = {"recipe": "digits/dcgan", "report_every_samples": 1000, "objective": objective} if of_gan else {}
+    with pytest.raises(ConfigError, match=says):
+        planned(of_shipped=of_gan, **{**given, **changes})
 
 
 def test_a_population_may_change_a_rate_and_not_the_batch(planned):

@@ -43,3 +43,17 @@ def test_the_averaged_module_has_the_average_and_the_live_buffers():
     assert torch.equal(twin.running_mean, module.running_mean)
     assert not twin.training
     assert not any(parameter.requires_grad for parameter in twin.parameters())
+
+
+def test_what_follows_from_the_weights_follows_from_their_average():
+    class Summed(nn.Linear):
+        def derive(self):
+            self.total = self.weight.sum().detach()
+
+    module = nn.Sequential(Summed(3, 2))
+    module[0].derive()
+    live, ema = module[0].total, Ema(module, halflife_samples=1, ramp=1.0)
+    with torch.no_grad():
+        ema.average["0.weight"].fill_(2)
+    assert float(ema.averaged(module)[0].total) == 12
+    assert module[0].total is live

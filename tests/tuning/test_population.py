@@ -69,6 +69,21 @@ def test_what_the_copied_state_would_not_fit_is_refused(key, setting, says):
         check(**{key.replace(".", "__"): setting})
 
 
+@pytest.mark.parametrize("target", [None, 0.6])
+def test_a_setting_may_change_unless_the_copied_state_holds_it(target):
+    """How often augmentation transforms is the recipe's, unless training adapts it."""
+    space = {
+        "model.augmentation": one({"kind": "fixed", "value": {"transforms": ["cutout"], "target": target}}),
+        "model.augmentation.probability": one({"kind": "uniform", "low": 0.25, "high": 0.75}),
+    }
+    pbt = Pbt(kind="pbt", perturb=("model.augmentation.probability",), every_samples=100)
+    if target is None:
+        check_perturbed(pbt, space, state)
+        return
+    with pytest.raises(ConfigError, match=r"starts at 0.25 or at 0.75, and training goes on from what it has become"):
+        check_perturbed(pbt, space, state)
+
+
 def test_the_refusal_names_what_may_change():
     with pytest.raises(ConfigError, match=r"Of scheduler\.perturb, model\.critic_optimizer\.lr may"):
         check(

@@ -97,8 +97,9 @@ class Augmentation(nn.Module):
         super().__init__()
         _check(config, spec)
         self.config = config
-        self.register_buffer("probability", torch.tensor(config.probability))
-        self.register_buffer("signs", torch.zeros(2))
+        adaptive = config.target is not None  # else the probability is the recipe's, whatever was trained before
+        self.register_buffer("probability", torch.tensor(config.start), persistent=adaptive)
+        self.register_buffer("signs", torch.zeros(2), persistent=adaptive)
 
     def forward(self, x: Tensor, generator: Generator) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)"""

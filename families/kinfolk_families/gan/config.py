@@ -72,9 +72,16 @@ class AugmentationConfig(Config):
     """Differentiable transforms of whatever the critic sees, each applied with the same probability."""
 
     transforms: tuple[Transform, ...] = Field(("translation", "cutout"), min_length=1)  # in the order they are applied
-    probability: float = Field(1.0, ge=0, le=1)  # of each transform; where it is adaptive, at the start
+    probability: float | None = Field(None, ge=0, le=1)  # of each transform; where it is adaptive, at the start
     target: float | None = Field(None, gt=-1, lt=1)  # adaptive: mean sign of the critic on data that it keeps (0.6)
     ramp_samples: int = Field(500_000, gt=0)  # samples over which the probability moves by 1 at most
+
+    @property
+    def start(self) -> float:
+        """The probability given, by default 1, and where it adapts 0 (Karras et al., 2020, Sec. 3.1)."""
+        if self.probability is None:
+            return 1.0 if self.target is None else 0.0
+        return self.probability
 
     def idle(self) -> dict[str, str]:
         """How fast a probability moves that stands."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Layer = nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.Embedding
+SQUARINGS = 5  # of the weight's Gram matrix: 32 rounds of power iteration, where the source has one
 
 
 def applied(layer: Layer, x: Tensor, weight: Tensor) -> Tensor:
@@ -40,9 +41,10 @@ class SpectrallyNormalised(nn.Module):
         if not bool(layer.weight.any()):  # a branch that starts as nothing has no direction to keep
             nn.init.xavier_normal_(layer.weight)
         self.layer = layer
-        left, _, right = torch.linalg.svd(self.matrix().detach(), full_matrices=False)
-        self.register_buffer("left", left[:, 0].clone())
-        self.register_buffer("right", right[0].clone())
+        rows, columns = self.matrix().shape
+        self.register_buffer("left", layer.weight.new_empty(rows))
+        self.register_buffer("right", layer.weight.new_empty(columns))
+        self.derive()
 
     def matrix(self) -> Tensor:
         """The weight as a matrix, a row for each output. -> (rows, columns)"""
@@ -50,11 +52,28 @@ class SpectrallyNormalised(nn.Module):
         return (weight.movedim(1, 0) if isinstance(self.layer, nn.ConvTranspose2d) else weight).flatten(1)
 
     @torch.no_grad()
+    def derive(self) -> None:
+        """The singular vectors of the weight of now, exactly."""
+        left, _, right = torch.linalg.svd(self.matrix(), full_matrices=False)
+        self.left.copy_(left[:, 0])
+        self.right.copy_(right[0])
+
+    @torch.no_grad()
     def iterate(self) -> None:
-        """One round of power iteration on the weight of now."""
-        matrix = self.matrix()
-        self.right.copy_(F.normalize(matrix.T @ self.left, dim=0))
-        self.left.copy_(F.normalize(matrix @ self.right, dim=0))
+        """Power iteration on the weight of now, from the vectors so far.
+
+        A single round falls behind for many steps where the second singular value grows past the first.
+        """
+        rows, columns = self.matrix().shape
+        wide = rows <= columns
+        matrix = self.matrix() if wide else self.matrix().T  # (n, m), n <= m
+        shorter, longer = (self.left, self.right) if wide else (self.right, self.left)  # (n,), (m,)
+        power = matrix @ matrix.T  # (n, n)
+        for _ in range(SQUARINGS):
+            power = power / power.norm()
+            power = power @ power
+        shorter.copy_(F.normalize(power @ shorter, dim=0))
+        longer.copy_(F.normalize(matrix.T @ shorter, dim=0))
 
     def weight(self) -> Tensor:
         """The layer's weight over its spectral norm, differentiable in both."""
@@ -74,7 +93,7 @@ def normalise_spectrally(module: nn.Module) -> None:
 
 
 def iterate(module: nn.Module) -> None:
-    """One round of power iteration in every layer below ``module`` that has one."""
+    """Power iteration in every layer below ``module`` that has one."""
     for layer in module.modules():
         if isinstance(layer, SpectrallyNormalised):
             layer.iterate()

@@ -21,7 +21,7 @@ class _Measure:
     """A figure of samples that may be watched."""
 
     means: str
-    read: Callable[[CollapseMeasures], float]
+    read: Callable[[CollapseMeasures], float | None]  # None: not of this data
 
 
 _MEASURES: Mapping[str, _Measure] = {
@@ -34,7 +34,16 @@ _MEASURES: Mapping[str, _Measure] = {
         lambda seen: seen.support / min(seen.samples, ROWS),
     ),
     "effective_bins": _Measure("regions in even use, in shares of the data's", lambda seen: seen.effective_bins),
+    "bins_different": _Measure(
+        "share of regions that samples fill otherwise than the data, NDB/K", lambda seen: seen.bins_different
+    ),
+    "js_divergence": _Measure(
+        "Jensen-Shannon divergence of samples from the data over regions, nats", lambda seen: seen.js_divergence
+    ),
+    "modes": _Measure("share of the known modes that hold a sample of high quality", lambda seen: seen.modes),
+    "high_quality": _Measure("share of samples near a known mode", lambda seen: seen.high_quality),
 }
+OF_MODES = frozenset({"modes", "high_quality"})  # measured where the modes of the data are known
 
 
 class Limit(Config):
@@ -182,7 +191,8 @@ def _meaning(name: str) -> str:
 def _read(look: Look, name: str) -> list[float]:
     """The figure as the look has it, a signal in whichever phase; none or one."""
     if name in _MEASURES:
-        return [] if look.measures is None else [_MEASURES[name].read(look.measures)]
+        value = None if look.measures is None else _MEASURES[name].read(look.measures)
+        return [] if value is None else [value]
     return [value for key, value in look.logs.items() if key.rpartition("/")[2] == name][:1]
 
 

@@ -87,6 +87,22 @@ class TrainState:
         self.load(Snapshot(kept, {**snapshot.values, **anew}))
 
 
+def buffers(model: Model) -> dict[str, Tensor]:
+    """What is stored of a model beside its parameters."""
+    parameters = {name for name, _ in model.module.named_parameters(remove_duplicate=False)}
+    return {name: value for name, value in model.module.state_dict().items() if name not in parameters}
+
+
+def carried_over(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> str:
+    """Which buffer starts otherwise in ``after``, in vain, as training takes that of ``before`` over; or nothing."""
+    for name in sorted(before.keys() & after.keys()):
+        a, b = before[name], after[name]
+        if a.shape == b.shape and not torch.equal(a, b):
+            starts = f"at {float(a):g} or at {float(b):g}" if a.numel() == 1 else "with other values"
+            return f"{name} starts {starts}, and training goes on from what it has become"
+    return ""
+
+
 def _load_optimizer(optimizer: optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Fused optimisers walk through memory, so what they hold lies there in the order of the parameter's elements."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -6,7 +6,7 @@ from typing import Any
 from kinfolk.checkpoint import Snapshot
 from kinfolk.errors import ConfigError
 from kinfolk.rng import generator
-from kinfolk.training.state import TrainState
+from kinfolk.training.state import TrainState, buffers, carried_over
 from kinfolk.tuning.space import Space, perturbed, shown
 from kinfolk.tuning.sweep import Pbt
 
@@ -18,7 +18,7 @@ def check_perturbed(pbt: Pbt, space: Space, build: Build) -> None:
     """Refuse keys that cannot change during training: what changes data, order or the state that is carried over.
 
     A key of the model may change if the states at all its values have tensors of the same names and shapes, in phases
-    with the same kind of optimiser, where the key exists.
+    with the same kind of optimiser, and equal buffers, where the key exists.
 
     Raises:
         ConfigError: with the key and what stands against it.
@@ -48,7 +48,7 @@ def _difference(one: TrainState, other: TrainState) -> str:
         return f"{name} is {a.get(different[0], 'missing')} at one end and {b.get(different[0], 'missing')} at another"
     if _optimizers(one) != _optimizers(other):
         return "it changes the optimiser, whose state would not fit"
-    return ""
+    return carried_over(buffers(one.model), buffers(other.model))
 
 
 def _shapes(snapshot: Snapshot) -> dict[str, tuple[int, ...]]:

@@ -14,6 +14,7 @@ from kinfolk.errors import ConfigError, nearest
 Number = TypeVar("Number", int, float)
 _FACTORS = (0.8, 1.2)  # of a perturbed number (Jaderberg et al., 2017, Appendix A.2)
 _FROM_ZERO = 0.1  # of its range, by which a perturbed 0 moves, as it has no factor to move by
+_FEW = 16  # whole numbers that are each tried
 
 
 class _Setting(Config):
@@ -210,7 +211,10 @@ def drawn(space: Space, generator: torch.Generator) -> dict[str, Any]:
 
 
 def ends(space: Space) -> Iterator[dict[str, Any]]:
-    """Settings that show each end (or choice) of every setting once, the others at their first where possible."""
+    """Settings that show each end (or choice) of every setting once, the others at their first where possible.
+
+    Of a range of few whole numbers each is shown.
+    """
     for key in space:
         yield from shown(space, key)
 
@@ -218,12 +222,18 @@ def ends(space: Space) -> Iterator[dict[str, Any]]:
 def shown(space: Space, key: str) -> Iterator[dict[str, Any]]:
     """Settings with each end (or choice) of ``key``, the others at their first where it exists beside that."""
     wanted = _conditions(space, key)
-    for value in space[key].ends():
+    for value in _values(space[key]):
 
         def choose(name: str, setting: Setting, held: Mapping[str, Any] = {**wanted, key: value}) -> Any:
             return held[name] if name in held else setting.at(0.0)
 
         yield chosen(space, choose)
+
+
+def _values(setting: Setting) -> list[Any]:
+    if isinstance(setting, IntRange) and setting.high - setting.low < _FEW:
+        return list(range(setting.low, setting.high + 1))
+    return setting.ends()
 
 
 def _conditions(space: Space, key: str) -> dict[str, Any]:
