@@ -14,7 +14,8 @@ from kinfolk.training.loop import train
 from kinfolk.training.worker import fresh_state
 from kinfolk.tuning.recipes import recipe_of
 from kinfolk.tuning.sweep import Pace
-from kinfolk.tuning.trial import job_of, reasons, reports, said, trained
+from kinfolk.tuning.team import _Watcher
+from kinfolk.tuning.trial import job_of, reasons, reports, run_trial, said, trained
 
 LR = {"model.optimizer.lr": 0.02}
 
@@ -147,3 +148,21 @@ def test_the_training_of_a_trial_only_warns_whatever_its_monitor_would_do(work_o
     recipe = job_of(replace(work, base={**work.base, "monitor": monitor}), LR).recipe
     assert (recipe.monitor.act, recipe.monitor.changes) == ("warn", ())
     assert (recipe.monitor.every_samples, recipe.monitor.samples) == (80, 200)
+
+
+def test_what_tune_hears_of_a_trial_has_the_words_of_its_monitor(work_of, tmp_path, monkeypatch):
+    """Of one worker, and of a team, whose last checkpoint is looked at."""
+    heard = []
+    monkeypatch.setattr("ray.tune.report", lambda result, **_: heard.append(result))
+    monkeypatch.setattr("ray.tune.get_checkpoint", lambda: None)
+    monkeypatch.setattr("kinfolk.tuning.trial.export", lambda _: None)
+    monkeypatch.setattr("kinfolk.tuning.trial.reasons", lambda looks: ["Samples are alike."])
+    monkeypatch.setattr("kinfolk.tuning.team.reasons", lambda looks: ["Samples are alike."])
+    work = work_of()
+    run_trial({"trial": {"id": "000", "settings": LR, "seed": None, "checkpoints": []}}, work)
+    assert [each["alarms"] for each in heard] == [["Samples are alike."]] * 8
+    *_, (last, snapshot) = reports(work, LR, None, [])
+    save_checkpoint(tmp_path / "storage" / "teams" / "000" / "checkpoint_0", snapshot)
+    watcher = _Watcher(work, job_of(work, LR), f"{work.storage}/teams/000")
+    watcher.listen({"kind": "checkpoint"})
+    assert (heard[-1]["figures"]["width"], heard[-1]["alarms"]) == (last["width"], ["Samples are alike."])
