@@ -265,7 +265,7 @@ def test_a_change_of_what_training_itself_moves_is_refused(settings, target):
     sets += ["model.conditional=false", "model.spectral=[critic]"]
     given = settings.model_copy(update={"recipes": None})
     if target is None:
-        assert plan(given, "digits/dcgan", sets, watched=False).group == 2
+        assert plan(given, "digits/dcgan", sets, watched=False).groups == [1, 2]
         return
     with pytest.raises(ConfigError, match=r"augmentation.probability starts at 0.25 or at 0.75, and training goes on"):
         plan(given, "digits/dcgan", sets, watched=False)
