@@ -104,13 +104,13 @@ def sweeps(settings, tmp_path):
 @pytest.fixture
 def in_process(monkeypatch):
     import kinfolk.tuning.search as search
-    import kinfolk_pipelines.tune as verb
+    import kinfolk_pipelines.sweep_work as sweep_work
 
     standing_in = InProcess()
     monkeypatch.setattr(search, "search", standing_in.search)
     monkeypatch.setattr(search, "check_room", lambda sweep: None)
     monkeypatch.setattr(search, "threads_of_a_trial", lambda sweep: 1)
-    monkeypatch.setattr(verb, "connect", lambda *_, **__: None)
+    monkeypatch.setattr(sweep_work, "connect", lambda *_, **__: None)
     return standing_in
 
 
@@ -313,7 +313,7 @@ def test_no_trial_that_breaks_a_constraint_is_registered(run, tmp_path):
 
 def test_a_trial_whose_monitor_fired_is_registered_with_that_if_the_sweep_allows_it(run, sweeps, monkeypatch):
     assert run().version.alarms == ()
-    alarm = Alarm(64, "missing", 1.0, 0.5, "Samples are alike.")
+    alarm = Alarm(64, 32, "missing", 1.0, 0.5, "Samples are alike.")
     monkeypatch.setattr("kinfolk.tuning.trial.alarms", lambda looks: (alarm,))
     tuned = run("constraints=[]", fresh=True)
     assert tuned.best.figures["alarm"] == 1
@@ -363,3 +363,13 @@ def test_mlflow_away_before_the_start_stops_everything_before_anything_is_writte
         tune(away, plan_sweep(away, "ring/rates"), quiet, tmp_path / "sweep.html")
     assert not (sweeps.state / "sweeps").exists()
     shutil.rmtree(sweeps.state)
+
+
+def test_a_population_on_a_cluster_by_address_trains_whole(sweeps, in_process, quiet, tmp_path):
+    away = sweeps.model_copy(update={"ray_address": "192.0.2.1:6379"})
+    population = "scheduler={kind: pbt, perturb: [model.optimizer.lr], every_samples: 32}"
+    with pytest.raises(ConfigError, match=r"192\.0\.2\.1:6379 .* Use parallel: 6, the whole population"):
+        tune(away, plan_sweep(away, "ring/rates", [population, "parallel=2"]), quiet, tmp_path / "sweep.html")
+    whole = plan_sweep(away, "ring/rates", [population, "parallel=6"])
+    tune(away, whole, quiet, tmp_path / "sweep.html", fresh=True)
+    assert in_process.asked == ["pbt"]
