@@ -14,6 +14,7 @@ from kinfolk.metrics.collapse import CollapseMeasures
 from kinfolk.monitor import Monitor
 
 RUN = 1000
+CONFIG = AlarmConfig(grace_samples=250)
 HEALTHY = CollapseMeasures(
     samples=1000,
     missing=0.02,
@@ -37,7 +38,7 @@ def logged(values: Sequence[float], name: str) -> list[Look]:
 
 def fires(history: list[Look], **settings: Any) -> list[int]:
     """Samples seen at each look that gives an alarm, as the looks come in."""
-    config = AlarmConfig(**settings)
+    config = AlarmConfig(**{"grace_samples": 250, **settings})
     heard = [verdict(history[: at + 1], config, RUN) for at in range(len(history))]
     return [alarm.samples_seen for alarm in heard if alarm is not None]
 
@@ -50,6 +51,7 @@ def test_a_run_that_stays_far_from_the_data_is_alarmed_once_it_should_be_good() 
     assert fires(looks([0.9] * 8)) == [400]  # grace 250, then three looks
     assert fires(looks([0.9] * 8), grace_samples=0) == [150, 200, 250, 300, 350, 400]
     assert fires(looks([0.9] * 8), grace_samples=300) == []
+    assert AlarmConfig().grace(RUN) == 333  # a third
 
 
 def test_every_figure_of_a_look_may_have_a_limit_and_fires_by_it() -> None:
@@ -64,7 +66,7 @@ def test_every_figure_of_a_look_may_have_a_limit_and_fires_by_it() -> None:
         ("high_quality", {"least": 0.5}, 0.9, 0.1),
     ):
         history = looks([healthy] * 8 + [bad] * 3, name)
-        assert not fires(history)  # off unless it is asked for
+        assert fires(history) == ([550] if name in LIMITS else [])  # the rest is off unless it is asked for
         assert fires(history, limits={**ALONE, name: limit}) == [550]
 
 
@@ -74,14 +76,14 @@ def test_a_limit_on_known_modes_is_silent_where_none_are_known() -> None:
 
 def test_settings_that_have_changed_have_a_grace_of_their_own() -> None:
     history = looks([0.9] * 20)
-    first = [at for at in range(20) if verdict(history[: at + 1], AlarmConfig(), RUN, since=300)]
+    first = [at for at in range(20) if verdict(history[: at + 1], CONFIG, RUN, since=300)]
     assert history[first[0]].samples_seen == 300 + RUN // 4 + 3 * 50
 
 
 def test_settings_that_change_late_are_judged_in_the_second_half_of_what_is_left() -> None:
     """A grace of 250 after 700 of 1,000 samples would leave one look."""
     history = looks([0.9] * 20)
-    first = [at for at in range(20) if verdict(history[: at + 1], AlarmConfig(), RUN, since=700)]
+    first = [at for at in range(20) if verdict(history[: at + 1], CONFIG, RUN, since=700)]
     assert history[first[0]].samples_seen == 700 + 150 + 3 * 50
 
 
@@ -96,10 +98,22 @@ def test_settings_that_change_late_are_judged_in_the_second_half_of_what_is_left
 )
 def test_an_alarm_says_when_it_began(values: Sequence[float], began: int) -> None:
     history = looks(values)
-    found = (verdict(history[: at + 1], AlarmConfig(), RUN) for at in range(len(history)))
+    found = (verdict(history[: at + 1], CONFIG, RUN) for at in range(len(history)))
     first = next(alarm for alarm in found if alarm)
     assert first.samples_seen == history[-1].samples_seen
     assert first.began == began
+
+
+@pytest.mark.parametrize(("modes", "began"), [(0.03, 50), (0.045, 550)])
+def test_what_one_figure_tells_late_began_where_another_went_bad(modes: float, began: int) -> None:
+    """Modes mend all the time, and are yet too few after 650 samples, or more than half of them after 600."""
+    bins = [0.95] * 10 + [0.4] * 3
+    history = [
+        Look(50 * at, replace(HEALTHY, effective_bins=even, modes=modes * at)) for at, even in enumerate(bins, start=1)
+    ]
+    alarm = verdict(history, CONFIG, RUN)
+    assert alarm is not None
+    assert (alarm.what, alarm.samples_seen, alarm.began) == ("effective_bins", 650, began)
 
 
 def test_what_was_good_and_is_lost_is_alarmed_even_where_others_are_worse() -> None:
@@ -166,14 +180,14 @@ def test_looks_without_a_figure_are_passed_over() -> None:
 
 
 def test_a_reason_says_what_its_value_and_the_limit() -> None:
-    alarm = verdict(looks([0.01] * 10 + [0.25, 0.25, 0.26]), AlarmConfig(), RUN)
+    alarm = verdict(looks([0.01] * 10 + [0.25, 0.25, 0.26]), CONFIG, RUN)
     assert alarm is not None
     assert (alarm.what, alarm.value, alarm.limit, alarm.samples_seen) == ("missing", 0.26, 0.15, 650)
     assert alarm.reason == (
         "missing (share of the data in regions that samples have all but lost) is 0.26 after 650 samples, and for 3 "
         "looks in a row beyond 0.15: the limit for any run."
     )
-    drifted = verdict(looks([0.01] * 10 + [0.15] * 3), AlarmConfig(), RUN)
+    drifted = verdict(looks([0.01] * 10 + [0.15] * 3), CONFIG, RUN)
     assert drifted is not None
     assert drifted.reason.endswith("beyond 0.11: this run had kept 0.01.")
 

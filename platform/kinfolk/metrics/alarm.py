@@ -5,7 +5,7 @@ in a row and not be mending; and a run that was good is held to its own best, on
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from statistics import median
 
@@ -80,6 +80,7 @@ class Limit(Config):
 
 LIMITS: Mapping[str, Limit] = {
     "missing": Limit(most=0.15, drift=0.1),
+    "modes": Limit(least=0.5, drift=0.2),
     "effective_bins": Limit(least=0.75, drift=0.2),
     "distance_ratio": Limit(least=0.5, drift=0.3),
     "support_share": Limit(least=0.05),
@@ -96,7 +97,7 @@ class AlarmConfig(Config):
 
     grace_samples: int | None = Field(
         None, ge=0
-    )  # samples seen, from the start or a change on, before anything is judged; None: a quarter of the run
+    )  # samples seen, from the start or a change on, before anything is judged; None: a third of the run
     looks: int = Field(3, ge=2)  # in a row that must all be bad
     mending: float = Field(0.05, ge=0)  # improvement over those looks, in shares of the first, that earns more time
     limits: dict[str, Limit | None] = Field(default_factory=dict)  # in place of those of ``LIMITS``; null: unwatched
@@ -112,7 +113,7 @@ class AlarmConfig(Config):
 
     def grace(self, run_samples: int) -> int:
         """Samples seen before anything is judged in a run of so many."""
-        return run_samples // 4 if self.grace_samples is None else self.grace_samples
+        return run_samples // 3 if self.grace_samples is None else self.grace_samples
 
     def judged_after(self, run_samples: int, since: int) -> int:
         """Samples seen before settings that changed ``since`` so many are judged: half of what is left at most."""
@@ -156,17 +157,17 @@ def verdict(history: Sequence[Look], config: AlarmConfig, run_samples: int, sinc
     ``since`` so many samples have their own grace.
     """
     judged_after = config.judged_after(run_samples, since)
-    alarms = (
-        _alarm(name, limit, history, config, judged_after)
-        for name, limit in {**LIMITS, **config.limits}.items()
-        if limit is not None
-    )
-    return next((alarm for alarm in alarms if alarm is not None), None)
+    limits = {name: limit for name, limit in {**LIMITS, **config.limits}.items() if limit is not None}
+    found = (_alarm(name, limit, history, config, judged_after) for name, limit in limits.items())
+    first = next((alarm for alarm in found if alarm is not None), None)
+    if first is None:
+        return None
+    return replace(first, began=min([first.began, *(_ill_since(name, limits[name], history) for name in limits)]))
 
 
 def _alarm(name: str, limit: Limit, history: Sequence[Look], config: AlarmConfig, judged_after: int) -> Alarm | None:
     """What one figure gives cause for."""
-    points = [(look.samples_seen, limit.badness(value)) for look in history for value in _read(look, name)]
+    points = _points(name, limit, history)
     judged = [badness for seen, badness in points if seen > judged_after]
     before, now = judged[: -config.looks], judged[-config.looks :]
     if len(now) < config.looks or now[-1] < now[0] - config.mending * abs(now[0]):
@@ -182,6 +183,23 @@ def _alarm(name: str, limit: Limit, history: Sequence[Look], config: AlarmConfig
         f"{crossed:.3g}: {bound.why}."
     )
     return Alarm(seen, began, name, value, crossed, reason)
+
+
+def _ill_since(name: str, limit: Limit, history: Sequence[Look]) -> int:
+    """Samples seen at the first of the looks with a figure beyond its fixed limit up to now, or now if it is not.
+
+    A run that has collapsed is often told by one figure long after others show that it never was well.
+    """
+    now, bound = history[-1].samples_seen, next(iter(_bounds(limit, (), 1)), None)
+    if bound is None:
+        return now
+    bad = takewhile(lambda point: point[1] > bound.badness, reversed(_points(name, limit, history)))
+    return min((seen for seen, _ in bad), default=now)
+
+
+def _points(name: str, limit: Limit, history: Sequence[Look]) -> list[tuple[int, float]]:
+    """Samples seen and badness of one figure at each look that has it."""
+    return [(look.samples_seen, limit.badness(value)) for look in history for value in _read(look, name)]
 
 
 def _meaning(name: str) -> str:
