@@ -174,6 +174,13 @@ def test_a_gap_is_held_to_what_was_usual_in_the_run(name: str) -> None:
     assert not fires(logged([500.0] * 12, name))  # a scale of its own
 
 
+def test_a_critic_near_equilibrium_may_grow_tenfold_and_tell_little() -> None:
+    near = [0.01] * 9
+    assert not fires(logged([*near, 0.4, 0.45, 0.48], "critic/logit_gap"))
+    assert fires(logged([*near, 0.6, 0.6, 0.7], "critic/logit_gap")) == [600]
+    assert fires(logged([*near, 0.4, 0.45, 0.48], "energy/energy_gap")) == [600]  # a scale of its own
+
+
 def test_looks_without_a_figure_are_passed_over() -> None:
     history = [*logged([0.01] * 7, "a/usage"), Look(400, HEALTHY, {}), Look(450, None, {"a/usage": 0.01})]
     assert fires(history) == [450]
@@ -211,6 +218,7 @@ def test_every_default_limit_is_of_something_known_and_every_signal_has_one() ->
         ({"limits": {"misssing": {"most": 1}}}, "called 'misssing'. Did you mean 'missing'"),
         ({"limits": {"kl": {"least": 0, "most": 1}}}, "most and least make no one bad side"),
         ({"limits": {"kl": {"growth": 1}}}, "growth"),
+        ({"limits": {"kl": {"least": 0, "above": 1}}}, "above is of growth"),
         ({"limits": {"kl": {"least": 0, "growth": 2}}}, "least and growth make no one bad side"),
         ({"limits": {"effective_bins": {"drift": 0.2}}}, "drift alone has no bad side; give most or least"),
         ({"looks": 1}, "looks"),

@@ -56,6 +56,7 @@ class Limit(Config):
     least: float | None = None
     drift: float | None = Field(None, gt=0)  # most that it may worsen from the run's own best, kept over the looks
     growth: float | None = Field(None, gt=1)  # of its size, which alone is then watched, over the run's median before
+    above: float = Field(0.0, ge=0)  # size up to which any growth is healthy
 
     @model_validator(mode="after")
     def _one_bad_side(self) -> "Limit":
@@ -63,6 +64,8 @@ class Limit(Config):
             raise ValueError("most and least make no one bad side; give one of them")
         if self.least is not None and self.growth is not None:
             raise ValueError("least and growth make no one bad side, as growth is upwards; give one of them")
+        if self.above and self.growth is None:
+            raise ValueError("above is of growth; give that beside it")
         if self.drift is not None and self.most is None and self.least is None:
             raise ValueError("drift alone has no bad side; give most or least beside it, however far away")
         return self
@@ -84,7 +87,7 @@ LIMITS: Mapping[str, Limit] = {
     "effective_bins": Limit(least=0.75, drift=0.2),
     "distance_ratio": Limit(least=0.5, drift=0.3),
     "support_share": Limit(least=0.05),
-    "logit_gap": Limit(growth=10.0),
+    "logit_gap": Limit(growth=10.0, above=0.5),
     "energy_gap": Limit(growth=10.0),
     "kl": Limit(least=0.05),
     "kl_active": Limit(least=0.05),
@@ -227,4 +230,4 @@ def _bounds(limit: Limit, before: Sequence[float], looks: int) -> Iterable[_Boun
         yield _Bound(best + limit.drift, f"this run had kept {limit.figure(best):.3g}")
     if limit.growth is not None:
         usual = median(before)
-        yield _Bound(limit.growth * usual, f"{usual:.3g} was usual in this run")
+        yield _Bound(max(limit.growth * usual, limit.above), f"{usual:.3g} was usual in this run")
