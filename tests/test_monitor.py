@@ -54,7 +54,7 @@ def test_a_monitor_that_shall_change_says_what():
     [
         ({"every_samples": 600}, 2),  # at 600 and, last of all, 1000
         ({"alarm": {"grace_samples": 900}}, 2),  # at 950 and 1000
-        ({"every_samples": 300, "alarm": {"looks": 5}}, 4),
+        ({"every_samples": 300, "alarm": {"looks": 5}}, 3),
     ],
 )
 def test_a_monitor_that_could_never_alarm_is_refused(values, looks):
