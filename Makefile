@@ -15,7 +15,8 @@ demo: setup
 	$(BIN)/kinfolk demo $(if $(filter 0,$(WAIT)),--no-wait,--wait)
 
 test: setup
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/pytest --numprocesses 2 -m "not on_ray"
+	$(BIN)/pytest -m on_ray
 
 lint: setup
 	$(BIN)/ruff check

@@ -8,12 +8,10 @@ from kinfolk.data.catalogue import prepare
 from kinfolk.tracking.connection import connect, mlflow_environment
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items):
-    """Tests on Ray share one process of several, and with it one cluster."""
-    for item in items:
-        if "ray_cluster" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("ray"))
+def pytest_itemcollected(item):
+    """Tests on Ray share one cluster, so they run in one process, after all others."""
+    if "ray_cluster" in item.fixturenames:
+        item.add_marker(pytest.mark.on_ray)
 
 
 @pytest.fixture(scope="session", autouse=True)
