@@ -30,7 +30,7 @@ fixed:
     alarm:
       grace_samples: 0
       looks: 2
-      limits: {missing: null, effective_bins: null, distance_ratio: null, support_share: null}
+      limits: {missing: null, modes: null, effective_bins: null, distance_ratio: null, support_share: null}
 space:
   model.optimizer.lr: {kind: choice, values: [1.0e-5, 0.01, 1.0e+6]}
 trials: 6

@@ -123,7 +123,7 @@ def test_an_error_is_told_with_its_kind_unless_it_was_written_for_users():
 
 def test_an_alarm_of_the_monitor_is_a_figure_from_then_on_and_ends_no_trial(work_of, tmp_path):
     """Deviations shrink until samples are alike; what was seen comes back with a checkpoint."""
-    distances = {"missing": None, "effective_bins": None, "support_share": None}
+    distances = {"missing": None, "modes": None, "effective_bins": None, "support_share": None}
     monitor = {"every_samples": 80, "samples": 100, "act": "stop"}
     monitor["alarm"] = {"grace_samples": 0, "looks": 2, "limits": distances}
     work = work_of()
