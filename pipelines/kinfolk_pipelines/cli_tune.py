@@ -1,13 +1,16 @@
 """The command that searches settings."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kinfolk_pipelines.cli_options import Json, Sets
 from kinfolk_pipelines.output import check_out, console, print_json
 from kinfolk_pipelines.settings import load_settings
+
+if TYPE_CHECKING:
+    from kinfolk_pipelines.sweep_plan import SweepPlan
 
 
 def tune(
@@ -46,11 +49,15 @@ def tune(
         typer.echo(f"No trial keeps the constraints; nothing was registered. The report is {out}.")
         return
     assert tuned.best is not None
-    what = f"trial {tuned.best.id}, {metric} {value:.4g}"
-    if planned.sweep.finish == "retrain":
-        what = (
-            f"another training, of {planned.base.recipe.training.samples} samples and not measured here, with the "
-            f"settings of trial {tuned.best.id}, whose {metric} was {value:.4g}"
-        )
+    what = _registered_as(planned, tuned.best.id, f"{metric} {value:.4g}")
     reference = tuned.version.reference
     typer.echo(f"{reference} is {what}. The report is {out}. Next: kinfolk evaluate {reference}")
+
+
+def _registered_as(planned: "SweepPlan", trial: str, figure: str) -> str:
+    if planned.sweep.finish == "take":
+        return f"trial {trial}, {figure}"
+    return (
+        f"another training, of {planned.base.recipe.training.samples} samples and not measured here, with the settings "
+        f"of trial {trial}, which had {figure}"
+    )

@@ -1,6 +1,6 @@
 """What a recipe's monitor leads to, checked before anything is trained."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -19,21 +19,21 @@ from kinfolk_pipelines.datasets import Dataset
 _KEPT = ("data", "family", "init_from", "keep_labels", "monitor", "name", "parents")  # the same in every attempt
 
 
-def groups_of(recipe: Recipe, data: Dataset, parents: Mapping[str, Model]) -> list[int]:
-    """Samples that a microbatch is a multiple of, in each attempt; each is built to find out.
+def groups_of(recipe: Recipe, data: Dataset, untrained: Model) -> list[int]:
+    """Samples that a microbatch is a multiple of, in each attempt; those after ``untrained`` are built to find out.
 
     Raises:
         ConfigError: a change of the monitor does not fit, or changes what a training cannot.
     """
-    models = []
-    for alarms, changed in enumerate(recipe.attempts()):
+    models = [untrained]
+    for alarms, changed in enumerate(recipe.attempts()[1:], start=1):
         if other := [key for key in _KEPT if getattr(changed, key) != getattr(recipe, key)]:
             raise ConfigError(
                 f"{recipe.name}, monitor.changes: {other[0]} cannot change during a training. Leave it out."
             )
         family = find_family(changed.family)
         config = parse(family.config, changed.model, f"{recipe.name} after {alarms} alarms, model")
-        models.append(build(family, config, data.prepared.spec, changed.seed, parents=parents))
+        models.append(build(family, config, data.prepared.spec, changed.seed, parents=untrained.parents))
     _check_carried_over(recipe, models)
     return [judged_together(model.family.phases(model.module)) for model in models]
 

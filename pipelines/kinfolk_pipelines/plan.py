@@ -62,7 +62,7 @@ def plan(
     models = {role: loaded.model for role, loaded in parents.items()}
     untrained = build(family, config, data.prepared.spec, recipe.seed, parents=models)  # what does not fit fails here
     check(untrained, recipe.evaluation)
-    groups = groups_of(recipe, data, models)
+    groups = groups_of(recipe, data, untrained)
     if recipe.monitor is not None:
         recipe.monitor.check(recipe.training.samples, recipe.training.batch_size)
         check_limits(recipe, data)

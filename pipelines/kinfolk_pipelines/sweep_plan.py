@@ -215,7 +215,7 @@ def _untrained(planned: SweepPlan, settings: Mapping[str, Any]) -> tuple[Recipe,
         parents = {role: loaded.model for role, loaded in base.parents.items()}
         model = build(family, config, base.data.prepared.spec, recipe.seed, parents=parents)
         check(model, recipe.evaluation)
-        check_batches(filled, planned.sweep.workers, groups_of(filled, base.data, parents))
+        check_batches(filled, planned.sweep.workers, groups_of(filled, base.data, model))
         _check_monitor(planned, recipe)
     return recipe, model
 

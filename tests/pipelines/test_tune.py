@@ -352,7 +352,7 @@ def test_the_command_says_whether_what_it_registered_is_the_trial_itself(
     assert command(sweeps, tmp_path, monkeypatch, *retrained) == 0
     assert re.match(
         r"ring-blob/2 is another training, of 64 samples and not measured here, with the settings of trial \d+, "
-        r"whose log_prob_density_nats was -",
+        r"which had log_prob_density_nats -",
         capsys.readouterr().out.replace("\n", " "),
     )
 

@@ -3,15 +3,18 @@
 from dataclasses import replace
 from itertools import islice
 from statistics import fmean
+from types import SimpleNamespace
 
 import kinfolk_toy
 import pytest
 import torch
+from ray.train import Checkpoint
 
 from kinfolk.checkpoint import save_checkpoint
 from kinfolk.errors import ConfigError, DivergenceError, KinfolkError
 from kinfolk.training.loop import train
 from kinfolk.training.worker import fresh_state
+from kinfolk.tuning import trial
 from kinfolk.tuning.recipes import recipe_of
 from kinfolk.tuning.sweep import Pace
 from kinfolk.tuning.team import _Watcher
@@ -166,3 +169,13 @@ def test_what_tune_hears_of_a_trial_has_the_words_of_its_monitor(work_of, tmp_pa
     watcher = _Watcher(work, job_of(work, LR), f"{work.storage}/teams/000")
     watcher.listen({"kind": "checkpoint"})
     assert (heard[-1]["figures"]["width"], heard[-1]["alarms"]) == (last["width"], ["Samples are alike."])
+
+
+def test_a_checkpoint_that_is_gone_is_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "state.json").write_text("{}")
+    gone = Checkpoint.from_directory(str(tmp_path / "gone"))
+    monkeypatch.setattr(trial.tune, "get_checkpoint", lambda: gone)
+    work = SimpleNamespace(storage=str(tmp_path))
+    stored = trial._stored(work, ["gone too", str(tmp_path / "here")])
+    assert [[file.name for file in folder.iterdir()] for folder in stored] == [["state.json"]]

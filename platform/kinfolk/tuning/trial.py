@@ -96,14 +96,18 @@ def _hand_over(result: Mapping[str, Any], snapshot: Snapshot) -> None:
 def _stored(work: Work, recorded: Sequence[str]) -> Iterator[Path]:
     """Checkpoints to go on from, newest first: of this start of the sweep, then those the ledger knows."""
     if (newest := tune.get_checkpoint()) is not None:
-        yield from each_fetched([newest])
+        yield from _kept(newest)
     for path in reversed(recorded):
         yield from _recorded(work.storage, path)
 
 
 def _recorded(storage: str, path: str) -> Iterator[Path]:
     """The checkpoint at ``path`` of the storage, unless it is gone."""
-    checkpoint = tune.Checkpoint(path, FileSystem.from_uri(storage)[0])
+    return _kept(tune.Checkpoint(path, FileSystem.from_uri(storage)[0]))
+
+
+def _kept(checkpoint: tune.Checkpoint) -> Iterator[Path]:
+    """A copy of ``checkpoint``, unless it is gone: that of another trial, which a population copies, may be."""
     with suppress(FileNotFoundError):
         yield from each_fetched([checkpoint])
 
