@@ -25,6 +25,7 @@ td.best { background: var(--best); font-weight: 600; }
 figure { margin: 0; } figcaption { font-size: .9rem; margin-top: .35rem; }
 img { image-rendering: pixelated; width: 100%; border: 1px solid var(--line); border-radius: 4px; }
 img.plot { image-rendering: auto; max-width: 46rem; border: 0; }
+img.wide { max-width: none; }
 td.meaning, th.meaning { text-align: left; white-space: normal; color: var(--soft); min-width: 14rem; }
 .said { display: inline-block; max-width: 11rem; white-space: normal; }
 """

@@ -69,7 +69,7 @@ def parallel_coordinates(sweep: Sweep, trials: Sequence[Trial], leader: Trial | 
         axes.set(yticks=[], xlim=(-0.35, len(keys) + 0.15), ylim=(-0.06, 1.06))
         axes.spines[["left", "bottom"]].set_visible(False)
 
-    return _drawn(draw, max(6.0, 2.0 * (len(keys) + 1)), 4.2)
+    return _drawn(draw, max(6.0, 1.6 * (len(keys) + 1)), 4.2)
 
 
 def _broken(key: str) -> str:

@@ -32,13 +32,13 @@ def render(planned: SweepPlan, ledger: Ledger, leader: Trial | None, version: Ve
     """The page."""
     trials = [trial for trial in ledger.trials.values() if not trial.repeats]
     repeats = [trial for trial in ledger.trials.values() if trial.repeats]
-    title = f"Sweep {planned.name}"
+    title, ways = f"Sweep {planned.name}", plots.parallel_coordinates(planned.sweep, trials, leader)
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
         f"<title>{html.escape(title)}</title><style>{STYLE}{_MORE_STYLE}</style><h1>{html.escape(title)}</h1>",
         *(f"<p>{html.escape(line)}</p>" for line in basis(planned, ledger, trials, leader, version)),
         _importance(planned.sweep, trials),
-        _picture("Which settings led where", plots.parallel_coordinates(planned.sweep, trials, leader), _PARALLEL),
+        _picture("Which settings led where", ways, _PARALLEL, "plot wide"),
         _picture("Learning curves", plots.learning_curves(planned.sweep, trials, leader), _CURVES),
         _seeds(planned.sweep, leader, repeats),
         f"<h2>Trials</h2>{_table(planned, trials, leader)}",
@@ -109,8 +109,8 @@ def _registration(planned: SweepPlan, version: Version) -> str:
     )
 
 
-def _picture(title: str, content: bytes | None, says: str) -> str:
-    return f"<h2>{title}</h2><p>{says}</p>{image(content, title, 'plot')}" if content else ""
+def _picture(title: str, content: bytes | None, says: str, kind: str = "plot") -> str:
+    return f"<h2>{title}</h2><p>{says}</p>{image(content, title, kind)}" if content else ""
 
 
 def _importance(sweep: Sweep, trials: Sequence[Trial]) -> str:
