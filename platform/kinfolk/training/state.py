@@ -11,7 +11,7 @@ from torch import Tensor, optim
 from kinfolk.checkpoint import Snapshot
 from kinfolk.config import Training
 from kinfolk.contract import Config, DataSpec, Family, Model, Phase
-from kinfolk.ema import Ema
+from kinfolk.ema import Ema, derive
 from kinfolk.errors import ConfigError
 from kinfolk.rng import seeded_initialisation
 from kinfolk.step import make_optimizer, optimizer_slots, trainable
@@ -69,7 +69,8 @@ class TrainState:
         """Go on, before the first step, from a snapshot of a model with other settings: what fits is taken over.
 
         An optimiser is taken over if all its parameters are and it keeps the same of each, and starts anew otherwise.
-        What a monitor saw was of the other settings, and is left behind.
+        Buffers that follow from parameters do so anew, as those of one part may come from both. What a monitor saw was
+        of the other settings, and is left behind.
         """
         own, given = self.snapshot().tensors, snapshot.tensors
         fits = {name for name, value in own.items() if name in given and given[name].shape == value.shape}
@@ -85,6 +86,7 @@ class TrainState:
                 kept |= slots
         anew = {"looks": [], "watched": {}, "changed_at": snapshot.values["samples_seen"]}
         self.load(Snapshot(kept, {**snapshot.values, **anew}))
+        derive(self.model.module)
 
 
 def buffers(model: Model) -> dict[str, Tensor]:
