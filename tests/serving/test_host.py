@@ -15,16 +15,16 @@ def test_a_new_version_takes_new_requests_while_the_old_one_finishes_its_own(mak
     async def scenario():
         host = make_host(old)
         old.module.watch.gate.clear()
-        before = asyncio.create_task(host.current.batcher.sample(request))
+        before = asyncio.create_task(host.current.batcher.run(request))
         while not old.module.watch.entered.is_set():
             await asyncio.sleep(0.001)
         retiring = host.current.batcher
         await host.switch(new, "4")
-        after = await host.current.batcher.sample(request)
+        after = await host.current.batcher.run(request)
         assert not before.done()
         assert not retiring.alive
         old.module.watch.gate.set()
-        results = await before, after, host.current.version
+        results = (await before).samples, after.samples, host.current.version
         await host.close()
         assert not host.ready
         return results
@@ -41,9 +41,9 @@ def test_each_version_has_the_request_body_of_its_own_model(make_host, make_walk
 
     async def scenario():
         host = make_host(make_walk())
-        bodies = [host.current.body]
+        bodies = [host.current.services["sample"].body]
         await host.switch(wide, "4")
-        bodies.append(host.current.body)
+        bodies.append(host.current.services["sample"].body)
         await host.close()
         return bodies
 

@@ -198,7 +198,7 @@ def test_the_root_tells_the_state_of_each_model(monkeypatch, status, running, st
     first, second = root.listing()
     assert first["state"] == state
     assert first["name"] == ("told" if running else "a")
-    assert second == {"name": "b", "address": "/v1/models/b/sample", "state": "failed"}
+    assert second == {"name": "b", "address": "/v1/models/b", "state": "failed"}
 
 
 def test_a_replica_that_does_not_answer_hides_no_other(monkeypatch):
@@ -216,7 +216,7 @@ def test_a_replica_that_dies_meanwhile_hides_no_other(monkeypatch):
     running = application(ApplicationStatus.RUNNING, 1)
     root = Root(monkeypatch, {"model-a": running, "model-b": running}, lambda: answers.pop(0))
     first, second = root.listing()
-    assert first == {"name": "a", "address": "/v1/models/a/sample", "state": "busy"}
+    assert first == {"name": "a", "address": "/v1/models/a", "state": "busy"}
     assert second["state"] == "ready"
 
 

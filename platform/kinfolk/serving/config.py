@@ -19,7 +19,7 @@ class Limits(Config):
     max_evaluations: int = Field(50_000, ge=1)  # network evaluations of one request: n times calls times cost of a call
     max_evaluations_queued: int = Field(200_000, ge=1)  # of all requests a replica holds; beyond: 503 with Retry-After
     request_timeout_s: float = Field(60.0, gt=0)  # from the first byte of the body to the last sample; beyond: 504
-    max_body_bytes: int = Field(65_536, ge=1)  # of a request; beyond: 413
+    max_body_bytes: int = Field(1_048_576, ge=1)  # of a request; beyond: 413
 
     @model_validator(mode="after")
     def _one_request_fits(self) -> "Limits":
@@ -80,6 +80,11 @@ class ServedModel(Config):
         """The limits as the batcher takes them."""
         limits = self.limits
         return BatchLimits(self.max_rows, limits.max_evaluations, limits.max_evaluations_queued)
+
+    @property
+    def device(self) -> str:
+        """Where the model runs."""
+        return "cuda" if self.num_gpus > 0 else "cpu"
 
 
 class ServeFile(Config):

@@ -1,14 +1,24 @@
 """The model an endpoint serves now. A new version takes over for new requests while the old one finishes its own."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pydantic import BaseModel
 
+from kinfolk.abilities import Ability, abilities
 from kinfolk.contract import Model
 from kinfolk.serving.batcher import Batcher
 from kinfolk.serving.config import ServedModel
 from kinfolk.serving.schema import body_model
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One task of a model behind HTTP."""
+
+    ability: Ability
+    body: type[BaseModel]  # of a request
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,14 +27,16 @@ class Version:
 
     model: Model
     version: str
-    body: type[BaseModel]  # of a sampling request
+    services: Mapping[str, Service]  # by the name of the task
     batcher: Batcher
 
 
 def _in_service(served: ServedModel, model: Model, version: str) -> Version:
-    tasks = model.tasks
-    body = body_model(tasks, model.spec, served.limits.max_n)
-    return Version(model, version, body, Batcher(tasks, served.batch_limits))
+    services = {
+        name: Service(ability, body_model(model, ability, served.limits.max_n))
+        for name, ability in abilities(model).items()
+    }
+    return Version(model, version, services, Batcher(model.tasks, served.batch_limits, served.device))
 
 
 class ModelHost:

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from kinfolk.memory import keep_freed_memory
-from kinfolk.serving.app import Endpoint, directory_app, endpoint_app
+from kinfolk.serving.app import describe, directory_app, endpoint_app
 from kinfolk.serving.config import ServedModel
 from kinfolk.serving.host import ModelHost
 from kinfolk.serving.versions import Registry, load, locate
@@ -69,7 +69,7 @@ class SamplingReplica:
 
     async def describe(self) -> dict[str, Any]:
         """What the list of models shows of this one."""
-        return Endpoint(self._host).describe()
+        return describe(self._host)
 
 
 class DirectoryReplica:
@@ -96,7 +96,7 @@ class DirectoryReplica:
         """The model's own description where a replica gives one in time; otherwise its state as Serve sees it."""
         app = status.applications.get(application_name(served))
         running = sum(part.replica_states.get("RUNNING", 0) for part in app.deployments.values()) if app else 0
-        facts = {"name": served.name, "address": f"{served.path}/sample"}
+        facts = {"name": served.name, "address": served.path}
         if not running:
             state = "failed" if app is None else _STATES.get(app.status, "failed")
             return facts | {"state": "asleep" if state == "ready" else state}

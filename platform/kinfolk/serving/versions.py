@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kinfolk.abilities import abilities
 from kinfolk.bundle import load_bundle
 from kinfolk.contract import Model
 from kinfolk.errors import ConfigError
@@ -71,10 +72,10 @@ def load(served: ServedModel, release: Release) -> Model:
         ConfigError: its family is not installed here, or it cannot sample, or the sample is not finite.
     """
     model = load_bundle(release.folder)
-    model.module.to("cuda" if served.num_gpus > 0 else "cpu")
+    model.module.to(served.device)
     what = f"{served.name}, version {release.version},"
-    if "sample" not in model.tasks.starts:
-        raise ConfigError(f"{what} is a {model.family.name} that cannot sample: it cannot be served.")
-    if not sample(model, 1).isfinite().all():
+    if not abilities(model):
+        raise ConfigError(f"{what} is a {model.family.name} without any task: it cannot be served.")
+    if "sample" in model.tasks.starts and not sample(model, 1).isfinite().all():
         raise ConfigError(f"{what} draws samples that are not finite: it is not served.")
     return model
