@@ -64,7 +64,7 @@ def describe(host: ModelHost) -> dict[str, Any]:
         "address": served.path,
         "state": _state(host),
         "version": current.version,
-        "stale": host.refused is not None,
+        "stale": host.stale,
         "family": current.model.family.name,
         "data": _data(current.model.spec),
         "tasks": tasks,

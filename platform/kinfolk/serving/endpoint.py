@@ -3,8 +3,10 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -34,6 +36,15 @@ class Exchange:
     kind: str  # media type of the answer
     etag: str | None  # of the answer; None where the same request gives another next time
     previews: int
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """A request that was taken, whose caller is told how far it is."""
+
+    exchange: Exchange
+    job: Job
+    queue: asyncio.Queue[Preview | None]  # None: the request has ended
 
 
 def etag_of(name: str, version: Version, task: str, kind: str, values: Mapping[str, Any]) -> str:
@@ -90,15 +101,23 @@ class Endpoint:
             async with asyncio.timeout(limits.request_timeout_s):
                 body = await read_body(request, limits.max_body_bytes)
                 values = await settings_in(request.headers, request.query_params, body)
-                exchange = self._exchange(request, task, values)
-                if _known(exchange.etag, request):
-                    return Response(status_code=304, headers={"ETag": exchange.etag or ""})
-                if exchange.kind == EVENTS:
-                    return self._stream(exchange)
-                job = self._take(exchange)
-                return await self._respond(exchange, await exchange.version.batcher.finished(job))
+                return await self._answer(partial(self._exchange, request, task, values), request)
         except Exception as error:
             return refused(error)
+
+    async def _answer(self, exchange_with: Callable[[Version], Exchange], request: Request) -> Response:
+        """The answer of the version whose turn it is; what one on trial fails is answered by the one in service."""
+        exchange = exchange_with(self.host.choose())
+        if _known(exchange.etag, request):
+            return Response(status_code=304, headers={"ETag": exchange.etag or ""})
+        if exchange.kind == EVENTS:
+            return self._stream(exchange, lambda: exchange_with(self.host.current))
+        try:
+            return await self._respond(exchange)
+        except SamplingError as error:
+            if not self.host.blame(exchange.version, error):
+                raise
+        return await self._respond(exchange_with(self.host.current))
 
     def _service(self, version: Version, task: str) -> Service:
         service = version.services.get(task)
@@ -108,9 +127,9 @@ class Endpoint:
             raise RefusalError(404, "task", text)
         return service
 
-    def _exchange(self, request: Request, task: str, values: Mapping[str, Any]) -> Exchange:
-        """The request checked against the version in service; nothing is awaited, so that it cannot be another one."""
-        version, host = self.host.current, self.host
+    def _exchange(self, request: Request, task: str, values: Mapping[str, Any], version: Version) -> Exchange:
+        """The request checked against a version; nothing is awaited, so that it goes on being in service."""
+        host = self.host
         service = self._service(version, task)
         offers, accept = offered(service.ability), request.headers.get("accept", "")
         kind = negotiate(accept, offers)
@@ -123,13 +142,13 @@ class Endpoint:
         etag = etag_of(host.served.name, version, task, kind, values) if asked.repeatable and not previews else None
         return Exchange(version, service, asked, kind, etag, previews)
 
-    def _take(self, exchange: Exchange, queue: "asyncio.Queue[Preview | None] | None" = None) -> Job:
+    def _take(self, exchange: Exchange, on_preview: Callable[[Preview], None] | None = None) -> Job:
         return exchange.version.batcher.take(
             exchange.asked.request,
             exchange.service.ability.name,
             within_s=self.host.served.limits.request_timeout_s,
             previews=exchange.previews,
-            on_preview=None if queue is None else queue.put_nowait,
+            on_preview=on_preview,
         )
 
     def _facts(self, exchange: Exchange, outcome: Outcome) -> dict[str, Any]:
@@ -148,7 +167,8 @@ class Endpoint:
             "computed_ms": round(outcome.computed_ms, 2),
         }
 
-    async def _respond(self, exchange: Exchange, outcome: Outcome) -> Response:
+    async def _respond(self, exchange: Exchange) -> Response:
+        outcome = await exchange.version.batcher.finished(self._take(exchange))
         facts = self._facts(exchange, outcome)
         arguments = outcome.samples, exchange.service.ability.gives, exchange.kind, facts
         large = outcome.samples.numel() > _INLINE_ELEMENTS
@@ -158,28 +178,41 @@ class Endpoint:
             headers["ETag"] = exchange.etag
         return Response(content, media_type=exchange.kind, headers=headers)
 
-    def _stream(self, exchange: Exchange) -> Response:
-        queue: asyncio.Queue[Preview | None] = asyncio.Queue()
-        job = self._take(exchange, queue)
-        job.future.add_done_callback(lambda _: queue.put_nowait(None))
-        return StreamingResponse(
-            self._events(exchange, job, queue), headers={"Cache-Control": "no-store"}, media_type=EVENTS
-        )
+    def _stream(self, exchange: Exchange, again: Callable[[], Exchange]) -> Response:
+        """Events; the request is taken, or refused, before the first of them."""
+        first = self._begin(exchange)
+        return StreamingResponse(self._events(first, again), headers={"Cache-Control": "no-store"}, media_type=EVENTS)
 
-    async def _events(
-        self, exchange: Exchange, job: Job, queue: "asyncio.Queue[Preview | None]"
-    ) -> AsyncIterator[bytes]:
+    def _begin(self, exchange: Exchange) -> Streamed:
+        queue: asyncio.Queue[Preview | None] = asyncio.Queue()
+        job = self._take(exchange, queue.put_nowait)
+        job.future.add_done_callback(lambda _: queue.put_nowait(None))
+        return Streamed(exchange, job, queue)
+
+    async def _events(self, streamed: Streamed, again: Callable[[], Exchange]) -> AsyncGenerator[bytes, None]:
         """Previews until the samples are done, then those; or what went wrong."""
-        spec, batcher = exchange.service.ability.gives, exchange.version.batcher
         try:
             async with asyncio.timeout(self.host.served.limits.request_timeout_s):
-                while (preview := await queue.get()) is not None:
-                    yield event(
-                        "preview", {"call": preview.call, "calls": preview.calls, **shown(preview.samples, spec)}
-                    )
-                outcome = await batcher.finished(job)
-            yield event("done", {**self._facts(exchange, outcome), **shown(outcome.samples, spec)})
+                try:
+                    async with aclosing(self._told(streamed)) as events:
+                        async for each in events:
+                            yield each
+                except SamplingError as error:
+                    if not self.host.blame(streamed.exchange.version, error):
+                        raise
+                    async with aclosing(self._told(self._begin(again()))) as events:
+                        async for each in events:
+                            yield each
         except Exception as error:
             yield event("error", json.loads(bytes(refused(error).body)))
+
+    async def _told(self, streamed: Streamed) -> AsyncGenerator[bytes, None]:
+        exchange, batcher = streamed.exchange, streamed.exchange.version.batcher
+        spec = exchange.service.ability.gives
+        try:
+            while (preview := await streamed.queue.get()) is not None:
+                yield event("preview", {"call": preview.call, "calls": preview.calls, **shown(preview.samples, spec)})
+            outcome = await batcher.finished(streamed.job)
+            yield event("done", {**self._facts(exchange, outcome), **shown(outcome.samples, spec)})
         finally:
-            batcher.leave(job)
+            batcher.leave(streamed.job)

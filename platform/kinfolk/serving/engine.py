@@ -35,6 +35,7 @@ class Counts:
     calls: int = 0  # of the network, for sampling
     rows: int = 0  # in those calls
     evaluations: int = 0
+    seconds: float = 0.0  # in which it computed
     failures: int = 0  # requests that ended because the model failed
 
 
@@ -158,10 +159,17 @@ class Engine:
         self.counts.rows += rows
         self._count(sum(costs), time.perf_counter() - began)
         if done is not None and samples is not None:
-            for (job, row), sample in zip(done.owners, samples, strict=True):
-                job.finished[row] = sample
-            self._end({job for job, _ in done.owners})
+            self._keep(done, samples)
         return going_on
+
+    def _keep(self, done: Pool, samples: Tensor) -> None:
+        """Give samples to the requests they are of; one that is not finite ends its request."""
+        sound = samples.flatten(1).isfinite().all(1).tolist()
+        for (job, row), sample in zip(done.owners, samples, strict=True):
+            job.finished[row] = sample
+        broken = {job for (job, _), good in zip(done.owners, sound, strict=True) if not good}
+        self._fail(broken, ValueError("The model drew values that are not finite."))
+        self._end({job for job, _ in done.owners} - broken)
 
     def _rendered(self, state: SamplerState) -> Tensor:
         assert self._tasks.render is not None
@@ -189,6 +197,7 @@ class Engine:
 
     def _count(self, evaluations: int, seconds: float) -> None:
         self.counts.evaluations += evaluations
+        self.counts.seconds += seconds
         self.speed.add(evaluations, seconds)
 
     def _end(self, jobs: Iterable[Job]) -> None:
@@ -200,7 +209,7 @@ class Engine:
     def failed(self, jobs: Iterable[Job], error: Exception) -> list[Ended]:
         """The end of requests that a fault has ended; what it was is for the log, unless they asked for it."""
         ended = list(jobs)
-        if not isinstance(error, RequestError):
+        if ended and not isinstance(error, RequestError):
             _LOG.error("Sampling failed.", exc_info=error)
             self.counts.failures += len(ended)
             error = SamplingError("The model failed while sampling; the server's log has the cause.")

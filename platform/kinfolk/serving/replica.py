@@ -14,7 +14,9 @@ from ray import serve
 
 from kinfolk.memory import keep_freed_memory
 from kinfolk.serving.app import describe, directory_app, endpoint_app
+from kinfolk.serving.autoscaling import Load
 from kinfolk.serving.config import ServedModel
+from kinfolk.serving.follower import Follower
 from kinfolk.serving.host import ModelHost
 from kinfolk.serving.versions import Registry, load, locate
 
@@ -33,39 +35,26 @@ class SamplingReplica:
         release = locate(served, registry)
         self._host = ModelHost(served, load(served, release), release.version)
         self._registry, self._token = registry, token
+        self._load = Load()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return endpoint_app(self._host, self._token, self._life)
 
     @asynccontextmanager
     async def _life(self, _: FastAPI) -> AsyncIterator[None]:
-        follower = asyncio.create_task(self._follow())
+        following = asyncio.create_task(Follower(self._host, self._registry).follow())
         yield
-        follower.cancel()
+        following.cancel()
         await self._host.close()
-
-    async def _follow(self) -> None:
-        """Look where the alias points, again and again; a version that cannot be served leaves the one before it."""
-        while True:
-            await asyncio.sleep(self._host.served.alias_poll_s)
-            try:
-                await self._move()
-                self._host.refused = None
-            except Exception as error:  # whatever is wrong with a new version, the old one goes on
-                if str(error) != self._host.refused:
-                    _LOG.error("%s stays at its version: %s", self._host.served.name, error)
-                self._host.refused = str(error)
-
-    async def _move(self) -> None:
-        served = self._host.served
-        release = await asyncio.to_thread(locate, served, self._registry)
-        if release.version != self._host.current.version:
-            await self._host.switch(await asyncio.to_thread(load, served, release), release.version)
 
     async def check_health(self) -> None:
         """Let Serve replace this replica when its sampling thread has died."""
         if not self._host.ready:
             raise RuntimeError(f"The batcher of {self._host.served.name} has stopped.")
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """How much there is to do, and how busy this replica was since it was asked last."""
+        return self._load.since_last(self._host.current.batcher)
 
     async def describe(self) -> dict[str, Any]:
         """What the list of models shows of this one."""
