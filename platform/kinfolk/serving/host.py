@@ -93,7 +93,10 @@ class ModelHost:
         return True
 
     async def roll_out(self, model: Model, version: str) -> str | None:
-        """Let ``model`` take over after its trial; why it did not, or None. Requests end on the version they began on."""
+        """Let ``model`` take over after its trial; why it did not, or None.
+
+        Requests end on the version they began on.
+        """
         trial = self.trial = Trial(_in_service(self.served, model, version))
         try:
             async with asyncio.timeout(self.served.rollout.trial_s):
