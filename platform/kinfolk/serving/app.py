@@ -1,24 +1,30 @@
 """The HTTP face of models, without Ray: one app for each model, one that lists them all, or both in one process."""
 
-from collections.abc import Awaitable, Callable, Sequence
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
 
 from kinfolk.abilities import Ability
-from kinfolk.contract import DataSpec
+from kinfolk.contract import DataSpec, RequestError
 from kinfolk.errors import nearest
-from kinfolk.serving.bodies import FILES, FORM
-from kinfolk.serving.endpoint import Endpoint
-from kinfolk.serving.guard import Guard, refusal
+from kinfolk.serving import images_api
+from kinfolk.serving.bodies import FILES, FORM, read_body
+from kinfolk.serving.endpoint import Endpoint, refused
+from kinfolk.serving.guard import Guard, RefusalError, refusal
 from kinfolk.serving.host import ModelHost
 from kinfolk.serving.media import JSON, offered
+from kinfolk.serving.schema import parse_json
 
+_IMAGES_BYTES = 262_144  # of a request of the images API
 _SERVING = {"ready", "asleep"}  # states in which a request is answered; an endpoint asleep wakes for it
 
+Images = Callable[[str, Mapping[str, Any]], Awaitable[tuple[int, dict[str, Any], dict[str, str]]]]
 Listing = Callable[[], Awaitable[list[dict[str, Any]]]]  # what ``describe`` says of every model
 Lifespan = Callable[
     [FastAPI], AbstractAsyncContextManager[None]
@@ -142,9 +148,45 @@ def endpoint_app(host: ModelHost, token: str | None = None, lifespan: Lifespan |
     return app
 
 
-def directory_app(listing: Listing, token: str | None = None) -> FastAPI:
-    """The app at the root: the list of models, health of the whole, and 404 for models there are not."""
+def _add_images(app: FastAPI, listing: Listing, images: Images, max_bytes: int) -> None:
+    @app.post(images_api.ADDRESS)
+    async def generate(request: Request) -> Response:
+        try:
+            values = parse_json(await read_body(request, max_bytes))
+            name = images_api.model_name(images_api.parse(values), [_route(model) for model in await listing()])
+        except (RequestError, RefusalError) as error:
+            status = error.status if isinstance(error, RefusalError) else 404 if error.field == "model" else 400
+            return JSONResponse(images_api.error(str(error), status, error.field), status)
+        status, told, headers = await images(name, values)
+        return JSONResponse(told, status, headers)
+
+
+def _route(model: Mapping[str, Any]) -> str:
+    return str(model["address"].rpartition("/")[2])
+
+
+async def images_of(host: ModelHost, values: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """What OpenAI's images API answers for a model: status, body, headers."""
+    version = host.current
+    try:
+        asked = images_api.parse(values)
+        settings = images_api.settings_for(asked, version.model.tasks.conditions, version.model.spec)
+        return 200, images_api.answer(asked, await Endpoint(host).pictures(settings)), {}
+    except Exception as error:
+        refused_ = refused(error)
+        field, retry = getattr(error, "field", None), refused_.headers.get("Retry-After")
+        status = 400 if refused_.status_code == 422 else refused_.status_code
+        told = json.loads(bytes(refused_.body))["error"]["message"]
+        return status, images_api.error(told, status, field), {"Retry-After": retry} if retry else {}
+
+
+def directory_app(listing: Listing, images: Images, token: str | None = None) -> FastAPI:
+    """The app at the root: the list of models, health of the whole, and 404 for models there are not.
+
+    ``images`` answers a request of OpenAI's images API for the model of a name.
+    """
     app = _bare_app("Kinfolk", token)
+    _add_images(app, listing, images, _IMAGES_BYTES)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -158,7 +200,7 @@ def directory_app(listing: Listing, token: str | None = None) -> FastAPI:
 
     @app.api_route("/v1/models/{name}/{_:path}", methods=["GET", "POST"], include_in_schema=False)
     async def unknown(name: str) -> Response:
-        known = [model["address"].split("/")[3] for model in await listing()]
+        known = [_route(model) for model in await listing()]
         text = f"No model is served as {name[:60]!r}.{nearest(name, known)} Models: {', '.join(known) or 'none'}."
         return refusal(404, text, "name")
 
@@ -171,8 +213,9 @@ def build_app(hosts: Sequence[ModelHost], token: str | None = None) -> FastAPI:
     async def listing() -> list[dict[str, Any]]:
         return [describe(host) for host in hosts]
 
+    by_route = {host.served.path.rpartition("/")[2]: host for host in hosts}
     app = FastAPI(openapi_url=None)
     for host in hosts:
         app.mount(host.served.path, endpoint_app(host, token))
-    app.mount("", directory_app(listing, token))
+    app.mount("", directory_app(listing, lambda name, values: images_of(by_route[name], values), token))
     return app

@@ -14,11 +14,12 @@ from starlette.responses import Response, StreamingResponse
 
 from kinfolk.contract import RequestError
 from kinfolk.errors import nearest
+from kinfolk.pictures import draw
 from kinfolk.serving.batcher import Job, Outcome, OverloadError, Preview, SamplingError
 from kinfolk.serving.bodies import read_body, settings_in
 from kinfolk.serving.guard import RefusalError, refusal
 from kinfolk.serving.host import ModelHost, Service, Version
-from kinfolk.serving.media import EVENTS, encode, event, negotiate, offered, shown
+from kinfolk.serving.media import EVENTS, PNG, encode, event, negotiate, offered, shown
 from kinfolk.serving.schema import Asked, ask, check_values
 
 _INLINE_ELEMENTS = 65_536  # larger answers are encoded on another thread, so that they hold up nobody
@@ -112,12 +113,30 @@ class Endpoint:
             return Response(status_code=304, headers={"ETag": exchange.etag or ""})
         if exchange.kind == EVENTS:
             return self._stream(exchange, lambda: exchange_with(self.host.current))
+        return await self._respond(*await self._outcome(exchange, exchange_with))
+
+    async def pictures(self, values: Mapping[str, Any]) -> list[bytes]:
+        """A PNG file for each sample that ``values``, the body of a request for samples, asks for.
+
+        Raises whatever ``refused`` has an answer for.
+        """
+        exchange_with = partial(self._checked, "sample", values, PNG, 0)
+        async with asyncio.timeout(self.host.served.limits.request_timeout_s):
+            exchange, outcome = await self._outcome(exchange_with(self.host.choose()), exchange_with)
+        spec = exchange.version.model.spec
+        return [draw(sample[None], spec) for sample in outcome.samples]
+
+    async def _outcome(
+        self, exchange: Exchange, exchange_with: Callable[[Version], Exchange]
+    ) -> tuple[Exchange, Outcome]:
+        """What a request got, of the version in service where one on trial has failed it."""
         try:
-            return await self._respond(exchange)
+            return exchange, await exchange.version.batcher.finished(self._take(exchange))
         except SamplingError as error:
             if not self.host.blame(exchange.version, error):
                 raise
-        return await self._respond(exchange_with(self.host.current))
+        again = exchange_with(self.host.current)
+        return again, await again.version.batcher.finished(self._take(again))
 
     def _service(self, version: Version, task: str) -> Service:
         service = version.services.get(task)
@@ -129,17 +148,18 @@ class Endpoint:
 
     def _exchange(self, request: Request, task: str, values: Mapping[str, Any], version: Version) -> Exchange:
         """The request checked against a version; nothing is awaited, so that it goes on being in service."""
-        host = self.host
-        service = self._service(version, task)
-        offers, accept = offered(service.ability), request.headers.get("accept", "")
+        offers, accept = offered(self._service(version, task).ability), request.headers.get("accept", "")
         kind = negotiate(accept, offers)
         if kind is None:
             text = f"{task} of this model can be had as {', '.join(offers)}; Accept is {accept[:_SHOWN]!r}."
             raise RefusalError(406, "Accept", text)
-        previews = _previews(request) if kind == EVENTS else 0
+        return self._checked(task, values, kind, _previews(request) if kind == EVENTS else 0, version)
+
+    def _checked(self, task: str, values: Mapping[str, Any], kind: str, previews: int, version: Version) -> Exchange:
+        service, served = self._service(version, task), self.host.served
         check_values(values, service.body)
-        asked = ask(version.model, service.ability, values, host.served.limits.max_n)
-        etag = etag_of(host.served.name, version, task, kind, values) if asked.repeatable and not previews else None
+        asked = ask(version.model, service.ability, values, served.limits.max_n)
+        etag = etag_of(served.name, version, task, kind, values) if asked.repeatable and kind != EVENTS else None
         return Exchange(version, service, asked, kind, etag, previews)
 
     def _take(self, exchange: Exchange, on_preview: Callable[[Preview], None] | None = None) -> Job:
@@ -167,8 +187,7 @@ class Endpoint:
             "computed_ms": round(outcome.computed_ms, 2),
         }
 
-    async def _respond(self, exchange: Exchange) -> Response:
-        outcome = await exchange.version.batcher.finished(self._take(exchange))
+    async def _respond(self, exchange: Exchange, outcome: Outcome) -> Response:
         facts = self._facts(exchange, outcome)
         arguments = outcome.samples, exchange.service.ability.gives, exchange.kind, facts
         large = outcome.samples.numel() > _INLINE_ELEMENTS

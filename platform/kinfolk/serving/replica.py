@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from kinfolk.memory import keep_freed_memory
-from kinfolk.serving.app import describe, directory_app, endpoint_app
+from kinfolk.serving.app import describe, directory_app, endpoint_app, images_of
 from kinfolk.serving.autoscaling import Load
 from kinfolk.serving.config import ServedModel
 from kinfolk.serving.follower import Follower
@@ -56,6 +56,10 @@ class SamplingReplica:
         """How much there is to do, and how busy this replica was since it was asked last."""
         return self._load.since_last(self._host.current.batcher)
 
+    async def images(self, values: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, str]]:
+        """The answer of OpenAI's images API."""
+        return await images_of(self._host, values)
+
     async def describe(self) -> dict[str, Any]:
         """What the list of models shows of this one."""
         return describe(self._host)
@@ -71,7 +75,14 @@ class DirectoryReplica:
         self._listing_lock = asyncio.Lock()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return directory_app(self._listing, self._token)
+        return directory_app(self._listing, self._images, self._token)
+
+    async def _images(self, route: str, values: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, str]]:
+        """Let a replica of the model answer; one that sleeps is woken."""
+        served = next(model for model in self._models if model.path.rpartition("/")[2] == route)
+        answered: tuple[int, dict[str, Any], dict[str, str]]
+        answered = await serve.get_app_handle(application_name(served)).images.remote(dict(values))
+        return answered
 
     async def _listing(self) -> list[dict[str, Any]]:
         async with self._listing_lock:
