@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kinfolk.serving.autoscaling import BUSY, QUEUED, Load, by_work, replicas_for
+from kinfolk.serving.autoscaling import BUSY, QUEUED, ByWork, Load, replicas_for
 from kinfolk.serving.engine import Counts
 
 
@@ -32,8 +32,8 @@ def test_the_policy_takes_the_last_word_of_each_replica():
 
     metrics = {QUEUED: {"a": said(9.0, 0.5), "b": said(1.0), "c": []}, BUSY: {"a": said(0.0, 0.1)}}
     context = SimpleNamespace(raw_metrics=metrics, total_num_requests=3.0)
-    assert by_work(context, target_queue_s=0.5, target_busy=0.8) == (3, {})
-    assert by_work(SimpleNamespace(raw_metrics=None, total_num_requests=0.0), 1.0, 0.8) == (0, {})
+    assert ByWork(target_queue_s=0.5, target_busy=0.8)(context) == (3, {})
+    assert ByWork(1.0, 0.8)(SimpleNamespace(raw_metrics=None, total_num_requests=0.0)) == (0, {})
 
 
 def test_a_replica_reports_its_queue_in_seconds_and_how_busy_it_was_since():

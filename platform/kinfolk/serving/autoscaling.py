@@ -28,10 +28,16 @@ def _latest(metrics: Mapping[str, Mapping[Any, Any]] | None, name: str) -> float
     return sum(points[-1].value for points in series.values() if points)
 
 
-def by_work(context: Any, target_queue_s: float, target_busy: float) -> tuple[int, dict[str, Any]]:
-    """The policy as Serve calls it; Serve applies delays and bounds to what it returns."""
-    queued_s, busy = (_latest(context.raw_metrics, name) for name in (QUEUED, BUSY))
-    return replicas_for(queued_s, busy, context.total_num_requests, target_queue_s, target_busy), {}
+class ByWork:
+    """The policy as Serve makes and calls it; Serve applies delays and bounds to what it returns."""
+
+    def __init__(self, target_queue_s: float, target_busy: float) -> None:
+        self._targets = target_queue_s, target_busy
+
+    def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
+        """How many replicas there should be, and nothing to remember."""
+        queued_s, busy = (_latest(context.raw_metrics, name) for name in (QUEUED, BUSY))
+        return replicas_for(queued_s, busy, context.total_num_requests, *self._targets), {}
 
 
 class Load:

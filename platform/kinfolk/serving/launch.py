@@ -70,7 +70,7 @@ def _application(served: ServedModel, registry: Registry | None, token: str | No
             downscale_to_zero_delay_s=scale.sleep_delay_s,
             look_back_period_s=_LOOK_BACK_S,
             policy=AutoscalingPolicy(
-                policy_function="kinfolk.serving.autoscaling:by_work",
+                policy_function="kinfolk.serving.autoscaling:ByWork",
                 policy_kwargs={"target_queue_s": scale.target_queue_s, "target_busy": scale.target_busy},
             ),
         ),
