@@ -16,6 +16,7 @@ from kinfolk.cluster import connect
 from kinfolk.contract import FIRST_STAGE, Model
 from kinfolk.errors import KinfolkError, RegistryError
 from kinfolk.metrics.speed import sampling_speed
+from kinfolk.reference import reference_file
 from kinfolk.tracking import registry
 from kinfolk.tracking.history import RUN_TAG, SECONDS, Earlier, earlier_run
 from kinfolk.tracking.lineage import Lineage, Version
@@ -267,7 +268,7 @@ def register_trained(
     )
     folder: Path = settings.state.absolute() / "bundles" / name
     card = {"lineage": lineage.tags(), "recipe": planned.recipe.model_dump(mode="json")}
-    save_bundle(model, folder, card)
+    save_bundle(model, folder, card, reference_file(model))
     metrics = {figure: value for figure, value in last.items() if figure != "samples_per_second"} | speed
     try:
         return registry.register(settings.tracking, folder, planned.model_name, run_id, lineage, metrics, alarms)

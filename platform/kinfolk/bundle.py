@@ -21,6 +21,7 @@ from kinfolk.manifest import verify_sealed, write_sealed
 
 FORMAT = 1
 CARD = "card.json"
+REFERENCE = "reference.safetensors"
 
 
 def _files(model: Model, prefix: str = "") -> dict[str, bytes]:
@@ -36,9 +37,16 @@ def _files(model: Model, prefix: str = "") -> dict[str, bytes]:
     return files
 
 
-def save_bundle(model: Model, folder: Path, extra: Mapping[str, Any] | None = None) -> None:
-    """Write ``model`` with its parents as a sealed folder; ``extra`` (JSON) goes into ``card.json``."""
+def save_bundle(
+    model: Model, folder: Path, extra: Mapping[str, Any] | None = None, reference: bytes | None = None
+) -> None:
+    """Write ``model`` with its parents as a sealed folder; ``extra`` (JSON) goes into ``card.json``.
+
+    ``reference`` is what ``reference_file`` makes of the model, for those who load it to compare with.
+    """
     files = _files(model)
+    if reference is not None:
+        files[REFERENCE] = reference
     if extra is not None:
         files[CARD] = json.dumps(extra, indent=1, default=str).encode()
     write_sealed(folder, files)

@@ -22,6 +22,7 @@ from kinfolk.errors import ConfigError, RequestError, no_effect
 
 __all__ = [
     "FIRST_STAGE",
+    "NEEDS",
     "SIGNALS",
     "Batch",
     "Config",
@@ -41,6 +42,7 @@ __all__ = [
     "SampleRequest",
     "SamplerOptions",
     "SamplerState",
+    "Sort",
     "Tasks",
     "no_effect",
 ]
@@ -318,6 +320,21 @@ class SamplerState:
 
 
 RowTask = Callable[[Batch, Tensor], Tensor]  # (batch of B, seeds (B,) int64 on the CPU) -> (B, ...)
+Sort = Literal["sample", "latent", "numbers"]  # what a row task takes or gives
+
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "interpolate": ("seed_to",),
+    "inpaint": ("x", "mask"),
+    "denoise": ("x",),
+    "upscale": ("x",),
+    "translate": ("x",),
+}
+"""What sampling tasks must be told beside seeds, by name; those with another name need nothing."""
+
+
+def _of_rows(takes: Sort = "sample", gives: Sort = "sample") -> Mapping[str, Sort]:
+    """What marks a field of ``Tasks`` as a row task."""
+    return {"takes": takes, "gives": gives}
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,14 +357,14 @@ class Tasks:
     advance: Callable[[SamplerState], SamplerState] | None = None  # one call for all rows; consumes its argument
     render: Callable[[SamplerState], Tensor] | None = None  # (R, *shape): the picture so far
     conditions: frozenset[Literal["label", "caption"]] = frozenset()  # what its tasks may be told
-    log_prob: Likelihood | None = None
+    log_prob: Likelihood | None = field(default=None, metadata=_of_rows(gives="numbers"))
     importance_bound: Callable[[Batch, Tensor, int], Tensor] | None = None  # as ``log_prob``, of so many draws: (B,)
-    encode: RowTask | None = None  # x -> latent
-    decode: RowTask | None = None  # latent in ``batch.x`` -> x
-    reconstruct: RowTask | None = None  # x -> x
-    complete: RowTask | None = None  # x -> x, every part of it from the others
-    anomaly_score: RowTask | None = None  # (B,), higher is stranger
-    classify: RowTask | None = None  # (B, K) logits
+    encode: RowTask | None = field(default=None, metadata=_of_rows(gives="latent"))
+    decode: RowTask | None = field(default=None, metadata=_of_rows(takes="latent"))  # latent in ``batch.x``
+    reconstruct: RowTask | None = field(default=None, metadata=_of_rows())
+    complete: RowTask | None = field(default=None, metadata=_of_rows())  # every part of x from the others
+    anomaly_score: RowTask | None = field(default=None, metadata=_of_rows(gives="numbers"))  # (B,), higher is stranger
+    classify: RowTask | None = field(default=None, metadata=_of_rows(gives="numbers"))  # (B, K) logits
     denoise: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None  # x_t, sigma (B,), label -> x estimate
     denoise_with_dropout: Callable[[Tensor, Tensor, Tensor | None, torch.Generator], Tensor] | None = None
     """As ``denoise``, with dropout by masks of the generator: for a child that goes on training the network."""

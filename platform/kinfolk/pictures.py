@@ -14,6 +14,11 @@ _SCATTER_PIXELS = 512
 _GAP = 2  # pixels between tiles
 
 
+def has_levels(spec: DataSpec) -> bool:
+    """Whether samples are pictures of a screen's levels; what some encoders make has their form alone."""
+    return spec.kind in ("image", "video") and spec.levels is not None
+
+
 def picturable(spec: DataSpec) -> bool:
     """Whether samples of ``spec`` can be drawn: grey or colour images, and vectors in the plane."""
     return (spec.kind == "image" and spec.shape[0] in (1, 3)) or (spec.kind == "vector" and spec.shape == (2,))

@@ -58,10 +58,15 @@ def resolve_options(family: Family, tasks: Tasks, given: Mapping[str, Any], task
     return resolved
 
 
-def _labels(model: Model, tasks: Tasks, label: int | Sequence[int] | None, n: int) -> Tensor | None:
+def labels_of(model: Model, label: int | Sequence[int] | None, n: int) -> Tensor | None:
+    """The class of each of ``n`` rows, from one for all or one for each. -> (n,) int64
+
+    Raises:
+        RequestError: the model is not told classes, has no such class, or there are not as many.
+    """
     if label is None:
         return None
-    if "label" not in tasks.conditions:
+    if "label" not in model.tasks.conditions:
         raise RequestError("label", f"This {model.family.name} is not class-conditional: leave label out.")
     classes = model.spec.classes or 0
     labels = [label] * n if isinstance(label, int) else list(label)
@@ -91,7 +96,7 @@ def make_request(
         raise RequestError("n", f"n={n}: ask for 1 to {LARGEST_N} samples at once.")
     seeds, tasks = row_seeds(seed, n), model.tasks
     resolved = resolve_options(model.family, tasks, options or {}, task)
-    return SampleRequest(seeds, resolved, _labels(model, tasks, label, n))
+    return SampleRequest(seeds, resolved, labels_of(model, label, n))
 
 
 def interpolating(request: SampleRequest, seed_to: int) -> SampleRequest:

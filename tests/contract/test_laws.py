@@ -3,6 +3,7 @@
 Weights are stirred: where a network starts as nothing, rows, classes and parents could not be told apart.
 """
 
+import asyncio
 import gc
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from kinfolk import sampling
+from kinfolk.abilities import abilities
 from kinfolk.bundle import load_bundle, save_bundle
 from kinfolk.checkpoint import load_checkpoint, save_checkpoint
 from kinfolk.config import parse
@@ -20,6 +22,8 @@ from kinfolk.data.latents import encoded, latent_spec
 from kinfolk.data.source import TensorSource
 from kinfolk.errors import ConfigError, RequestError
 from kinfolk.families import family_names, find_family
+from kinfolk.serving.batcher import Batcher, BatchLimits
+from kinfolk.serving.schema import ask, body_model, check_values
 from kinfolk.step import World, trainable, turn
 from kinfolk.training.loop import take_step
 from kinfolk.training.state import build, prepare
@@ -28,6 +32,7 @@ from kinfolk_pipelines.families import untrained
 RECIPES = sorted((Path(__file__).parents[2] / "pipelines" / "recipes" / "digits").glob("*.yaml"))
 CASES = [*RECIPES, "toy"]
 ROWS = 5
+NOISE = {"energy": 0.3}  # standard deviation where a family has no use for 0.5
 SCALE = 0.05  # of the noise on weights; at 0.1 rounding in stirred flows is beyond the tolerances here
 
 
@@ -299,12 +304,9 @@ def test_an_option_or_class_the_model_lacks_is_refused(case):
 
 
 def test_row_tasks_depend_on_their_row_alone(case, digits):
-    tasks = case.tasks
     batch = digits.source("test").take(0, 4)
     seeds = torch.arange(4)
-    found = [tasks.encode, tasks.reconstruct, tasks.complete, tasks.anomaly_score, tasks.classify]
-    found += [tasks.log_prob.nats] if tasks.log_prob else []
-    for task in filter(None, found):
+    for task in (each.rows for each in abilities(case).values() if each.rows and each.takes == case.spec):
         with torch.no_grad():
             whole = task(batch, seeds)
             part = task(batch.map(lambda value: value[2:3]), seeds[2:3])
@@ -336,6 +338,40 @@ def test_latents_are_what_the_model_says_and_decode_to_data(case, digits):
     assert tasks.latent_spec is not None
     assert z.shape[1:] == tasks.latent_spec.shape
     assert x.shape == batch.x.shape
+
+
+def test_whatever_a_model_can_do_is_served(case, digits):
+    """Two requests for each task, batched together, come out finite and as the task says, each as it does alone."""
+    given = digits.source("test").take(0, 1).x
+    fields = {"x": case.spec.to_uint8(given).tolist(), "mask": [[[[255] * 8] * 4 + [[0] * 8] * 4]], "seed_to": 5}
+    tasks = case.tasks
+
+    def request(ability, seed):
+        body = {name: fields[name] for name in ability.needs} | {"seed": seed}
+        if ability.takes is not None and ability.takes != case.spec:
+            shape, levels = ability.takes.shape, ability.takes.levels
+            body["x"] = torch.zeros(1, *shape, dtype=torch.int64 if levels else torch.float32).tolist()
+        body |= {"noise_level": NOISE.get(case.family.name, 0.5)} if ability.rows_with_noise else {}
+        body |= fewer_calls(case) if ability.samples else {}
+        body |= {"label": 3} if "label" in tasks.conditions else {}
+        check_values(body, body_model(case, ability, 8))
+        return ask(case, ability, body, 8).request
+
+    async def answers():
+        batcher = Batcher(tasks, BatchLimits(8, 10**6, 10**7))
+        for name, ability in abilities(case).items():
+            both = await asyncio.gather(*(batcher.run(request(ability, seed), name) for seed in (1, 2)))
+            alone = await batcher.run(request(ability, 2), name)
+            yield ability, both[1].samples, alone.samples
+        await batcher.close()
+
+    async def check():
+        async for ability, together, alone in answers():
+            assert together.isfinite().all()
+            assert ability.gives is None or together.shape[1:] == ability.gives.shape
+            assert torch.allclose(together.float(), alone.float(), atol=1e-3, rtol=1e-3)
+
+    asyncio.run(check())
 
 
 def test_installed_families_are_found_by_name():

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from kinfolk.contract import Config, DataSpec, Family, Model, SamplerOptions, SamplerState, Tasks
+from kinfolk.contract import Config, DataSpec, Family, Likelihood, Model, SamplerOptions, SamplerState, Tasks
 from kinfolk.rng import row_normal
 from kinfolk.serving.config import Limits, ServedModel
 from kinfolk.serving.host import ModelHost
@@ -23,7 +23,7 @@ class Pace(StrEnum):
 
 
 class StepOptions(SamplerOptions):
-    task_of: ClassVar = {"resample": "inpaint"}  # nothing that is served
+    task_of: ClassVar = {"resample": "inpaint"}
     resample: int = 1
     steps: int = Field(3, ge=1, le=1000)
     cost: int = Field(1, ge=1, le=4)
@@ -39,6 +39,7 @@ class Watch:
 
     calls: list = field(default_factory=list)  # the seeds of each call
     started: list = field(default_factory=list)  # the seeds of each start
+    batches: list = field(default_factory=list)  # the seeds of each batch that was reconstructed
     done_rows_seen: int = 0
     grad_seen: bool = False
     on_call: Callable[[], None] = lambda: None
@@ -89,12 +90,33 @@ def _tasks(module):
         rows = [-1] + [1] * len(module.shape)
         return state.step(state.x + state.carry["scale"].view(rows) * noise + state.carry["label"].view(rows))
 
+    def start_way(request):
+        state = start(request)
+        share = (request.weight * (request.seed_to - request.seeds)).float()
+        return replace(state, x=state.x + share.view(-1, *[1] * len(module.shape)))
+
+    def start_inpaint(request):
+        state = start(request)
+        return replace(state, x=10 * request.x * request.mask, calls=state.calls + request.options.resample - 1)
+
+    def seen(batch, seeds):
+        watch.batches.append(seeds.tolist())
+        watch.gate.wait(10)
+        return batch.x
+
     return Tasks(
         options=StepOptions(),
-        starts={"sample": start},
+        starts={"sample": start, "interpolate": start_way, "inpaint": start_inpaint},
         advance=advance,
         render=lambda state: state.x / 10,
         conditions=frozenset({"label"}),
+        log_prob=Likelihood(lambda batch, seeds: -batch.x.flatten(1).square().sum(1), "exact", "density"),
+        encode=lambda batch, seeds: batch.x.flatten(1)[:, :2],
+        decode=lambda batch, seeds: batch.x.mean(1).view(-1, *[1] * len(module.shape)).expand(-1, *module.shape),
+        reconstruct=seen,
+        anomaly_score=lambda batch, seeds: (0 if batch.label is None else batch.label) + batch.x.flatten(1).mean(1),
+        denoise=lambda x_t, sigma, label: x_t / (1 + sigma.view(-1, *[1] * len(module.shape)) ** 2),
+        latent_spec=DataSpec(kind="vector", shape=(2,)),
     )
 
 

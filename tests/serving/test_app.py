@@ -152,7 +152,7 @@ def test_with_the_token_everything_is_answered_and_health_without(ask):
 def test_a_full_queue_is_answered_with_the_time_to_come_back(ask, walk):
     async def fill(host):
         walk.module.watch.gate.clear()
-        fill.task = asyncio.create_task(host.current.batcher.sample(make_request(walk, n=100)))
+        fill.task = asyncio.create_task(host.current.batcher.run(make_request(walk, n=100)))
         while not host.current.batcher.requests:
             await asyncio.sleep(0.001)
         asyncio.get_running_loop().call_later(0.2, walk.module.watch.gate.set)
@@ -215,7 +215,7 @@ def test_no_body_whatever_is_answered_with_a_fault(make_host, walk):
 def test_the_list_says_what_is_served_where_and_in_which_version(ask):
     (model,) = ask("GET", "/v1/models").json()["models"]
     assert model["name"] == "walk"
-    assert model["address"] == PATH
+    assert model["tasks"]["sample"]["address"] == PATH
     assert model["state"] == "ready"
     assert model["version"] == "3"
     assert model["family"] == "walk"
@@ -226,8 +226,19 @@ def test_the_schema_is_that_of_the_model(ask):
     schema = ask("GET", "/v1/models/walk/openapi.json", limits={"max_n": 9}).json()
     content = schema["paths"]["/sample"]["post"]["requestBody"]["content"]["application/json"]
     properties = content["schema"]["properties"]
-    assert set(properties) == {"n", "seed", "label", "steps", "cost", "scale", "pace", "poison", "poison_start"}
-    assert properties["n"]["maximum"] == 9
+    assert set(properties) == {
+        "n",
+        "seed",
+        "seeds",
+        "label",
+        "steps",
+        "cost",
+        "scale",
+        "pace",
+        "poison",
+        "poison_start",
+    }
+    assert properties["n"]["anyOf"][0]["maximum"] == 9
     assert properties["steps"]["default"] == 3
     assert properties["label"]["anyOf"][0]["exclusiveMaximum"] == 10
     assert schema["components"]["schemas"]["Pace"]["enum"] == ["even", "uneven"]

@@ -1,5 +1,7 @@
 import asyncio
 import threading
+import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,23 +9,32 @@ import torch
 from kinfolk.contract import RequestError
 from kinfolk.sampling import make_request, run
 from kinfolk.serving.batcher import Batcher, BatchLimits, OverloadError, SamplingError
+from kinfolk.serving.rows import RowRequest
 
 
-def batcher_of(model, max_rows=8, max_evaluations=100_000, max_evaluations_queued=200_000):
-    return Batcher(model.tasks, BatchLimits(max_rows, max_evaluations, max_evaluations_queued))
+def batcher_of(model, max_rows=8, max_evaluations=100_000, max_evaluations_queued=200_000, sizes=()):
+    return Batcher(model.tasks, BatchLimits(max_rows, max_evaluations, max_evaluations_queued, sizes))
 
 
 def in_batcher(model, requests, **limits):
-    """Results of all requests at once, in order, errors as values."""
+    """Results of all requests at once, in order, errors as values; no call is done before all have come."""
 
     async def everything():
         batcher = batcher_of(model, **limits)
+        model.module.watch.gate.clear()
+        jobs = [batcher.take(request) for request in requests]
+        model.module.watch.gate.set()
         try:
-            return await asyncio.gather(*(batcher.sample(request) for request in requests), return_exceptions=True)
+            outcomes = await asyncio.gather(*map(batcher.finished, jobs), return_exceptions=True)
+            return [getattr(outcome, "samples", outcome) for outcome in outcomes]
         finally:
             await batcher.close()
 
     return asyncio.run(everything())
+
+
+async def drawn(batcher, request, task="sample"):
+    return (await batcher.run(request, task)).samples
 
 
 async def until(condition):
@@ -62,7 +73,7 @@ def test_rows_are_started_only_when_their_turn_comes(walk):
     async def scenario():
         batcher = batcher_of(walk, max_rows=4)
         walk.module.watch.gate.clear()
-        task = asyncio.create_task(batcher.sample(make_request(walk, n=1000, options={"steps": 2})))
+        task = asyncio.create_task(drawn(batcher, make_request(walk, n=1000, options={"steps": 2})))
         await until(walk.module.watch.entered.is_set)
         started = sum(len(rows) for rows in walk.module.watch.started)
         walk.module.watch.gate.set()
@@ -80,9 +91,9 @@ def test_a_small_request_does_not_wait_for_a_large_one(walk):
     async def scenario():
         batcher = batcher_of(walk, max_rows=8)
         watch.gate.clear()
-        large = asyncio.create_task(batcher.sample(make_request(walk, n=500, options={"steps": 50})))
+        large = asyncio.create_task(drawn(batcher, make_request(walk, n=500, options={"steps": 50})))
         await until(watch.entered.is_set)
-        small = asyncio.create_task(batcher.sample(make_request(walk, n=1, seed=10_000)))
+        small = asyncio.create_task(drawn(batcher, make_request(walk, n=1, seed=10_000)))
         await until(lambda: batcher.requests == 2)
         watch.gate.set()
         await small
@@ -102,9 +113,9 @@ def test_rows_set_aside_for_others_are_taken_up_again_where_they_stood(walk):
     async def scenario():
         batcher = batcher_of(walk, max_rows=8)
         watch.gate.clear()
-        tasks = [asyncio.create_task(batcher.sample(requests[0]))]
+        tasks = [asyncio.create_task(drawn(batcher, requests[0]))]
         await until(watch.entered.is_set)
-        tasks += [asyncio.create_task(batcher.sample(request)) for request in requests[1:]]
+        tasks += [asyncio.create_task(drawn(batcher, request)) for request in requests[1:]]
         await until(lambda: batcher.requests == 5)
         watch.gate.set()
         results = await asyncio.gather(*tasks)
@@ -125,7 +136,7 @@ def test_evaluations_go_down_by_the_cost_of_each_call(walk):
     async def scenario():
         batcher = batcher_of(walk)
         walk.module.watch.on_call = lambda: seen.append(batcher.evaluations)
-        await batcher.sample(make_request(walk, n=3, options={"steps": 4, "cost": 2}))
+        await drawn(batcher, make_request(walk, n=3, options={"steps": 4, "cost": 2}))
         await batcher.close()
 
     asyncio.run(scenario())
@@ -138,8 +149,8 @@ def test_a_caller_who_leaves_frees_the_rows_before_the_next_call(walk):
     async def scenario():
         batcher = batcher_of(walk, max_rows=8)
         watch.gate.clear()
-        leaver = asyncio.create_task(batcher.sample(make_request(walk, n=100, options={"steps": 100})))
-        stayer = asyncio.create_task(batcher.sample(make_request(walk, n=1, seed=777, options={"steps": 5})))
+        leaver = asyncio.create_task(drawn(batcher, make_request(walk, n=100, options={"steps": 100})))
+        stayer = asyncio.create_task(drawn(batcher, make_request(walk, n=1, seed=777, options={"steps": 5})))
         await until(lambda: watch.entered.is_set() and batcher.requests == 2)
         leaver.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -164,14 +175,14 @@ def test_limits_count_network_evaluations_of_rows_calls_and_cost(walk):
     async def scenario():
         batcher = batcher_of(walk, max_rows=4, max_evaluations=60, max_evaluations_queued=100)
         with pytest.raises(RequestError, match="makes 80"):
-            await batcher.sample(make_request(walk, n=4, options={"steps": 10, "cost": 2}))
+            await drawn(batcher, make_request(walk, n=4, options={"steps": 10, "cost": 2}))
         watch.gate.clear()
-        first = asyncio.create_task(batcher.sample(make_request(walk, n=3, options={"steps": 10, "cost": 2})))
+        first = asyncio.create_task(drawn(batcher, make_request(walk, n=3, options={"steps": 10, "cost": 2})))
         await until(watch.entered.is_set)
         assert batcher.evaluations == 60
         with pytest.raises(OverloadError) as overloaded:
-            await batcher.sample(make_request(walk, n=5, options={"steps": 9}))
-        second = asyncio.create_task(batcher.sample(make_request(walk, n=4, options={"steps": 10})))
+            await drawn(batcher, make_request(walk, n=5, options={"steps": 9}))
+        second = asyncio.create_task(drawn(batcher, make_request(walk, n=4, options={"steps": 10})))
         await until(lambda: batcher.evaluations == 100)
         watch.gate.set()
         await asyncio.gather(first, second)
@@ -188,9 +199,9 @@ def test_a_fault_in_a_call_ends_the_requests_in_it_and_no_other(walk):
     async def scenario():
         batcher = batcher_of(walk, max_rows=2)
         watch.gate.clear()
-        bad = asyncio.create_task(batcher.sample(make_request(walk, n=2, options={"poison": True})))
+        bad = asyncio.create_task(drawn(batcher, make_request(walk, n=2, options={"poison": True})))
         await until(watch.entered.is_set)
-        good = asyncio.create_task(batcher.sample(make_request(walk, n=3, seed=50)))
+        good = asyncio.create_task(drawn(batcher, make_request(walk, n=3, seed=50)))
         await until(lambda: batcher.requests == 2)
         watch.gate.set()
         with pytest.raises(SamplingError):
@@ -219,12 +230,12 @@ def test_closing_finishes_what_was_taken_and_refuses_the_rest(walk):
     async def scenario():
         batcher = batcher_of(walk)
         watch.gate.clear()
-        taken = asyncio.create_task(batcher.sample(make_request(walk, n=3)))
+        taken = asyncio.create_task(drawn(batcher, make_request(walk, n=3)))
         await until(watch.entered.is_set)
         closing = asyncio.create_task(batcher.close())
         await until(lambda: not batcher.alive)
         with pytest.raises(OverloadError):
-            await batcher.sample(make_request(walk, n=1))
+            await drawn(batcher, make_request(walk, n=1))
         watch.gate.set()
         await closing
         return await taken
@@ -241,7 +252,7 @@ def test_closing_in_a_hurry_refuses_what_is_not_done(walk):
     async def scenario():
         batcher = batcher_of(walk)
         watch.gate.clear()
-        taken = asyncio.create_task(batcher.sample(make_request(walk, n=3)))
+        taken = asyncio.create_task(drawn(batcher, make_request(walk, n=3)))
         await until(watch.entered.is_set)
         await batcher.close(timeout_s=0.01)
         with pytest.raises(OverloadError):
@@ -249,3 +260,73 @@ def test_closing_in_a_hurry_refuses_what_is_not_done(walk):
         watch.gate.set()
 
     asyncio.run(scenario())
+
+
+def test_calls_are_filled_up_to_the_sizes_they_may_have(walk):
+    requests = [make_request(walk, n=n, seed=100 * n, options={"steps": 2 + n}) for n in (1, 2, 3)]
+    results = in_batcher(walk, requests, max_rows=8, sizes=(4, 8))
+    assert {len(call) for call in walk.module.watch.calls} == {4, 8}
+    for request, together in zip(requests, results, strict=True):
+        assert torch.equal(together, run(walk.tasks, request))
+
+
+def test_a_request_that_could_not_end_in_time_is_refused_at_once_and_a_shorter_one_is_not(walk):
+    watch = walk.module.watch
+
+    async def scenario():
+        batcher = batcher_of(walk, max_rows=4)
+        watch.on_call = lambda: time.sleep(0.01)
+        await drawn(batcher, make_request(walk, n=4, options={"steps": 5}))  # 400 evaluations a second, or fewer
+        watch.gate.clear()
+        large = batcher.take(make_request(walk, n=100, options={"steps": 20}))
+        with pytest.raises(OverloadError) as caught:
+            batcher.take(make_request(walk, n=100, options={"steps": 20}), within_s=5)
+        short = batcher.take(make_request(walk, n=1), within_s=5)
+        watch.gate.set()
+        await batcher.finished(short)
+        batcher.leave(large)
+        await batcher.close()
+        return caught.value.retry_after_s
+
+    assert 1 <= asyncio.run(scenario()) <= 60
+
+
+def test_an_outcome_says_what_it_took_and_how_long_it_waited(walk):
+    async def scenario():
+        batcher = batcher_of(walk)
+        walk.module.watch.on_call = lambda: time.sleep(0.005)
+        outcome = await batcher.run(make_request(walk, n=3, options={"steps": 4, "cost": 2}))
+        await batcher.close()
+        return outcome, batcher.counts
+
+    outcome, counts = asyncio.run(scenario())
+    assert (outcome.evaluations, outcome.calls) == (24, 4)
+    assert outcome.computed_ms >= 20
+    assert 0 <= outcome.queued_ms < 1000
+    assert (counts.calls, counts.rows, counts.evaluations, counts.failures) == (4, 12, 24, 0)
+
+
+def test_a_row_that_takes_long_is_given_fewer_places(walk):
+    """A task of one go that takes as long as many calls is priced like them, and let run in small parts."""
+    slow = RowRequest(
+        "slow", lambda batch, seeds: (time.sleep(0.01 * len(batch)), batch.x)[1], torch.rand(16, 3), torch.arange(16)
+    )
+    parts = []
+
+    def counted(batch, seeds):
+        parts.append(len(batch))
+        return slow.task(batch, seeds)
+
+    async def scenario():
+        batcher = batcher_of(walk, max_rows=8)
+        walk.module.watch.on_call = lambda: time.sleep(0.01)
+        await drawn(batcher, make_request(walk, n=8, options={"steps": 20}))  # about 800 evaluations a second
+        await batcher.run(slow, "slow")
+        outcome = await batcher.run(replace(slow, task=counted), "slow")
+        await batcher.close()
+        return outcome
+
+    outcome = asyncio.run(scenario())
+    assert torch.equal(outcome.samples, slow.x)
+    assert max(parts) < 8
+    assert outcome.evaluations > 16

@@ -6,8 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
+from kinfolk.abilities import Ability
 from kinfolk.contract import DataSpec
-from kinfolk.serving.media import JSON, NPY, PNG, encode, negotiate, offered
+from kinfolk.serving.media import EVENTS, JSON, NPY, PNG, encode, negotiate, offered
 
 GREY = DataSpec(kind="image", shape=(1, 4, 4), levels=256)
 PLANE = DataSpec(kind="vector", shape=(2,))
@@ -36,8 +37,18 @@ def test_the_client_gets_what_it_likes_best(accept, offers, expected):
 
 
 def test_what_can_be_drawn_is_drawn_first():
-    assert offered(GREY)[0] == offered(PLANE)[0] == PNG
-    assert offered(SPACE) == [JSON, NPY]
+    def drawn(spec, **given):
+        return offered(Ability("sample", (), None, spec, **given))
+
+    assert drawn(GREY)[0] == drawn(PLANE)[0] == PNG
+    assert drawn(SPACE) == [JSON, NPY, EVENTS]
+    assert drawn(DataSpec(kind="image", shape=(1, 4, 4)), rows=lambda batch, seeds: batch.x) == [JSON, NPY]
+    assert drawn(None, rows=lambda batch, seeds: seeds) == [JSON, NPY]
+
+
+def test_values_that_json_cannot_hold_are_null_there():
+    told = json.loads(encode(torch.tensor([1.5, float("nan"), -float("inf")]), None, JSON, {}))
+    assert told["values"] == [1.5, None, None]
 
 
 def test_every_form_holds_the_same_pixels():

@@ -45,18 +45,20 @@ def test_a_damaged_version_leaves_the_old_one_in_service_and_a_sound_one_follows
     bundle = save(0)
 
     async def scenario():
-        replica = SamplingReplica(ServedModel(name="toy", bundle=bundle, alias_poll_s=0.01, threads=2), None, None)
+        replica = SamplingReplica(
+            ServedModel(name="toy", bundle=bundle, alias_poll_s=0.01, threads=2, rollout={"trial_s": 0}), None, None
+        )
         assert torch.get_num_threads() == 2
         app = replica.__serve_build_asgi_app__()
         async with app.router.lifespan_context(app):
             first = (await replica.describe())["version"]
             manifest = bundle / "manifest.json"
             manifest.write_text(manifest.read_text().replace('": "', '": "0', 1))
-            await until(lambda: replica._host.refused)
+            await until(lambda: replica._host.stale)
             stale = await replica.describe()
             await replica.check_health()
             save(2)
-            await until(lambda: not replica._host.refused)
+            await until(lambda: not replica._host.stale)
             fresh = await replica.describe()
         with pytest.raises(RuntimeError, match="stopped"):
             await replica.check_health()

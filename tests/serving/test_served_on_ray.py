@@ -59,7 +59,7 @@ def test_pixels_over_http_are_those_of_the_sampler(served):
 def test_the_root_lists_models_and_routes_by_the_longest_path(served):
     client, _, _ = served
     (model,) = client.get("/v1/models", headers=TOKEN).json()["models"]
-    assert (model["name"], model["state"], model["address"]) == ("toy", "ready", "/v1/models/toy/sample")
+    assert (model["name"], model["state"], model["address"]) == ("toy", "ready", "/v1/models/toy")
     assert client.get("/readyz").json() == {"status": "ready"}
     assert client.get("/v1/models/toy/readyz").json() == {"status": "ready"}
     assert client.get("/v1/models/toy", headers=TOKEN).json()["family"] == "gaussian"

@@ -48,8 +48,8 @@ def test_the_serve_file_reaches_serve():
     scale = Autoscaling(
         min_replicas=2,
         max_replicas=5,
-        target_ongoing_requests=7,
-        look_back_s=11,
+        target_queue_s=7,
+        target_busy=0.5,
         upscale_delay_s=3,
         downscale_delay_s=4,
     )
@@ -68,7 +68,7 @@ def test_the_serve_file_reaches_serve():
     assert config.max_surge_percent == 100
     given = config.autoscaling_config
     assert (given.min_replicas, given.initial_replicas, given.max_replicas) == (2, 2, 5)
-    assert (given.target_ongoing_requests, given.look_back_period_s) == (7, 11)
+    assert given.policy.policy_kwargs == {"target_queue_s": 7, "target_busy": 0.5}
     assert (given.upscale_delay_s, given.downscale_delay_s) == (3, 4)
 
 
@@ -198,7 +198,7 @@ def test_the_root_tells_the_state_of_each_model(monkeypatch, status, running, st
     first, second = root.listing()
     assert first["state"] == state
     assert first["name"] == ("told" if running else "a")
-    assert second == {"name": "b", "address": "/v1/models/b/sample", "state": "failed"}
+    assert second == {"name": "b", "address": "/v1/models/b", "state": "failed"}
 
 
 def test_a_replica_that_does_not_answer_hides_no_other(monkeypatch):
@@ -216,7 +216,7 @@ def test_a_replica_that_dies_meanwhile_hides_no_other(monkeypatch):
     running = application(ApplicationStatus.RUNNING, 1)
     root = Root(monkeypatch, {"model-a": running, "model-b": running}, lambda: answers.pop(0))
     first, second = root.listing()
-    assert first == {"name": "a", "address": "/v1/models/a/sample", "state": "busy"}
+    assert first == {"name": "a", "address": "/v1/models/a", "state": "busy"}
     assert second["state"] == "ready"
 
 

@@ -1,26 +1,30 @@
 """The HTTP face of models, without Ray: one app for each model, one that lists them all, or both in one process."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
 
-from kinfolk.contract import RequestError
+from kinfolk.abilities import Ability
+from kinfolk.contract import DataSpec, RequestError
 from kinfolk.errors import nearest
-from kinfolk.serving.batcher import OverloadError, SamplingError
+from kinfolk.serving import images_api
+from kinfolk.serving.bodies import FILES, FORM, read_body
+from kinfolk.serving.endpoint import Endpoint, refused
 from kinfolk.serving.guard import Guard, RefusalError, refusal
-from kinfolk.serving.host import ModelHost, Version
-from kinfolk.serving.media import JSON, NPY, PNG, encode, negotiate, offered
-from kinfolk.serving.schema import Asked, ask, parse_body
+from kinfolk.serving.host import ModelHost
+from kinfolk.serving.media import JSON, offered
+from kinfolk.serving.schema import parse_json
 
-_INLINE_ELEMENTS = 65_536  # larger answers are encoded on another thread, so that they hold up nobody
+_IMAGES_BYTES = 262_144  # of a request of the images API
 _SERVING = {"ready", "asleep"}  # states in which a request is answered; an endpoint asleep wakes for it
 
+Images = Callable[[str, Mapping[str, Any]], Awaitable[tuple[int, dict[str, Any], dict[str, str]]]]
 Listing = Callable[[], Awaitable[list[dict[str, Any]]]]  # what ``describe`` says of every model
 Lifespan = Callable[
     [FastAPI], AbstractAsyncContextManager[None]
@@ -43,106 +47,80 @@ def _bare_app(title: str, token: str | None, lifespan: Lifespan | None = None) -
     return app
 
 
-async def _read_body(request: Request, max_bytes: int) -> bytes:
-    """The body, refused as soon as it is known to be too large."""
-    body = b""
-    if int(request.headers.get("content-length") or 0) <= max_bytes:
-        async for part in request.stream():
-            body += part
-            if len(body) > max_bytes:
-                break
-        else:
-            return body
-    raise RefusalError(413, "body", f"The body is larger than {max_bytes} bytes.")
-
-
-def _check_content_type(request: Request, body: bytes) -> None:
-    """A browser sends JSON to a foreign site only after asking that site, which other types do not ensure."""
-    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if body and given != JSON:
-        raise RefusalError(415, "Content-Type", f"Send the body as {JSON}, with the header 'Content-Type: {JSON}'.")
-
-
 def _state(host: ModelHost) -> str:
     return "ready" if host.ready else "stopping"
 
 
-class Endpoint:
-    """The routes of one model."""
-
-    def __init__(self, host: ModelHost) -> None:
-        self.host = host
-
-    def describe(self) -> dict[str, Any]:
-        """Name, address, state, what version is in service, and how busy it is."""
-        served, current = self.host.served, self.host.current
-        return {
-            "name": served.name,
-            "address": f"{served.path}/sample",
-            "state": _state(self.host),
-            "version": current.version,
-            "stale": self.host.refused is not None,
-            "family": current.model.family.name,
-            "data": current.model.spec.model_dump(exclude_none=True),
-            "accept": offered(current.model.spec),
-            "requests": current.batcher.requests,
-            "evaluations_queued": current.batcher.evaluations,
+def describe(host: ModelHost) -> dict[str, Any]:
+    """Name, addresses, state, what version is in service, and how busy it is."""
+    served, current = host.served, host.current
+    tasks = {
+        name: {
+            "address": f"{served.path}/{name}",
+            "needs": service.ability.needs,
+            "takes": _data(service.ability.takes),
+            "gives": _data(service.ability.gives),
+            "accept": offered(service.ability),
+            **({"unit": service.ability.unit} if service.ability.unit else {}),
         }
-
-    async def sample(self, request: Request) -> Response:
-        """Samples, or the refusal that says what to change."""
-        limits = self.host.served.limits
-        try:
-            async with asyncio.timeout(limits.request_timeout_s):
-                body = await _read_body(request, limits.max_body_bytes)
-                _check_content_type(request, body)
-                return await self._sample(body, request.headers.get("accept", ""))
-        except RequestError as error:
-            return refusal(400 if error.field == "body" else 422, str(error), error.field)
-        except RefusalError as error:
-            return refusal(error.status, str(error), error.field)
-        except OverloadError as error:
-            return refusal(503, str(error), headers={"Retry-After": str(error.retry_after_s)})
-        except SamplingError as error:
-            return refusal(500, str(error))
-        except ClientDisconnect:
-            return refusal(400, "The client left before the request was whole.")
-        except TimeoutError:
-            return refusal(504, f"Not done within {limits.request_timeout_s:g} s: ask for less, or later.")
-
-    async def _sample(self, body: bytes, accept: str) -> Response:
-        version = self.host.current
-        offers = offered(version.model.spec)
-        kind = negotiate(accept, offers)
-        if kind is None:
-            text = f"Samples of this model can be had as {', '.join(offers)}; Accept is {accept[:60]!r}."
-            raise RefusalError(406, "Accept", text)
-        asked = ask(version.model, parse_body(body, version.body))
-        samples = await version.batcher.sample(asked.request)
-        return await self._respond(version, asked, samples, kind)
-
-    async def _respond(self, version: Version, asked: Asked, samples: Any, kind: str) -> Response:
-        facts = {"model": self.host.served.name, "version": version.version, "seed": asked.seed}
-        arguments = samples, version.model.spec, kind, facts
-        large = samples.numel() > _INLINE_ELEMENTS
-        content = await asyncio.to_thread(encode, *arguments) if large else encode(*arguments)
-        headers = {f"Kinfolk-{name.title()}": str(value) for name, value in facts.items()}
-        return Response(content, media_type=kind, headers=headers)
-
-    def openapi(self, app: FastAPI) -> dict[str, Any]:
-        """The schema of the app with the request body of the version in service."""
-        schema = get_openapi(title=app.title, version="1", routes=app.routes)
-        body = self.host.current.body.model_json_schema(ref_template="#/components/schemas/{model}")
-        schema.setdefault("components", {}).setdefault("schemas", {}).update(body.pop("$defs", {}))
-        schema["paths"]["/sample"]["post"]["requestBody"] = {"content": {JSON: {"schema": body}}}
-        return schema
+        for name, service in current.services.items()
+    }
+    return {
+        "name": served.name,
+        "address": served.path,
+        "state": _state(host),
+        "version": current.version,
+        "stale": host.stale,
+        "family": current.model.family.name,
+        "data": _data(current.model.spec),
+        "tasks": tasks,
+        "requests": current.batcher.requests,
+        "evaluations_queued": current.batcher.evaluations,
+    }
 
 
-_ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {"description": "Samples.", "content": {PNG: {}, NPY: {}, JSON: {}}},
+def _data(spec: DataSpec | None) -> dict[str, Any] | None:
+    return None if spec is None else spec.model_dump(exclude_none=True)
+
+
+def _openapi(app: FastAPI, host: ModelHost) -> dict[str, Any]:
+    """The schema of the app with a path for each task of the version in service, and its request body."""
+    schema = get_openapi(title=app.title, version="1", routes=app.routes)
+    components = schema.setdefault("components", {}).setdefault("schemas", {})
+    for name, service in host.current.services.items():
+        body = service.body.model_json_schema(ref_template="#/components/schemas/{model}")
+        components.update(body.pop("$defs", {}))
+        content = {JSON: {"schema": body}, **_file_bodies(service.ability)}
+        schema["paths"][f"/{name}"] = {
+            "post": {
+                "summary": name,
+                "operationId": name,
+                "requestBody": {"content": content, "required": bool(service.ability.needs)},
+                "responses": {str(status): said for status, said in _answers(service.ability).items()},
+            }
+        }
+    return schema
+
+
+def _file_bodies(ability: Ability) -> dict[str, Any]:
+    return {} if ability.takes is None else {kind: {"schema": {"type": "string"}} for kind in (FORM, *FILES)}
+
+
+def _answers(ability: Ability) -> dict[int, dict[str, Any]]:
+    return {
+        200: {"description": "What the task gives.", "content": {kind: {} for kind in offered(ability)}},
+        304: {"description": "The client has this answer already."},
+        **_REFUSALS,
+    }
+
+
+_REFUSALS: dict[int, dict[str, Any]] = {
+    400: {"description": "The body cannot be read."},
     401: {"description": "The bearer token is missing or wrong."},
-    406: {"description": "No acceptable form of these samples."},
+    404: {"description": "The model has no such task."},
+    406: {"description": "No acceptable form of what the task gives."},
     413: {"description": "The body is too large."},
+    415: {"description": "No readable type of body."},
     422: {"description": "A setting is unknown, malformed or beyond a limit; error.field names it."},
     503: {"description": "Too much is queued; Retry-After says when to come back."},
     504: {"description": "Not done in time."},
@@ -150,26 +128,65 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 
 
 def endpoint_app(host: ModelHost, token: str | None = None, lifespan: Lifespan | None = None) -> FastAPI:
-    """The app of one model, to be mounted at its path: ``/sample``, ``/``, ``/healthz``, ``/readyz``, ``/docs``."""
+    """The app of one model, to be mounted at its path: ``/TASK``, ``/``, ``/healthz``, ``/readyz``, ``/docs``."""
     endpoint, app = Endpoint(host), _bare_app(f"Kinfolk: {host.served.name}", token, lifespan)
-    app.openapi = lambda: endpoint.openapi(app)  # type: ignore[method-assign]
-    app.post("/sample", responses=_ANSWERS, response_class=Response)(endpoint.sample)
+    app.openapi = lambda: _openapi(app, host)  # type: ignore[method-assign]
 
     @app.get("/")
-    async def describe() -> dict[str, Any]:
-        return endpoint.describe()
+    async def described() -> dict[str, Any]:
+        return describe(host)
 
     @app.get("/readyz")
     async def readyz(response: Response) -> dict[str, str]:
         response.status_code = 200 if host.ready else 503
         return {"status": _state(host)}
 
+    @app.post("/{task}", include_in_schema=False)
+    async def answer(request: Request, task: str) -> Response:
+        return await endpoint.answer(request, task)
+
     return app
 
 
-def directory_app(listing: Listing, token: str | None = None) -> FastAPI:
-    """The app at the root: the list of models, health of the whole, and 404 for models there are not."""
+def _add_images(app: FastAPI, listing: Listing, images: Images, max_bytes: int) -> None:
+    @app.post(images_api.ADDRESS)
+    async def generate(request: Request) -> Response:
+        try:
+            values = parse_json(await read_body(request, max_bytes))
+            name = images_api.model_name(images_api.parse(values), [_route(model) for model in await listing()])
+        except (RequestError, RefusalError) as error:
+            status = error.status if isinstance(error, RefusalError) else 404 if error.field == "model" else 400
+            return JSONResponse(images_api.error(str(error), status, error.field), status)
+        status, told, headers = await images(name, values)
+        return JSONResponse(told, status, headers)
+
+
+def _route(model: Mapping[str, Any]) -> str:
+    return str(model["address"].rpartition("/")[2])
+
+
+async def images_of(host: ModelHost, values: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """What OpenAI's images API answers for a model: status, body, headers."""
+    version = host.current
+    try:
+        asked = images_api.parse(values)
+        settings = images_api.settings_for(asked, version.model.tasks.conditions, version.model.spec)
+        return 200, images_api.answer(asked, await Endpoint(host).pictures(settings)), {}
+    except Exception as error:
+        refused_ = refused(error)
+        field, retry = getattr(error, "field", None), refused_.headers.get("Retry-After")
+        status = 400 if refused_.status_code == 422 else refused_.status_code
+        told = json.loads(bytes(refused_.body))["error"]["message"]
+        return status, images_api.error(told, status, field), {"Retry-After": retry} if retry else {}
+
+
+def directory_app(listing: Listing, images: Images, token: str | None = None) -> FastAPI:
+    """The app at the root: the list of models, health of the whole, and 404 for models there are not.
+
+    ``images`` answers a request of OpenAI's images API for the model of a name.
+    """
     app = _bare_app("Kinfolk", token)
+    _add_images(app, listing, images, _IMAGES_BYTES)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -183,7 +200,7 @@ def directory_app(listing: Listing, token: str | None = None) -> FastAPI:
 
     @app.api_route("/v1/models/{name}/{_:path}", methods=["GET", "POST"], include_in_schema=False)
     async def unknown(name: str) -> Response:
-        known = [model["address"].split("/")[3] for model in await listing()]
+        known = [_route(model) for model in await listing()]
         text = f"No model is served as {name[:60]!r}.{nearest(name, known)} Models: {', '.join(known) or 'none'}."
         return refusal(404, text, "name")
 
@@ -194,10 +211,11 @@ def build_app(hosts: Sequence[ModelHost], token: str | None = None) -> FastAPI:
     """Every endpoint in one process, without Ray, for models embedded in another program, which closes the hosts."""
 
     async def listing() -> list[dict[str, Any]]:
-        return [Endpoint(host).describe() for host in hosts]
+        return [describe(host) for host in hosts]
 
+    by_route = {host.served.path.rpartition("/")[2]: host for host in hosts}
     app = FastAPI(openapi_url=None)
     for host in hosts:
         app.mount(host.served.path, endpoint_app(host, token))
-    app.mount("", directory_app(listing, token))
+    app.mount("", directory_app(listing, lambda name, values: images_of(by_route[name], values), token))
     return app

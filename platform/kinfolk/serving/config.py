@@ -19,7 +19,7 @@ class Limits(Config):
     max_evaluations: int = Field(50_000, ge=1)  # network evaluations of one request: n times calls times cost of a call
     max_evaluations_queued: int = Field(200_000, ge=1)  # of all requests a replica holds; beyond: 503 with Retry-After
     request_timeout_s: float = Field(60.0, gt=0)  # from the first byte of the body to the last sample; beyond: 504
-    max_body_bytes: int = Field(65_536, ge=1)  # of a request; beyond: 413
+    max_body_bytes: int = Field(1_048_576, ge=1)  # of a request; beyond: 413
 
     @model_validator(mode="after")
     def _one_request_fits(self) -> "Limits":
@@ -32,20 +32,29 @@ class Limits(Config):
 
 
 class Autoscaling(Config):
-    """How many replicas of a model run. Ongoing requests are those being sampled or waiting in a replica."""
+    """How many replicas of a model run: as many as its work needs, in network evaluations."""
 
     min_replicas: int = Field(1, ge=0)  # 0: the model sleeps when unused, and the first request waits for a start
     max_replicas: int = Field(1, ge=1)
-    target_ongoing_requests: float = Field(16.0, gt=0)  # for each replica, averaged over look_back_s
-    look_back_s: float = Field(30.0, gt=10)  # replicas report every 10 s
-    upscale_delay_s: float = Field(10.0, ge=0)  # how long more replicas must have been wanted
-    downscale_delay_s: float = Field(120.0, ge=0)  # how long fewer must have been wanted
+    target_queue_s: float = Field(1.0, gt=0)  # time in which a replica should get through what it has queued
+    target_busy: float = Field(0.8, gt=0, le=1)  # share of the time that a replica should compute at most
+    upscale_delay_s: float = Field(1.0, ge=0)  # how long more replicas must have been wanted
+    downscale_delay_s: float = Field(60.0, ge=0)  # how long fewer must have been wanted
+    sleep_delay_s: float = Field(300.0, ge=0)  # how long none must have been wanted
 
     @model_validator(mode="after")
     def _ordered(self) -> "Autoscaling":
         if self.min_replicas > self.max_replicas:
             raise ValueError(f"min_replicas={self.min_replicas} is above max_replicas={self.max_replicas}")
         return self
+
+
+class Rollout(Config):
+    """How a new version takes over: on trial first, beside the one before it, which answers what the new one fails."""
+
+    share: float = Field(1.0, gt=0, le=1)  # of the requests that the new version answers on trial
+    trial_s: float = Field(10.0, ge=0)  # how long
+    max_failures: int = Field(0, ge=0)  # requests it may fail on trial; with one more the version before it stays
 
 
 class ServedModel(Config):
@@ -56,6 +65,7 @@ class ServedModel(Config):
     alias_poll_s: float = Field(10.0, gt=0)  # how often a replica looks where the alias points now
     bundle: Path | None = None  # a bundle folder to serve as it is, in place of a registered version
     route: str = Field("", pattern=rf"^$|{_NAME}")  # its place in the address; empty: the name
+    rollout: Rollout = Rollout()
     autoscaling: Autoscaling = Autoscaling()
     num_cpus: float = Field(1.0, ge=0)  # CPUs Ray reserves for each replica
     num_gpus: float = Field(0.0, ge=0)  # GPUs Ray reserves for each replica; above 0 the model runs there
@@ -80,6 +90,11 @@ class ServedModel(Config):
         """The limits as the batcher takes them."""
         limits = self.limits
         return BatchLimits(self.max_rows, limits.max_evaluations, limits.max_evaluations_queued)
+
+    @property
+    def device(self) -> str:
+        """Where the model runs."""
+        return "cuda" if self.num_gpus > 0 else "cpu"
 
 
 class ServeFile(Config):

@@ -52,6 +52,8 @@ def haproxy_environment() -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",  # 10 otherwise: too late to scale by
+        "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),  # 8500 otherwise, which two Rays cannot share
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "75",  # a client that sends nothing for so long is disconnected
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # a stopping replica answers on; HAProxy needs 0.1 s

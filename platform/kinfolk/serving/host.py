@@ -1,14 +1,28 @@
-"""The model an endpoint serves now. A new version takes over for new requests while the old one finishes its own."""
+"""The version of a model that an endpoint serves, and the one that may follow it.
+
+A new version is tried on a share of the requests. If it fails any, they are answered by the version before it, which
+stays; if not, it takes over after a while, and the one before finishes what it has begun.
+"""
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from pydantic import BaseModel
 
+from kinfolk.abilities import Ability, abilities
 from kinfolk.contract import Model
 from kinfolk.serving.batcher import Batcher
 from kinfolk.serving.config import ServedModel
 from kinfolk.serving.schema import body_model
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One task of a model behind HTTP."""
+
+    ability: Ability
+    body: type[BaseModel]  # of a request
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,37 +31,96 @@ class Version:
 
     model: Model
     version: str
-    body: type[BaseModel]  # of a sampling request
+    services: Mapping[str, Service]  # by the name of the task
     batcher: Batcher
 
 
+@dataclass(slots=True)
+class Trial:
+    """A version that answers a share of the requests until it is trusted, or not."""
+
+    version: Version
+    asked: int = 0  # requests since it began, of either version
+    failures: int = 0
+    refused: str | None = None  # why it is not to take over
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def end(self, reason: str) -> None:
+        """It will not take over."""
+        self.refused = self.refused or reason
+        self.over.set()
+
+
 def _in_service(served: ServedModel, model: Model, version: str) -> Version:
-    tasks = model.tasks
-    body = body_model(tasks, model.spec, served.limits.max_n)
-    return Version(model, version, body, Batcher(tasks, served.batch_limits))
+    services = {
+        name: Service(ability, body_model(model, ability, served.limits.max_n))
+        for name, ability in abilities(model).items()
+    }
+    return Version(model, version, services, Batcher(model.tasks, served.batch_limits, served.device))
 
 
 class ModelHost:
-    """Holds the version of one model that is in service."""
+    """Holds the versions of one model that answer requests; used in one event loop."""
 
     def __init__(self, served: ServedModel, model: Model, version: str) -> None:
         self.served = served
         self.current = _in_service(served, model, version)
-        self.refused: str | None = None  # why the version asked for last is not the one in service
+        self.trial: Trial | None = None
+        self.stale: str | None = None  # why the version in service may not be the one that is wanted
         self._retiring: set[asyncio.Task[None]] = set()
 
     @property
     def ready(self) -> bool:
-        """Whether a request would be sampled now."""
+        """Whether a request would be answered now."""
         return self.current.batcher.alive
 
-    async def switch(self, model: Model, version: str) -> None:
-        """Serve ``model`` from the next request on; requests being sampled end on the version they began with."""
-        old, self.current = self.current, _in_service(self.served, model, version)
-        task = asyncio.create_task(old.batcher.close(self.served.limits.request_timeout_s))
+    def choose(self) -> Version:
+        """The version that answers the next request: every so many times the one on trial."""
+        trial, share = self.trial, self.served.rollout.share
+        if trial is None or trial.over.is_set():
+            return self.current
+        trial.asked += 1
+        return trial.version if int(trial.asked * share) > int((trial.asked - 1) * share) else self.current
+
+    def blame(self, version: Version, error: Exception) -> bool:
+        """A request failed on ``version``; whether another one is there to answer it."""
+        trial = self.trial
+        if trial is None or trial.version is not version:
+            return False
+        trial.failures += 1
+        if trial.failures > self.served.rollout.max_failures:
+            trial.end(f"{trial.failures} of its requests failed on trial: {error}")
+        return True
+
+    async def roll_out(self, model: Model, version: str) -> str | None:
+        """Let ``model`` take over after its trial; why it did not, or None.
+
+        Requests end on the version they began on.
+        """
+        trial = self.trial = Trial(_in_service(self.served, model, version))
+        try:
+            async with asyncio.timeout(self.served.rollout.trial_s):
+                await trial.over.wait()
+        except TimeoutError:
+            if not trial.version.batcher.alive:
+                trial.end("its sampling thread has stopped")
+        self.trial = None
+        if trial.refused is None:
+            self.current, leaving = trial.version, self.current
+        else:
+            leaving = trial.version
+        self._retire(leaving)
+        return trial.refused
+
+    def _retire(self, version: Version) -> None:
+        """Let a version finish what it has begun."""
+        task = asyncio.create_task(version.batcher.close(self.served.limits.request_timeout_s))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
     async def close(self) -> None:
         """Finish what was taken and take no more."""
-        await asyncio.gather(self.current.batcher.close(self.served.drain_timeout_s), *self._retiring)
+        closing = [self.current.batcher.close(self.served.drain_timeout_s)]
+        if self.trial is not None:
+            closing.append(self.trial.version.batcher.close(self.served.drain_timeout_s))
+        await asyncio.gather(*closing, *self._retiring)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import ray
 from ray import serve
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import LoggingConfig
 
 from kinfolk.errors import ConfigError, KinfolkError
@@ -21,6 +21,7 @@ __all__ = [
 ]
 
 _HEALTH_CHECK_S = 2.0  # between two looks at a replica
+_LOOK_BACK_S = 10.0  # in which requests under way are averaged
 _LOGGING = LoggingConfig(enable_access_log=False)
 
 
@@ -64,10 +65,14 @@ def _application(served: ServedModel, registry: Registry | None, token: str | No
             min_replicas=scale.min_replicas,
             initial_replicas=max(scale.min_replicas, 1),
             max_replicas=scale.max_replicas,
-            target_ongoing_requests=scale.target_ongoing_requests,
-            look_back_period_s=scale.look_back_s,
             upscale_delay_s=scale.upscale_delay_s,
             downscale_delay_s=scale.downscale_delay_s,
+            downscale_to_zero_delay_s=scale.sleep_delay_s,
+            look_back_period_s=_LOOK_BACK_S,
+            policy=AutoscalingPolicy(
+                policy_function="kinfolk.serving.autoscaling:ByWork",
+                policy_kwargs={"target_queue_s": scale.target_queue_s, "target_busy": scale.target_busy},
+            ),
         ),
         max_surge_percent=100,  # a new replica answers before the old one goes
         graceful_shutdown_timeout_s=served.drain_timeout_s,

@@ -1,21 +1,30 @@
-"""Samples as the bytes a client accepts: a PNG grid, a NumPy file without pickle, or JSON."""
+"""What a task gave as the bytes a client accepts: a PNG grid, a NumPy file without pickle, JSON, or events."""
 
+import base64
 import io
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from kinfolk.abilities import Ability
 from kinfolk.contract import DataSpec
-from kinfolk.pictures import draw, picturable
+from kinfolk.pictures import draw, has_levels, picturable
 
-PNG, NPY, JSON = "image/png", "application/x-npy", "application/json"
+PNG, NPY, JSON, EVENTS = "image/png", "application/x-npy", "application/json", "text/event-stream"
 
 
-def offered(spec: DataSpec) -> list[str]:
-    """Media types samples of ``spec`` can be had in, the preferred one first."""
-    return [PNG, JSON, NPY] if picturable(spec) else [JSON, NPY]
+def _drawable(spec: DataSpec | None) -> bool:
+    """Whether what a task gives is drawn; latents that have the form of a picture are not."""
+    return spec is not None and picturable(spec) and (spec.kind != "image" or has_levels(spec))
+
+
+def offered(ability: Ability) -> list[str]:
+    """Media types in which what a task gives can be had, the preferred one first."""
+    drawn = [PNG] if _drawable(ability.gives) else []
+    return [*drawn, JSON, NPY, *([EVENTS] if ability.samples else [])]
 
 
 def negotiate(accept: str, offers: list[str]) -> str | None:
@@ -50,22 +59,48 @@ def _weight(parameters: list[str]) -> float:
     return 1.0
 
 
-def as_array(samples: Tensor, spec: DataSpec) -> np.ndarray[Any, Any]:
-    """Samples as a client holds them: pictures uint8 in [0, 255], tokens int64, anything else float32. (N, *)"""
-    if spec.kind in ("image", "video"):
+def as_array(samples: Tensor, spec: DataSpec | None) -> np.ndarray[Any, Any]:
+    """What a client holds: pictures as uint8 in [0, 255], tokens as int64, anything else as float32. (N, *)"""
+    if spec is not None and has_levels(spec):
         return spec.to_uint8(samples).numpy()
-    return samples.numpy() if spec.kind == "tokens" else samples.float().numpy()
+    return samples.numpy() if spec is not None and spec.kind == "tokens" else samples.float().numpy()
 
 
-def encode(samples: Tensor, spec: DataSpec, kind: str, facts: dict[str, Any]) -> bytes:
-    """Samples in media type ``kind``; only JSON has room for ``facts``. (N, *) in the data's own range -> bytes"""
+def encode(samples: Tensor, spec: DataSpec | None, kind: str, facts: Mapping[str, Any]) -> bytes:
+    """What a task gave in media type ``kind``; only JSON has room for ``facts``. (N, *) in its own range -> bytes
+
+    ``spec`` is of samples or latents; None: numbers, which JSON calls values. Values that are not finite, which it
+    cannot write, are null there.
+    """
     if kind == PNG:
+        assert spec is not None
         return draw(samples, spec)
     array = as_array(samples, spec)
     if kind == JSON:
-        return json.dumps(
-            {**facts, "shape": array.shape, "dtype": str(array.dtype), "samples": array.tolist()}
-        ).encode()
+        name = "values" if spec is None else "samples"
+        told = {**facts, "shape": array.shape, "dtype": str(array.dtype), name: _listed(array)}
+        return json.dumps(told, allow_nan=False).encode()
     out = io.BytesIO()
     np.save(out, array, allow_pickle=False)
     return out.getvalue()
+
+
+def _listed(array: np.ndarray[Any, Any]) -> Any:
+    finite = np.isfinite(array)
+    if finite.all():
+        return array.tolist()
+    told = array.astype(object)
+    told[~finite] = None
+    return told.tolist()
+
+
+def event(name: str, facts: Mapping[str, Any]) -> bytes:
+    """A server-sent event. Source: https://html.spec.whatwg.org/multipage/server-sent-events.html."""
+    return f"event: {name}\ndata: {json.dumps(facts, allow_nan=False)}\n\n".encode()
+
+
+def shown(samples: Tensor, spec: DataSpec | None) -> dict[str, Any]:
+    """Samples as a part of an event: a picture in base64 where they can be drawn, else numbers."""
+    if spec is not None and _drawable(spec):
+        return {"image": base64.b64encode(draw(samples, spec)).decode()}
+    return {"samples": _listed(as_array(samples, spec))}

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,8 +13,10 @@ from fastapi import FastAPI
 from ray import serve
 
 from kinfolk.memory import keep_freed_memory
-from kinfolk.serving.app import Endpoint, directory_app, endpoint_app
+from kinfolk.serving.app import describe, directory_app, endpoint_app, images_of
+from kinfolk.serving.autoscaling import Load
 from kinfolk.serving.config import ServedModel
+from kinfolk.serving.follower import Follower
 from kinfolk.serving.host import ModelHost
 from kinfolk.serving.versions import Registry, load, locate
 
@@ -33,43 +35,34 @@ class SamplingReplica:
         release = locate(served, registry)
         self._host = ModelHost(served, load(served, release), release.version)
         self._registry, self._token = registry, token
+        self._load = Load()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return endpoint_app(self._host, self._token, self._life)
 
     @asynccontextmanager
     async def _life(self, _: FastAPI) -> AsyncIterator[None]:
-        follower = asyncio.create_task(self._follow())
+        following = asyncio.create_task(Follower(self._host, self._registry).follow())
         yield
-        follower.cancel()
+        following.cancel()
         await self._host.close()
-
-    async def _follow(self) -> None:
-        """Look where the alias points, again and again; a version that cannot be served leaves the one before it."""
-        while True:
-            await asyncio.sleep(self._host.served.alias_poll_s)
-            try:
-                await self._move()
-                self._host.refused = None
-            except Exception as error:  # whatever is wrong with a new version, the old one goes on
-                if str(error) != self._host.refused:
-                    _LOG.error("%s stays at its version: %s", self._host.served.name, error)
-                self._host.refused = str(error)
-
-    async def _move(self) -> None:
-        served = self._host.served
-        release = await asyncio.to_thread(locate, served, self._registry)
-        if release.version != self._host.current.version:
-            await self._host.switch(await asyncio.to_thread(load, served, release), release.version)
 
     async def check_health(self) -> None:
         """Let Serve replace this replica when its sampling thread has died."""
         if not self._host.ready:
             raise RuntimeError(f"The batcher of {self._host.served.name} has stopped.")
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """How much there is to do, and how busy this replica was since it was asked last."""
+        return self._load.since_last(self._host.current.batcher)
+
+    async def images(self, values: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, str]]:
+        """The answer of OpenAI's images API."""
+        return await images_of(self._host, values)
+
     async def describe(self) -> dict[str, Any]:
         """What the list of models shows of this one."""
-        return Endpoint(self._host).describe()
+        return describe(self._host)
 
 
 class DirectoryReplica:
@@ -82,7 +75,14 @@ class DirectoryReplica:
         self._listing_lock = asyncio.Lock()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return directory_app(self._listing, self._token)
+        return directory_app(self._listing, self._images, self._token)
+
+    async def _images(self, route: str, values: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, str]]:
+        """Let a replica of the model answer; one that sleeps is woken."""
+        served = next(model for model in self._models if model.path.rpartition("/")[2] == route)
+        answered: tuple[int, dict[str, Any], dict[str, str]]
+        answered = await serve.get_app_handle(application_name(served)).images.remote(dict(values))
+        return answered
 
     async def _listing(self) -> list[dict[str, Any]]:
         async with self._listing_lock:
@@ -96,7 +96,7 @@ class DirectoryReplica:
         """The model's own description where a replica gives one in time; otherwise its state as Serve sees it."""
         app = status.applications.get(application_name(served))
         running = sum(part.replica_states.get("RUNNING", 0) for part in app.deployments.values()) if app else 0
-        facts = {"name": served.name, "address": f"{served.path}/sample"}
+        facts = {"name": served.name, "address": served.path}
         if not running:
             state = "failed" if app is None else _STATES.get(app.status, "failed")
             return facts | {"state": "asleep" if state == "ready" else state}

@@ -1,38 +1,104 @@
-"""Rows of many requests in one sampler state, each with its owner."""
+"""Rows of many requests on their way through one model, each with its owner."""
 
 import asyncio
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from kinfolk.contract import SampleRequest, SamplerState
+from kinfolk.contract import RowTask, SampleRequest, SamplerState
+
+
+@dataclass(frozen=True, slots=True)
+class RowRequest:
+    """What a user asks of a task that takes a batch and gives something for each row, in one go."""
+
+    name: str
+    task: RowTask
+    x: Tensor  # (N, *), CPU
+    seeds: Tensor  # (N,) int64, CPU
+    label: Tensor | None = None  # (N,) int64, CPU
+    noise_level: float | None = None  # that ``task`` is made for
+
+    @property
+    def together(self) -> tuple[object, ...]:
+        """Requests in which this is equal may share a call."""
+        return self.name, self.noise_level, self.label is None
+
+    def part(self, rows: slice) -> "RowRequest":
+        """The request for some of the rows."""
+        label = None if self.label is None else self.label[rows]
+        return replace(self, x=self.x[rows], seeds=self.seeds[rows], label=label)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a request got, and what it took."""
+
+    samples: Tensor  # (N, *), CPU
+    evaluations: int  # of the network, over all rows
+    calls: int  # of its longest row
+    queued_ms: float  # from being taken to the first call it had rows in
+    computed_ms: float  # from there to the last
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A request half-way."""
+
+    samples: Tensor  # (N, *), CPU; zeros where a row has not been started
+    call: int  # of the row that is furthest behind
+    calls: int  # that this row takes
 
 
 @dataclass(eq=False, slots=True)
 class Job:
     """One request on its way: rows below ``started`` are in a pool or finished, the others do not exist yet."""
 
-    request: SampleRequest
+    request: SampleRequest | RowRequest
     task: str
     evaluations: int  # of the network, still to be made
     loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[Tensor]
+    future: asyncio.Future[Outcome]
+    price: int = 1  # network evaluations of one row
+    on_preview: Callable[[Preview], None] | None = None  # called in ``loop``
+    previews: int = 0  # how many are wanted
     started: int = 0
     finished: dict[int, Tensor] = field(default_factory=dict)  # row number to its sample
+    made: int = 0  # network evaluations
+    calls: int = 0  # of its longest row
+    shown: int = 0  # the call of the last preview
+    taken_at: float = field(default_factory=time.perf_counter)
+    began_at: float | None = None
 
     @property
     def rows(self) -> int:
         """Rows asked for."""
         return len(self.request.seeds)
 
-    def samples(self) -> Tensor:
-        """Every row's sample in the order of the request. -> (N, *)"""
-        return torch.stack([self.finished[row] for row in range(self.rows)])
+    @property
+    def waiting(self) -> int:
+        """Rows that are not finished."""
+        return self.rows - len(self.finished)
 
-    def tell(self, outcome: Tensor | Exception) -> None:
+    def count(self, evaluations: int, call: int) -> None:
+        """A row of this request took part in a call, its ``call``-th."""
+        self.evaluations -= evaluations
+        self.made += evaluations
+        self.calls = max(self.calls, call)
+
+    def outcome(self) -> Outcome:
+        """Every row's sample in the order of the request, with what it took."""
+        now = time.perf_counter()
+        began_at = now if self.began_at is None else self.began_at
+        samples = torch.stack([self.finished[row] for row in range(self.rows)])
+        queued_ms, computed_ms = (began_at - self.taken_at) * 1e3, (now - began_at) * 1e3
+        return Outcome(samples, self.made, self.calls, queued_ms, computed_ms)
+
+    def tell(self, outcome: Outcome | Exception) -> None:
         """Hand the outcome to the caller from another thread; a caller who left, or whose loop ended, hears nothing."""
 
         def settle() -> None:
@@ -43,8 +109,20 @@ class Job:
             else:
                 self.future.set_result(outcome)
 
+        self._in_loop(settle)
+
+    def show(self, preview: Preview) -> None:
+        """Hand a preview to the caller from another thread."""
+        assert self.on_preview is not None
+        on_preview = self.on_preview
+        self._in_loop(lambda: None if self.future.done() else on_preview(preview))
+
+    def _in_loop(self, call: Callable[[], None]) -> None:
         with suppress(RuntimeError):  # the loop is closed
-            self.loop.call_soon_threadsafe(settle)
+            self.loop.call_soon_threadsafe(call)
+
+
+Ended = tuple[Job, Outcome | Exception]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +153,3 @@ class Pool:
         yes = [position for position, wanted in enumerate(chosen) if wanted]
         no = [position for position, wanted in enumerate(chosen) if not wanted]
         return self.select(yes), self.select(no)
-
-
-def rows_of(request: SampleRequest, rows: slice) -> SampleRequest:
-    """The request for some of the rows of ``request``."""
-
-    def part(value: Tensor | None) -> Tensor | None:
-        return None if value is None else value[rows]
-
-    return SampleRequest(
-        request.seeds[rows],
-        request.options,
-        part(request.label),
-        part(request.caption),
-        part(request.x),
-        part(request.mask),
-    )

@@ -1,7 +1,7 @@
-"""Who runs next: pure decisions over the rows of many requests."""
+"""Who runs next, who may come in, and how long it takes: pure decisions over the rows of many requests."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def shares(wanted: Sequence[int], slots: int) -> list[int]:
@@ -21,9 +21,17 @@ def shares(wanted: Sequence[int], slots: int) -> list[int]:
     return given
 
 
-def retry_after_s(excess: int, evaluations_per_s: float) -> int:
+def retry_after_s(excess: float, evaluations_per_s: float) -> int:
     """Whole seconds until ``excess`` network evaluations are done; 1 while no rate has been measured."""
     return max(math.ceil(excess / evaluations_per_s), 1) if evaluations_per_s > 0 else 1
+
+
+def until_done(asked: int, queued: Iterable[int]) -> int:
+    """Network evaluations that are made before a request of ``asked`` is done, its own included.
+
+    The others, of ``queued`` each, get as much as this one does for as long as they last.
+    """
+    return asked + sum(min(each, asked) for each in queued)
 
 
 class Speed:

@@ -1,17 +1,21 @@
 """Which version of a served model is meant: a registered one, fetched by an injected function, or a bundle folder."""
 
 import importlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kinfolk.abilities import abilities
 from kinfolk.bundle import load_bundle
 from kinfolk.contract import Model
-from kinfolk.errors import ConfigError
+from kinfolk.errors import ConfigError, KinfolkError
 from kinfolk.manifest import MANIFEST, sha256_of
-from kinfolk.sampling import sample
+from kinfolk.reference import strangeness
 from kinfolk.serving.config import ServedModel
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,7 @@ class Registry:
     tracking_uri: str
     cache: str  # a folder for bundles on the machine of the replica
     fetch: str = "kinfolk.tracking.fetch:fetch"  # (tracking_uri, reference, folder) -> record with folder and version
+    tell: str = "kinfolk.tracking.registry:note_refusal"  # (tracking_uri, name, version, reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +69,27 @@ def locate(served: ServedModel, registry: Registry | None) -> Release:
 
 
 def load(served: ServedModel, release: Release) -> Model:
-    """The model of a release, on the GPU if the serve file reserves one, after it has drawn one sample.
+    """The model of a release, on the GPU if the serve file reserves one, after it has drawn what was kept with it.
 
     Raises:
         IntegrityError: the bundle is not what was written.
-        ConfigError: its family is not installed here, or it cannot sample, or the sample is not finite.
+        ConfigError: its family is not installed here, it has no task, or it draws something else.
     """
     model = load_bundle(release.folder)
-    model.module.to("cuda" if served.num_gpus > 0 else "cpu")
+    model.module.to(served.device)
     what = f"{served.name}, version {release.version},"
-    if "sample" not in model.tasks.starts:
-        raise ConfigError(f"{what} is a {model.family.name} that cannot sample: it cannot be served.")
-    if not sample(model, 1).isfinite().all():
-        raise ConfigError(f"{what} draws samples that are not finite: it is not served.")
+    if not abilities(model):
+        raise ConfigError(f"{what} is a {model.family.name} without any task: it cannot be served.")
+    if strange := strangeness(model, release.folder):
+        raise ConfigError(f"{what} is not served: {strange}.")
     return model
+
+
+def tell(served: ServedModel, registry: Registry | None, release: Release, reason: str) -> None:
+    """Note on a registered version why it is not served; where that cannot be done, the log alone has it."""
+    if registry is None or served.bundle is not None:
+        return
+    try:
+        load_function(registry.tell)(registry.tracking_uri, served.name, release.version, reason)
+    except KinfolkError as error:
+        _LOG.warning("That %s is not served could not be noted with it: %s", release.version, error)

@@ -17,6 +17,7 @@ from kinfolk.tracking.reference import CHAMPION, Reference, parse_name, parse_re
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_TAG_CHARACTERS = 5000  # of a reason; every kind of MLflow server keeps as many
 _CREATE_ATTEMPTS = 10  # MLflow numbers versions without a lock, so writers of one name collide
 
 
@@ -225,3 +226,13 @@ def models(tracking_uri: str) -> list[Version]:
         stored = [each for each in _pages(client.search_model_versions) if MANIFEST_TAG in each.tags]
     versions = [version_from(each, _aliases_of(registered[each.name], int(each.version))) for each in stored]
     return sorted(versions, key=lambda version: (version.name, -version.number))
+
+
+def note_refusal(tracking_uri: str, name: str, number: str, reason: str) -> None:
+    """Note on a version why it is not served, as its tag ``serving.refused``.
+
+    Raises:
+        RegistryError: MLflow is out of reach or the version is gone.
+    """
+    with registry_errors(tracking_uri, f"note why {name}/{number} is not served"):
+        connect(tracking_uri).set_model_version_tag(name, number, "serving.refused", reason[:_TAG_CHARACTERS])

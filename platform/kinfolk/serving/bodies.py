@@ -1,0 +1,84 @@
+"""Bodies of requests as the settings in them: JSON, a form with files, or one file with settings in the address."""
+
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from kinfolk.contract import RequestError
+from kinfolk.serving.guard import RefusalError
+from kinfolk.serving.media import JSON, NPY
+from kinfolk.serving.schema import parse_json
+
+FORM = "multipart/form-data"
+FILES = ("image/png", "image/jpeg", "image/webp", NPY)
+_FIELDS = 100  # of a form
+_FILE_FIELDS = ("x", "mask")
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The body, refused as soon as it is known to be too large.
+
+    Raises:
+        RefusalError: 413.
+    """
+    parts, size = [], 0
+    if int(request.headers.get("content-length") or 0) <= max_bytes:
+        async for part in request.stream():
+            size += len(part)
+            if size > max_bytes:
+                break
+            parts.append(part)
+        else:
+            return b"".join(parts)
+    raise RefusalError(413, "body", f"The body is larger than {max_bytes} bytes.")
+
+
+async def settings_in(headers: Headers, query: Mapping[str, str], body: bytes) -> dict[str, Any]:
+    """The settings of a request by the type of its body; files stay bytes.
+
+    Raises:
+        RefusalError: 415, a type that is none of these.
+        RequestError: the body is not what its type says.
+    """
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not body or kind == JSON:
+        return parse_json(body)
+    if kind in FILES:
+        return {**{name: _value(text) for name, text in query.items()}, "x": body}
+    if kind == FORM:
+        return await _form(headers, body, max_files=_FIELDS)
+    text = f"Send the body as {JSON}, as {FORM}, or as one file ({', '.join(FILES)}), and say so in 'Content-Type'."
+    raise RefusalError(415, "Content-Type", text)
+
+
+def _value(text: str) -> Any:
+    """A setting that was given as text: JSON where it is, else the text itself."""
+    try:
+        return parse_json(b'{"value": ' + text.encode() + b"}")["value"]
+    except (RequestError, KeyError, UnicodeEncodeError):
+        return text
+
+
+async def _form(headers: Headers, body: bytes, max_files: int) -> dict[str, Any]:
+    async def whole() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    try:
+        form = await MultiPartParser(
+            headers, whole(), max_files=max_files, max_fields=_FIELDS, max_part_size=len(body)
+        ).parse()
+    except (MultiPartException, KeyError, UnicodeDecodeError) as error:
+        raise RequestError("body", f"The body is no readable form: {error}.") from None
+    values: dict[str, Any] = {}
+    for name, value in form.multi_items():
+        content = await value.read() if isinstance(value, UploadFile) else _value(value)
+        if name in _FILE_FIELDS:
+            values.setdefault(name, []).append(content)
+        elif isinstance(content, bytes) or name in values:
+            raise RequestError(name[:60], f"{name[:60]!r} is given twice, or as a file: only {_FILE_FIELDS} may be.")
+        else:
+            values[name] = content
+    return values

@@ -1,0 +1,237 @@
+"""One request for one task of the model in service: what it asks for, and the answer."""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+
+from kinfolk.contract import RequestError
+from kinfolk.errors import nearest
+from kinfolk.pictures import draw
+from kinfolk.serving.batcher import Job, Outcome, OverloadError, Preview, SamplingError
+from kinfolk.serving.bodies import read_body, settings_in
+from kinfolk.serving.guard import RefusalError, refusal
+from kinfolk.serving.host import ModelHost, Service, Version
+from kinfolk.serving.media import EVENTS, PNG, encode, event, negotiate, offered, shown
+from kinfolk.serving.schema import Asked, ask, check_values
+
+_INLINE_ELEMENTS = 65_536  # larger answers are encoded on another thread, so that they hold up nobody
+_PREVIEWS, _MOST_PREVIEWS = 10, 100  # of one request
+_SHOWN = 60  # characters of a refused value that an error repeats
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A checked request with what answers it."""
+
+    version: Version
+    service: Service
+    asked: Asked
+    kind: str  # media type of the answer
+    etag: str | None  # of the answer; None where the same request gives another next time
+    previews: int
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """A request that was taken, whose caller is told how far it is."""
+
+    exchange: Exchange
+    job: Job
+    queue: asyncio.Queue[Preview | None]  # None: the request has ended
+
+
+def etag_of(name: str, version: Version, task: str, kind: str, values: Mapping[str, Any]) -> str:
+    """A digest of everything that decides an answer."""
+    told = json.dumps([name, version.version, task, kind, values], sort_keys=True, default=_digest)
+    return f'"{hashlib.sha256(told.encode()).hexdigest()[:32]}"'
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _known(etag: str | None, request: Request) -> bool:
+    """Whether the client has the answer already. Source: RFC 9110, section 13.1.2."""
+    given = request.headers.get("if-none-match", "")
+    return etag is not None and etag in (each.strip().removeprefix("W/") for each in given.split(","))
+
+
+def _previews(request: Request) -> int:
+    text = request.query_params.get("previews", str(_PREVIEWS))
+    if not text.isascii() or not text.isdigit() or not 0 <= int(text) <= _MOST_PREVIEWS:
+        raise RequestError("previews", f"previews={text[:_SHOWN]!r}: use a number from 0 to {_MOST_PREVIEWS}.")
+    return int(text)
+
+
+def refused(error: Exception) -> Response:
+    """What a request that could not be answered is told; faults that are not foreseen are raised again."""
+    match error:
+        case RequestError():
+            return refusal(400 if error.field == "body" else 422, str(error), error.field)
+        case RefusalError():
+            return refusal(error.status, str(error), error.field)
+        case OverloadError():
+            return refusal(503, str(error), headers={"Retry-After": str(error.retry_after_s)})
+        case SamplingError():
+            return refusal(500, str(error))
+        case ClientDisconnect():
+            return refusal(400, "The client left before the request was whole.")
+        case TimeoutError():
+            return refusal(504, "Not done in time: ask for less, or later.")
+    raise error
+
+
+class Endpoint:
+    """The tasks of one model."""
+
+    def __init__(self, host: ModelHost) -> None:
+        self.host = host
+
+    async def answer(self, request: Request, task: str) -> Response:
+        """What the task gives, or the refusal that says what to change."""
+        limits = self.host.served.limits
+        try:
+            async with asyncio.timeout(limits.request_timeout_s):
+                body = await read_body(request, limits.max_body_bytes)
+                values = await settings_in(request.headers, request.query_params, body)
+                return await self._answer(partial(self._exchange, request, task, values), request)
+        except Exception as error:
+            return refused(error)
+
+    async def _answer(self, exchange_with: Callable[[Version], Exchange], request: Request) -> Response:
+        """The answer of the version whose turn it is; what one on trial fails is answered by the one in service."""
+        exchange = exchange_with(self.host.choose())
+        if _known(exchange.etag, request):
+            return Response(status_code=304, headers={"ETag": exchange.etag or ""})
+        if exchange.kind == EVENTS:
+            return self._stream(exchange, lambda: exchange_with(self.host.current))
+        return await self._respond(*await self._outcome(exchange, exchange_with))
+
+    async def pictures(self, values: Mapping[str, Any]) -> list[bytes]:
+        """A PNG file for each sample that ``values``, the body of a request for samples, asks for.
+
+        Raises whatever ``refused`` has an answer for.
+        """
+        exchange_with = partial(self._checked, "sample", values, PNG, 0)
+        async with asyncio.timeout(self.host.served.limits.request_timeout_s):
+            exchange, outcome = await self._outcome(exchange_with(self.host.choose()), exchange_with)
+        spec = exchange.version.model.spec
+        return [draw(sample[None], spec) for sample in outcome.samples]
+
+    async def _outcome(
+        self, exchange: Exchange, exchange_with: Callable[[Version], Exchange]
+    ) -> tuple[Exchange, Outcome]:
+        """What a request got, of the version in service where one on trial has failed it."""
+        try:
+            return exchange, await exchange.version.batcher.finished(self._take(exchange))
+        except SamplingError as error:
+            if not self.host.blame(exchange.version, error):
+                raise
+        again = exchange_with(self.host.current)
+        return again, await again.version.batcher.finished(self._take(again))
+
+    def _service(self, version: Version, task: str) -> Service:
+        service = version.services.get(task)
+        if service is None:
+            name, known = self.host.served.name, ", ".join(version.services)
+            text = f"{name} has no task {task[:_SHOWN]!r}.{nearest(task, version.services)} Its tasks: {known}."
+            raise RefusalError(404, "task", text)
+        return service
+
+    def _exchange(self, request: Request, task: str, values: Mapping[str, Any], version: Version) -> Exchange:
+        """The request checked against a version; nothing is awaited, so that it goes on being in service."""
+        offers, accept = offered(self._service(version, task).ability), request.headers.get("accept", "")
+        kind = negotiate(accept, offers)
+        if kind is None:
+            text = f"{task} of this model can be had as {', '.join(offers)}; Accept is {accept[:_SHOWN]!r}."
+            raise RefusalError(406, "Accept", text)
+        return self._checked(task, values, kind, _previews(request) if kind == EVENTS else 0, version)
+
+    def _checked(self, task: str, values: Mapping[str, Any], kind: str, previews: int, version: Version) -> Exchange:
+        service, served = self._service(version, task), self.host.served
+        check_values(values, service.body)
+        asked = ask(version.model, service.ability, values, served.limits.max_n)
+        etag = etag_of(served.name, version, task, kind, values) if asked.repeatable and kind != EVENTS else None
+        return Exchange(version, service, asked, kind, etag, previews)
+
+    def _take(self, exchange: Exchange, on_preview: Callable[[Preview], None] | None = None) -> Job:
+        return exchange.version.batcher.take(
+            exchange.asked.request,
+            exchange.service.ability.name,
+            within_s=self.host.served.limits.request_timeout_s,
+            previews=exchange.previews,
+            on_preview=on_preview,
+        )
+
+    def _facts(self, exchange: Exchange, outcome: Outcome) -> dict[str, Any]:
+        """What an answer says of itself."""
+        unit = {"unit": exchange.service.ability.unit} if exchange.service.ability.unit else {}
+        return {
+            "model": self.host.served.name,
+            "version": exchange.version.version,
+            "family": exchange.version.model.family.name,
+            "task": exchange.service.ability.name,
+            "seed": exchange.asked.seed,
+            **unit,
+            "calls": outcome.calls,
+            "evaluations": outcome.evaluations,
+            "queued_ms": round(outcome.queued_ms, 2),
+            "computed_ms": round(outcome.computed_ms, 2),
+        }
+
+    async def _respond(self, exchange: Exchange, outcome: Outcome) -> Response:
+        facts = self._facts(exchange, outcome)
+        arguments = outcome.samples, exchange.service.ability.gives, exchange.kind, facts
+        large = outcome.samples.numel() > _INLINE_ELEMENTS
+        content = await asyncio.to_thread(encode, *arguments) if large else encode(*arguments)
+        headers = {f"Kinfolk-{name.replace('_', '-').title()}": str(value) for name, value in facts.items()}
+        if exchange.etag is not None:
+            headers["ETag"] = exchange.etag
+        return Response(content, media_type=exchange.kind, headers=headers)
+
+    def _stream(self, exchange: Exchange, again: Callable[[], Exchange]) -> Response:
+        """Events; the request is taken, or refused, before the first of them."""
+        first = self._begin(exchange)
+        return StreamingResponse(self._events(first, again), headers={"Cache-Control": "no-store"}, media_type=EVENTS)
+
+    def _begin(self, exchange: Exchange) -> Streamed:
+        queue: asyncio.Queue[Preview | None] = asyncio.Queue()
+        job = self._take(exchange, queue.put_nowait)
+        job.future.add_done_callback(lambda _: queue.put_nowait(None))
+        return Streamed(exchange, job, queue)
+
+    async def _events(self, streamed: Streamed, again: Callable[[], Exchange]) -> AsyncGenerator[bytes, None]:
+        """Previews until the samples are done, then those; or what went wrong."""
+        try:
+            async with asyncio.timeout(self.host.served.limits.request_timeout_s):
+                try:
+                    async with aclosing(self._told(streamed)) as events:
+                        async for each in events:
+                            yield each
+                except SamplingError as error:
+                    if not self.host.blame(streamed.exchange.version, error):
+                        raise
+                    async with aclosing(self._told(self._begin(again()))) as events:
+                        async for each in events:
+                            yield each
+        except Exception as error:
+            yield event("error", json.loads(bytes(refused(error).body)))
+
+    async def _told(self, streamed: Streamed) -> AsyncGenerator[bytes, None]:
+        exchange, batcher = streamed.exchange, streamed.exchange.version.batcher
+        spec = exchange.service.ability.gives
+        try:
+            while (preview := await streamed.queue.get()) is not None:
+                yield event("preview", {"call": preview.call, "calls": preview.calls, **shown(preview.samples, spec)})
+            outcome = await batcher.finished(streamed.job)
+            yield event("done", {**self._facts(exchange, outcome), **shown(outcome.samples, spec)})
+        finally:
+            batcher.leave(streamed.job)

@@ -1,0 +1,74 @@
+"""A replica's model kept at the version that its alias means: looked up, loaded, checked, and let take over."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from kinfolk.serving.config import ServedModel
+from kinfolk.serving.host import ModelHost
+from kinfolk.serving.versions import Registry, Release, load, locate, tell
+
+_LOG = logging.getLogger(__name__)
+
+Waiting = Callable[[float], Awaitable[None]]  # returns after so many seconds, or when an alias has moved
+
+
+class Follower:
+    """Follows for as long as ``follow`` runs."""
+
+    def __init__(self, host: ModelHost, registry: Registry | None, wait: Waiting = asyncio.sleep) -> None:
+        self._host, self._registry, self._wait = host, registry, wait
+        self._refused: dict[str, str] = {}  # versions that are not tried again, and why
+        self._rollout: asyncio.Task[None] | None = None
+
+    @property
+    def _served(self) -> ServedModel:
+        return self._host.served
+
+    async def follow(self) -> None:
+        """Look where the alias points, again and again; whatever is wrong there, the version in service goes on."""
+        try:
+            while True:
+                await self._wait(self._served.alias_poll_s)
+                await self._look()
+        finally:
+            if self._rollout is not None:
+                self._rollout.cancel()
+
+    async def _look(self) -> None:
+        try:
+            release = await asyncio.to_thread(locate, self._served, self._registry)
+        except Exception as error:  # the registry is out of reach, or what it holds is damaged
+            self._say(f"The version of {self._served.name} that is wanted now cannot be had: {error}")
+            return
+        trial = self._host.trial
+        if trial is not None and trial.version.version != release.version:
+            trial.end(f"the alias {self._served.alias} has moved on")
+        if release.version == self._host.current.version:
+            self._host.stale = None
+        elif release.version in self._refused:
+            self._host.stale = self._refused[release.version]
+        elif self._rollout is None or self._rollout.done():
+            self._rollout = asyncio.create_task(self._roll_out(release))
+
+    async def _roll_out(self, release: Release) -> None:
+        try:
+            model = await asyncio.to_thread(load, self._served, release)
+            refused = await self._host.roll_out(model, release.version)
+        except Exception as error:
+            refused = str(error)
+        if refused is None:
+            self._host.stale = None
+            _LOG.info("%s is at version %s.", self._served.name, release.version)
+            return
+        before = self._host.current.version
+        self._refused[release.version] = (
+            f"{self._served.name} stays at version {before}, version {release.version} is not served: {refused}"
+        )
+        self._say(self._refused[release.version])
+        await asyncio.to_thread(tell, self._served, self._registry, release, refused)
+
+    def _say(self, reason: str) -> None:
+        if reason != self._host.stale:
+            _LOG.error("%s", reason)
+        self._host.stale = reason

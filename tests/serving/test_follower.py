@@ -1,0 +1,135 @@
+import asyncio
+import logging
+
+import pytest
+
+from kinfolk.errors import KinfolkError, RegistryError
+from kinfolk.serving import follower as module
+from kinfolk.serving.config import Rollout, ServedModel
+from kinfolk.serving.follower import Follower
+from kinfolk.serving.host import ModelHost
+from kinfolk.serving.versions import Release
+
+
+class Alias:
+    """Where an alias points, what comes of looking it up and of loading, and what was noted."""
+
+    def __init__(self, monkeypatch, make_walk, tmp_path):
+        self.version, self.fault, self.faults = "3", None, {}
+        self.loaded, self.noted, self.make_walk, self.folder = [], [], make_walk, tmp_path
+        monkeypatch.setattr(module, "locate", self.locate)
+        monkeypatch.setattr(module, "load", self.load)
+        monkeypatch.setattr(
+            module, "tell", lambda served, registry, release, why: self.noted.append((release.version, why))
+        )
+
+    def locate(self, served, registry):
+        if self.fault:
+            raise self.fault
+        return Release(self.version, self.folder)
+
+    def load(self, served, release):
+        self.loaded.append(release.version)
+        if release.version in self.faults:
+            raise self.faults[release.version]
+        return self.make_walk()
+
+
+@pytest.fixture
+def alias(monkeypatch, make_walk, tmp_path):
+    return Alias(monkeypatch, make_walk, tmp_path)
+
+
+@pytest.fixture
+def following(make_walk):
+    """Run a scenario beside a follower that looks every few milliseconds."""
+
+    def run(scenario, **rollout):
+        async def everything():
+            served = ServedModel(name="walk", alias_poll_s=0.005, rollout=Rollout(**{"trial_s": 0.02, **rollout}))
+            host = ModelHost(served, make_walk(), "3")
+            task = asyncio.create_task(Follower(host, None).follow())
+            await scenario(host)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await host.close()
+            return host
+
+        return asyncio.run(everything())
+
+    return run
+
+
+async def until(condition):
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+def test_an_alias_that_moves_is_followed_forth_and_back(alias, following):
+    async def scenario(host):
+        for version in ("4", "3", "7"):
+            alias.version = version
+            await until(lambda version=version: host.current.version == version)
+
+    assert following(scenario).stale is None
+    assert alias.loaded == ["4", "3", "7"]
+
+
+def test_a_version_that_cannot_be_loaded_is_noted_once_and_not_tried_again(alias, following, caplog):
+    alias.faults["4"] = KinfolkError("its files were altered")
+
+    async def scenario(host):
+        alias.version = "4"
+        await until(lambda: alias.noted)
+        await asyncio.sleep(0.05)
+        assert host.current.version == "3"
+        assert "its files were altered" in host.stale
+        alias.version = "5"
+        await until(lambda: host.current.version == "5")
+
+    with caplog.at_level(logging.ERROR):
+        assert following(scenario).stale is None
+    assert alias.loaded == ["4", "5"]
+    assert alias.noted == [("4", "its files were altered")]
+    assert sum("its files were altered" in record.message for record in caplog.records) == 1
+
+
+def test_a_version_that_fails_on_trial_is_noted_with_its_reason(alias, following):
+    async def scenario(host):
+        alias.version = "4"
+        await until(lambda: host.trial is not None)
+        host.blame(host.trial.version, ValueError("values that are not finite"))
+        await until(lambda: alias.noted)
+
+    host = following(scenario, trial_s=60)
+    assert host.current.version == "3"
+    assert alias.noted[0][0] == "4"
+    assert "not finite" in alias.noted[0][1]
+
+
+def test_an_alias_that_moves_on_ends_the_trial(alias, following):
+    async def scenario(host):
+        alias.version = "4"
+        await until(lambda: host.trial is not None)
+        alias.version = "3"
+        await until(lambda: host.trial is None)
+        assert host.current.version == "3"
+
+    following(scenario, trial_s=60)
+    assert "moved on" in alias.noted[0][1]
+
+
+def test_a_registry_out_of_reach_leaves_the_version_and_is_said(alias, following, caplog):
+    async def scenario(host):
+        alias.fault = RegistryError("the registry does not answer")
+        await until(lambda: host.stale)
+        assert "does not answer" in host.stale
+        assert host.ready
+        await asyncio.sleep(0.05)
+        alias.fault = None
+        await until(lambda: host.stale is None)
+
+    following(scenario)
+    assert not alias.loaded
+    assert sum("does not answer" in record.message for record in caplog.records) == 1
