@@ -5,7 +5,7 @@ An asyncio front takes requests in, or says no, and hands them to one worker thr
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ import torch
 from kinfolk.contract import RequestError, SampleRequest, Tasks
 from kinfolk.errors import KinfolkError
 from kinfolk.serving.engine import Counts, Engine, SamplingError
-from kinfolk.serving.rows import Ended, Job, Outcome, Preview, RowRequest
+from kinfolk.serving.rows import Ended, Job, Outcome, Preview, RowRequest, tell
 from kinfolk.serving.scheduling import retry_after_s, until_done
 
 __all__ = ["BatchLimits", "Batcher", "Job", "Outcome", "OverloadError", "Preview", "SamplingError"]
@@ -120,7 +120,7 @@ class Batcher:
 
     def leave(self, job: Job) -> None:
         """The caller is gone: rows of ``job`` that are not done are dropped before the next call."""
-        self._forget(job)
+        self._forget([job])
         if not job.future.cancel() and not job.future.cancelled():
             job.future.exception()  # looked at, so that nothing is said of it when it goes
 
@@ -147,9 +147,13 @@ class Batcher:
                 wait_s = retry_after_s(excess, speed)
                 raise OverloadError(f"Too much is queued for this model: try again in {wait_s} s.", wait_s)
             self._jobs.append(job)
+        job.loop.call_soon(self._wake)  # after all that has come meanwhile, so that it shares the first call
+
+    def _wake(self) -> None:
+        with self._changed:
             self._changed.notify()
 
-    def _forget(self, *jobs: Job) -> None:
+    def _forget(self, jobs: Collection[Job]) -> None:
         with self._changed:
             self._jobs = [job for job in self._jobs if job not in jobs]
 
@@ -160,7 +164,7 @@ class Batcher:
             self._changed.notify()
         await asyncio.to_thread(self._worker.join, timeout_s)
         stopped = OverloadError("This model was stopped before the samples were done: try again.", 1)
-        self._tell((job, stopped) for job in list(self._jobs))
+        self._tell([(job, stopped) for job in self._jobs])
 
     def _run(self) -> None:
         while jobs := self._next_jobs():
@@ -178,7 +182,7 @@ class Batcher:
                 self._changed.wait()
             return list(self._jobs)
 
-    def _tell(self, ended: Iterable[Ended]) -> None:
-        for job, outcome in ended:
-            self._forget(job)
-            job.tell(outcome)
+    def _tell(self, ended: Sequence[Ended]) -> None:
+        self._forget({job for job, _ in ended})
+        for loop in {job.loop for job, _ in ended}:
+            tell(loop, [each for each in ended if each[0].loop is loop])

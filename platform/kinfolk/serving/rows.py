@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -98,31 +98,31 @@ class Job:
         queued_ms, computed_ms = (began_at - self.taken_at) * 1e3, (now - began_at) * 1e3
         return Outcome(samples, self.made, self.calls, queued_ms, computed_ms)
 
-    def tell(self, outcome: Outcome | Exception) -> None:
-        """Hand the outcome to the caller from another thread; a caller who left, or whose loop ended, hears nothing."""
-
-        def settle() -> None:
-            if self.future.done():
-                return
-            if isinstance(outcome, Exception):
-                self.future.set_exception(outcome)
-            else:
-                self.future.set_result(outcome)
-
-        self._in_loop(settle)
-
     def show(self, preview: Preview) -> None:
         """Hand a preview to the caller from another thread."""
         assert self.on_preview is not None
         on_preview = self.on_preview
-        self._in_loop(lambda: None if self.future.done() else on_preview(preview))
-
-    def _in_loop(self, call: Callable[[], None]) -> None:
         with suppress(RuntimeError):  # the loop is closed
-            self.loop.call_soon_threadsafe(call)
+            self.loop.call_soon_threadsafe(lambda: None if self.future.done() else on_preview(preview))
 
 
 Ended = tuple[Job, Outcome | Exception]
+
+
+def tell(loop: asyncio.AbstractEventLoop, ended: Sequence[Ended]) -> None:
+    """Hand outcomes to callers in ``loop`` from another thread; who left, or whose loop ended, hears nothing."""
+
+    def settle() -> None:
+        for job, outcome in ended:
+            if job.future.done():
+                continue
+            if isinstance(outcome, Exception):
+                job.future.set_exception(outcome)
+            else:
+                job.future.set_result(outcome)
+
+    with suppress(RuntimeError):  # the loop is closed
+        loop.call_soon_threadsafe(settle)
 
 
 @dataclass(frozen=True, slots=True)

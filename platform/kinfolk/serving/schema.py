@@ -160,8 +160,8 @@ def _seeds(given: Mapping[str, Any], usual: int) -> tuple[int, Tensor]:
         if in_vain := [name for name in ("n", "seed") if name in given]:
             raise RequestError(in_vain[0], f"seeds says how many and which: leave {in_vain[0]} out.")
         return len(given["seeds"]), torch.tensor(given["seeds"], dtype=torch.int64)
-    n = given.get("n", usual)
-    return n, sampling.row_seeds(given.get("seed", secrets.randbelow(_SEEDS)), n)
+    n, seed = given.get("n", usual), given.get("seed")
+    return n, sampling.row_seeds(secrets.randbelow(_SEEDS) if seed is None else seed, n)
 
 
 def _with_given(
