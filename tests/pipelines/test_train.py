@@ -271,6 +271,14 @@ def test_a_change_of_what_training_itself_moves_is_refused(settings, target):
         plan(given, "digits/dcgan", sets, watched=False)
 
 
+def test_a_change_may_start_at_other_weights_and_what_follows_from_them(settings):
+    """The singular vector of a layer with one output is 1 or -1, and from two seeds may be the same by chance."""
+    change = "{put: {model.packing: 3}}"
+    sets = [MONITORED % change, "monitor.every_samples=1000", "model.conditional=false", "model.spectral=[critic]"]
+    given = settings.model_copy(update={"recipes": None})
+    assert plan(given, "digits/dcgan", sets, watched=False).groups == [1, 3]
+
+
 def test_a_limit_on_modes_needs_data_whose_modes_are_known(settings):
     limit = ["monitor={alarm: {grace_samples: 0, looks: 2, limits: {modes: {least: 0.9}}}}"]
     assert plan(settings, "ring/blob", limit, watched=False).recipe.monitor

@@ -10,7 +10,7 @@ from torch import Tensor, optim
 
 from kinfolk.checkpoint import Snapshot
 from kinfolk.config import Training
-from kinfolk.contract import Config, DataSpec, Family, Model, Phase
+from kinfolk.contract import Config, DataSpec, Derived, Family, Model, Phase
 from kinfolk.ema import Ema, derive
 from kinfolk.errors import ConfigError
 from kinfolk.rng import seeded_initialisation
@@ -90,9 +90,12 @@ class TrainState:
 
 
 def buffers(model: Model) -> dict[str, Tensor]:
-    """What is stored of a model beside its parameters."""
-    parameters = {name for name, _ in model.module.named_parameters(remove_duplicate=False)}
-    return {name: value for name, value in model.module.state_dict().items() if name not in parameters}
+    """What is stored of a model beside its parameters and what follows from them."""
+    known = {name for name, _ in model.module.named_parameters(remove_duplicate=False)}
+    for place, part in model.module.named_modules():
+        own = {f"{place}.{name}".lstrip(".") for name, _ in part.named_buffers(recurse=False)}
+        known |= own if isinstance(part, Derived) else set()
+    return {name: value for name, value in model.module.state_dict().items() if name not in known}
 
 
 def carried_over(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> str:
