@@ -279,6 +279,14 @@ def test_a_model_with_other_settings_goes_on_from_what_fits(digits):
     assert list(train(other, source, plan, 3))[-1].samples_seen == 640
 
 
+def test_an_average_that_a_change_brings_starts_at_the_weights_that_are_taken_over(digits):
+    before, after = (state_of(digits, training(ema_halflife_samples=halflife)) for halflife in (0, 200))
+    with torch.no_grad():
+        before.model.module.mean.add_(1.0)
+    after.adopt(before.snapshot())
+    assert torch.equal(after.ema.average["mean"], before.model.module.mean)
+
+
 def test_what_follows_from_weights_of_which_some_are_new_follows_from_them_all(digits):
     """A packed critic's first layer starts anew, beside a singular vector of the shape that it had before."""
 

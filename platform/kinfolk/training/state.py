@@ -69,10 +69,11 @@ class TrainState:
         """Go on, before the first step, from a snapshot of a model with other settings: what fits is taken over.
 
         An optimiser is taken over if all its parameters are and it keeps the same of each, and starts anew otherwise.
-        Buffers that follow from parameters do so anew, as those of one part may come from both. What a monitor saw was
-        of the other settings, and is left behind.
+        An average that is new starts at the weights. Buffers that follow from parameters do so anew, as those of one
+        part may come from both. What a monitor saw was of the other settings, and is left behind.
         """
-        own, given = self.snapshot().tensors, snapshot.tensors
+        own, weights = self.snapshot().tensors, snapshot.part("model")
+        given = {f"ema.{name}": value for name, value in weights.items()} | dict(snapshot.tensors)
         fits = {name for name, value in own.items() if name in given and given[name].shape == value.shape}
         names = {id(value): f"model.{name}" for name, value in self.model.module.named_parameters()}
         kept = {name: given[name] if name in fits else value for name, value in own.items()}
