@@ -245,6 +245,7 @@ MONITORED = "monitor={act: change, alarm: {grace_samples: 0, looks: 2}, changes:
         ("{put: {model.shrnk: 1}}", "shrnk is not a key. Did you mean 'shrink'"),
         ("{put: {model.shrink: high}}", "after 1 alarms, model: shrink: .* number"),
         ("{put: {data: grid}}", "data cannot change during a training"),
+        ("{new_seed: true}, {multiply: {training.samples: 0.5}}", "samples=32 may have been seen .* at least the 64"),
         ("{multiply: {model.shrink: 2}}, {put: {training.batch_size: 0}}", "batch_size: .* greater than 0"),
         ("{put: {training.batch_size: 31}}", "batch_size=31 does not divide over 2 workers with accumulate=1"),
         ("{new_seed: true}, {put: {training.accumulate: 5}}", "batch_size=32 does not divide over 2 .* accumulate=5"),
