@@ -2,6 +2,7 @@ import pytest
 
 from kinfolk.errors import ConfigError
 from kinfolk.monitor import Change, Monitor
+from kinfolk.training.loop import _due
 
 RECIPE = {"seed": 3, "model": {"penalties": [{"gamma": 2.0}], "lr": 0.1, "packing": 1, "conditional": True}}
 
@@ -63,3 +64,14 @@ def test_a_monitor_that_could_never_alarm_is_refused(values, looks):
         monitor.check(1400, 10)
     with pytest.raises(ConfigError, match=rf"{looks} looks, every .* could never be given"):
         monitor.check(1000 if looks < 3 else 1100, 10)
+
+
+@pytest.mark.parametrize(("every", "batch", "looks"), [(100, 512, 2), (300, 256, 3), (256, 256, 4), (1100, 64, 1)])
+def test_looks_come_after_whole_batches_as_the_loop_has_them(every, batch, looks):
+    """Of 1,024 samples, without a grace."""
+    ends = range(batch, 1025, batch)
+    assert sum("look" in _due({"look": every}, seen - batch, seen, 1024) for seen in ends) == looks
+    if looks > 1:
+        Monitor(every_samples=every, alarm={"grace_samples": 0, "looks": looks}).check(1024, batch)
+    with pytest.raises(ConfigError, match=rf"{looks} looks, every .* an alarm takes {looks + 1}\. It could never"):
+        Monitor(every_samples=every, alarm={"grace_samples": 0, "looks": looks + 1}).check(1024, batch)

@@ -26,10 +26,15 @@ def groups_of(recipe: Recipe, data: Dataset, untrained: Model) -> list[int]:
         ConfigError: a change of the monitor does not fit, or changes what a training cannot.
     """
     models = [untrained]
-    for alarms, changed in enumerate(recipe.attempts()[1:], start=1):
+    for alarms, (before, changed) in enumerate(pairwise(recipe.attempts()), start=1):
         if other := [key for key in _KEPT if getattr(changed, key) != getattr(recipe, key)]:
             raise ConfigError(
                 f"{recipe.name}, monitor.changes: {other[0]} cannot change during a training. Leave it out."
+            )
+        if changed.training.samples < before.training.samples:
+            raise ConfigError(
+                f"{recipe.name}, monitor.changes: training.samples={changed.training.samples} may have been seen when "
+                f"it changes. Give at least the {before.training.samples} of before, or leave it out."
             )
         family = find_family(changed.family)
         config = parse(family.config, changed.model, f"{recipe.name} after {alarms} alarms, model")

@@ -54,7 +54,12 @@ class Ema:
         for name, value in twin.named_parameters():
             if name in self.average:
                 value.copy_(self.average[name])
-        for part in twin.modules():
-            if isinstance(part, Derived):
-                part.derive()
+        derive(twin)
         return twin
+
+
+def derive(module: nn.Module) -> None:
+    """Compute anew what follows from the parameters of ``module``, which were put in place of others."""
+    for part in module.modules():
+        if isinstance(part, Derived):
+            part.derive()

@@ -65,12 +65,15 @@ class Monitor(Config):
             ConfigError: with how many looks there are, and how many it takes.
         """
         every, grace, needed = self.every(run_samples, batch_size), self.alarm.grace(run_samples), self.alarm.looks
-        judged = -(-run_samples // every) - grace // every  # the last look is at the end
+        end = -(-run_samples // batch_size) * batch_size
+        looks = {-(-due // batch_size) * batch_size for due in range(every, end, every)} | {end}  # after whole batches
+        judged = sum(seen > grace for seen in looks)
         if judged < needed:
             raise ConfigError(
-                f"monitor: {judged} looks, every {every} samples, come after the {grace} samples of grace in a run of "
-                f"{run_samples}, and an alarm takes {needed}. It could never be given: lower monitor.every_samples, "
-                "monitor.alarm.grace_samples or monitor.alarm.looks, or train for longer."
+                f"monitor: {judged} looks, every {max(every, batch_size)} samples, come after the {grace} samples of "
+                f"grace in a run of {run_samples}, and an alarm takes {needed}. It could never be given: lower "
+                "monitor.every_samples, training.batch_size, monitor.alarm.grace_samples or monitor.alarm.looks, or "
+                "train for longer."
             )
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from kinfolk.training.loop import initialise, judged_together, take_step, train
 from kinfolk.training.state import build, prepare
 from kinfolk_families.gan.config import GANConfig
 from kinfolk_families.gan.network_config import MLPNetwork
+from kinfolk_families.gan.spectral import SpectrallyNormalised
 
 GAN = find_family("gan")
 
@@ -276,6 +277,29 @@ def test_a_model_with_other_settings_goes_on_from_what_fits(digits):
         mine = stored.tensors if "critic" not in name or name.endswith("head.bias") else fresh
         assert torch.equal(value, mine[name]), name
     assert list(train(other, source, plan, 3))[-1].samples_seen == 640
+
+
+def test_an_average_that_a_change_brings_starts_at_the_weights_that_are_taken_over(digits):
+    before, after = (state_of(digits, training(ema_halflife_samples=halflife)) for halflife in (0, 200))
+    with torch.no_grad():
+        before.model.module.mean.add_(1.0)
+    after.adopt(before.snapshot())
+    assert torch.equal(after.ema.average["mean"], before.model.module.mean)
+
+
+def test_what_follows_from_weights_of_which_some_are_new_follows_from_them_all(digits):
+    """A packed critic's first layer starts anew, beside a singular vector of the shape that it had before."""
+
+    def gan_of(packing):
+        config = GANConfig(critic=MLPNetwork(width=8), packing=packing, penalties=(), spectral=("critic",))
+        return prepare(build(GAN, config, digits.spec, 0), training())
+
+    other = gan_of(2)
+    other.adopt(gan_of(1).snapshot())
+    layers = [layer for layer in other.model.module.critic.modules() if isinstance(layer, SpectrallyNormalised)]
+    norms = [float(torch.linalg.matrix_norm(layer.weight().detach(), 2)) for layer in layers]
+    assert norms == pytest.approx([1.0] * len(layers), abs=1e-4)
+    assert layers
 
 
 @pytest.mark.parametrize(("kind", "kept"), [("rmsprop", {"generator"}), ("radam", {"critic", "generator"})])

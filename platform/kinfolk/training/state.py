@@ -10,8 +10,8 @@ from torch import Tensor, optim
 
 from kinfolk.checkpoint import Snapshot
 from kinfolk.config import Training
-from kinfolk.contract import Config, DataSpec, Family, Model, Phase
-from kinfolk.ema import Ema
+from kinfolk.contract import Config, DataSpec, Derived, Family, Model, Phase
+from kinfolk.ema import Ema, derive
 from kinfolk.errors import ConfigError
 from kinfolk.rng import seeded_initialisation
 from kinfolk.step import make_optimizer, optimizer_slots, trainable
@@ -69,9 +69,11 @@ class TrainState:
         """Go on, before the first step, from a snapshot of a model with other settings: what fits is taken over.
 
         An optimiser is taken over if all its parameters are and it keeps the same of each, and starts anew otherwise.
-        What a monitor saw was of the other settings, and is left behind.
+        An average that is new starts at the weights. Buffers that follow from parameters do so anew, as those of one
+        part may come from both. What a monitor saw was of the other settings, and is left behind.
         """
-        own, given = self.snapshot().tensors, snapshot.tensors
+        own, weights = self.snapshot().tensors, snapshot.part("model")
+        given = {f"ema.{name}": value for name, value in weights.items()} | dict(snapshot.tensors)
         fits = {name for name, value in own.items() if name in given and given[name].shape == value.shape}
         names = {id(value): f"model.{name}" for name, value in self.model.module.named_parameters()}
         kept = {name: given[name] if name in fits else value for name, value in own.items()}
@@ -85,12 +87,16 @@ class TrainState:
                 kept |= slots
         anew = {"looks": [], "watched": {}, "changed_at": snapshot.values["samples_seen"]}
         self.load(Snapshot(kept, {**snapshot.values, **anew}))
+        derive(self.model.module)
 
 
 def buffers(model: Model) -> dict[str, Tensor]:
-    """What is stored of a model beside its parameters."""
-    parameters = {name for name, _ in model.module.named_parameters(remove_duplicate=False)}
-    return {name: value for name, value in model.module.state_dict().items() if name not in parameters}
+    """What is stored of a model beside its parameters and what follows from them."""
+    known = {name for name, _ in model.module.named_parameters(remove_duplicate=False)}
+    for place, part in model.module.named_modules():
+        own = {f"{place}.{name}".lstrip(".") for name, _ in part.named_buffers(recurse=False)}
+        known |= own if isinstance(part, Derived) else set()
+    return {name: value for name, value in model.module.state_dict().items() if name not in known}
 
 
 def carried_over(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> str:
