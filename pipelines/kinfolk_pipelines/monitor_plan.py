@@ -79,6 +79,6 @@ def check_limits(recipe: Recipe, data: Dataset) -> None:
     of_modes = sorted(name for name, limit in limits.items() if limit is not None and name in OF_MODES)
     if of_modes and not isinstance(data.prepared.record.modes, Mixture):
         raise ConfigError(
-            f"{recipe.name}, monitor.alarm.limits.{of_modes[0]}: the modes of {data.name} are not known by their places. "
+            f"{recipe.name}, monitor.alarm.limits.{of_modes[0]}: nothing is known of the modes of {data.name}. "
             "Leave it out, or give limits.missing or limits.bins_different, which go by regions of any data."
         )
