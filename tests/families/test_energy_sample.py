@@ -8,6 +8,7 @@ from torch import nn
 
 from kinfolk import sampling
 from kinfolk.contract import Batch, ConfigError, DataSpec, Model, RequestError, SampleRequest, SamplerState
+from kinfolk.ema import Ema
 from kinfolk.training.state import build
 from kinfolk_families.energy import FAMILY
 from kinfolk_families.energy.completion import draw, drawn_after, turns
@@ -287,6 +288,17 @@ def test_spectral_norm_makes_each_layers_largest_singular_value_one_and_moves_on
     x = torch.randn(3, linear.layer.in_features)
     expected = x @ (linear.layer.weight / linear.singular_value()).T + linear.layer.bias
     assert torch.allclose(linear(x), expected, atol=1e-6)
+
+
+def test_the_spectral_norm_of_averaged_weights_is_theirs():
+    module = network(network=MlpConfig(width=8, depth=2), spectral_norm=True).module
+    ema = Ema(module, halflife_samples=1, ramp=1.0)
+    for one in ema.average.values():
+        one.copy_(torch.randn(one.shape, generator=torch.Generator().manual_seed(0)))
+    for one in ema.averaged(module).modules():
+        if isinstance(one, SpectralNorm):
+            exact = torch.linalg.matrix_norm(one.layer.weight.flatten(1), 2)
+            assert float(one.singular_value()) == pytest.approx(float(exact), rel=0.02)
 
 
 def test_a_composed_energy_is_the_weighted_sum():

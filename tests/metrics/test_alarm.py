@@ -218,6 +218,7 @@ def test_every_default_limit_is_of_something_known_and_every_signal_has_one() ->
         ({"limits": {"misssing": {"most": 1}}}, "called 'misssing'. Did you mean 'missing'"),
         ({"limits": {"kl": {"least": 0, "most": 1}}}, "most and least make no one bad side"),
         ({"limits": {"kl": {"growth": 1}}}, "growth"),
+        ({"limits": {"kl": {}}}, "watches nothing; give most, least or growth, or null"),
         ({"limits": {"kl": {"least": 0, "above": 1}}}, "above is of growth"),
         ({"limits": {"kl": {"least": 0, "growth": 2}}}, "least and growth make no one bad side"),
         ({"limits": {"effective_bins": {"drift": 0.2}}}, "drift alone has no bad side; give most or least"),

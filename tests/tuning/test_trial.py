@@ -171,6 +171,24 @@ def test_what_tune_hears_of_a_trial_has_the_words_of_its_monitor(work_of, tmp_pa
     assert (heard[-1]["figures"]["width"], heard[-1]["alarms"]) == (last["width"], ["Samples are alike."])
 
 
+def test_a_team_is_measured_by_its_newest_whole_checkpoint_while_another_is_written(work_of, tmp_path, monkeypatch):
+    heard = []
+    monkeypatch.setattr("ray.tune.report", lambda result, **_: heard.append(result["samples_seen"]))
+    work = work_of()
+    folder = tmp_path / "storage" / "teams" / "000"
+    watcher = _Watcher(work, job_of(work, LR), str(folder))
+    for index, (_, snapshot) in enumerate(islice(reports(work, LR, None, []), 2)):
+        save_checkpoint(folder / f"checkpoint_{index}", snapshot)
+    manifest, aside = folder / "checkpoint_1" / "manifest.json", tmp_path / "manifest.json"
+    manifest.rename(aside)
+    watcher.listen({"kind": "checkpoint"})
+    watcher.listen({"kind": "checkpoint"})
+    assert heard == [160]
+    aside.rename(manifest)
+    watcher.listen({"kind": "checkpoint"})
+    assert heard == [160, 320]
+
+
 def test_a_checkpoint_that_is_gone_is_passed_over(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "state.json").write_text("{}")

@@ -18,13 +18,13 @@ from kinfolk_families.energy.config import (
 from kinfolk_families.energy.langevin import ReplayBuffer
 from kinfolk_families.energy.transformer import EnergyTransformer
 
-POWER_ITERATIONS = 20  # on untrained weights; afterwards one a step keeps up with them
+POWER_ITERATIONS = 20  # on weights that are new or averaged; in training one a step keeps up with them
 
 
 class SpectralNorm(nn.Module):
     """A linear map divided by its largest singular value; a convolution's is that of its (out, in * k * k) matrix.
 
-    The singular vectors are buffers that only ``iterate`` moves, so a pass changes nothing.
+    The singular vectors are buffers that only ``iterate`` and ``derive`` move, so a pass changes nothing.
     Source: Miyato et al., 2018, https://arxiv.org/abs/1802.05957.
     """
 
@@ -37,8 +37,7 @@ class SpectralNorm(nn.Module):
         rows, columns = layer.weight.flatten(1).shape
         self.register_buffer("left", nn.init.normal_(torch.empty(rows)))
         self.register_buffer("right", torch.zeros(columns))
-        for _ in range(POWER_ITERATIONS):
-            self.iterate()
+        self.derive()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, *) -> (B, *)"""
@@ -49,6 +48,11 @@ class SpectralNorm(nn.Module):
     def singular_value(self) -> Tensor:
         """The largest one, as far as the iteration has found it. -> ()"""
         return self.left @ self.layer.weight.flatten(1) @ self.right
+
+    def derive(self) -> None:
+        """The singular vectors of weights that were put in place of others."""
+        for _ in range(POWER_ITERATIONS):
+            self.iterate()
 
     @torch.no_grad()
     def iterate(self) -> None:

@@ -68,6 +68,8 @@ class Limit(Config):
             raise ValueError("above is of growth; give that beside it")
         if self.drift is not None and self.most is None and self.least is None:
             raise ValueError("drift alone has no bad side; give most or least beside it, however far away")
+        if self.most is None and self.least is None and self.growth is None:
+            raise ValueError("a limit without a bound watches nothing; give most, least or growth, or null for none")
         return self
 
     def badness(self, value: float) -> float:

@@ -7,13 +7,11 @@ from typing import Any
 from pyarrow.fs import FileSelector, FileSystem, FileType
 from ray import tune
 
-from kinfolk.checkpoint import load_checkpoint
+from kinfolk.checkpoint import Snapshot, newest_good
 from kinfolk.data.prepared import Prepared
 from kinfolk.training.launch import launch
-from kinfolk.training.state import TrainState
-from kinfolk.training.stored import fetched
 from kinfolk.training.worker import Job, fresh_state
-from kinfolk.tuning.trial import Work, figures_of, job_of, reasons, said
+from kinfolk.tuning.trial import Work, figures_of, job_of, reasons, said, stored_at
 
 
 def run_team_trial(config: Mapping[str, Any], work: Work) -> None:
@@ -42,29 +40,31 @@ class _Watcher:
         """One report of the training; a checkpoint is measured, unless it was before."""
         for name, value in report.get("logs", {}).items():
             self._logs.setdefault(name, []).append(value)
-        if report["kind"] != "checkpoint" or (newest := newest_checkpoint(self.folder)) in (None, self._measured):
+        if report["kind"] != "checkpoint" or (found := self._newest()) is None:
             return
-        assert newest is not None
-        self._measured = newest
-        state = self._state(newest)
+        self._measured, snapshot = found
+        state = fresh_state(self.job, Prepared.open(self.job.data).spec)
+        state.load(snapshot)
         figures = figures_of(self.work, state, self._logs)
         score, seen = self.work.sweep.score(figures), int(figures["samples_seen"])
         result = {"score": score, "samples_seen": seen, "figures": figures, "alarms": reasons(state.looks)}
-        tune.report({**result, "checkpoint": newest})
+        tune.report({**result, "checkpoint": self._measured})
         self._logs.clear()
 
-    def _state(self, checkpoint: str) -> TrainState:
-        stored = tune.Checkpoint(checkpoint, FileSystem.from_uri(self.work.storage)[0])
-        with fetched(stored) as folder:
-            snapshot = load_checkpoint(folder)
-        state = fresh_state(self.job, Prepared.open(self.job.data).spec)
-        state.load(snapshot)
-        return state
+    def _newest(self) -> tuple[str, Snapshot] | None:
+        """The newest that is whole, unless it was measured: Train may be writing one or deleting another."""
+        for path in checkpoints(self.folder):
+            if path <= self._measured:
+                return None
+            snapshot, _ = newest_good(stored_at(self.work.storage, path))
+            if snapshot is not None:
+                return path, snapshot
+        return None
 
 
-def newest_checkpoint(folder: str) -> str | None:
-    """The path, in its storage, of the checkpoint Train wrote last below ``folder``; None before the first."""
+def checkpoints(folder: str) -> list[str]:
+    """Paths, in their storage, of the checkpoints below ``folder``, the one that Train began last first."""
     files, path = FileSystem.from_uri(folder)
     found = files.get_file_info(FileSelector(path, allow_not_found=True))
-    names = sorted(each.path for each in found if each.type == FileType.Directory and "checkpoint" in each.base_name)
-    return names[-1] if names else None
+    names = (each.path for each in found if each.type == FileType.Directory and "checkpoint" in each.base_name)
+    return sorted(names, reverse=True)

@@ -98,10 +98,10 @@ def _stored(work: Work, recorded: Sequence[str]) -> Iterator[Path]:
     if (newest := tune.get_checkpoint()) is not None:
         yield from _kept(newest)
     for path in reversed(recorded):
-        yield from _recorded(work.storage, path)
+        yield from stored_at(work.storage, path)
 
 
-def _recorded(storage: str, path: str) -> Iterator[Path]:
+def stored_at(storage: str, path: str) -> Iterator[Path]:
     """The checkpoint at ``path`` of the storage, unless it is gone."""
     return _kept(tune.Checkpoint(path, FileSystem.from_uri(storage)[0]))
 
@@ -167,6 +167,6 @@ def trained(work: Work, settings: Mapping[str, Any], seed: int | None, checkpoin
     Raises:
         KinfolkError: the checkpoint is gone or damaged.
     """
-    for folder in _recorded(work.storage, checkpoint):
+    for folder in stored_at(work.storage, checkpoint):
         return trained_model(replace(job_of(work, settings, seed), threads=1), folder)
     raise KinfolkError(f"The checkpoint {checkpoint} is gone from the storage. Start the sweep over with --fresh.")
