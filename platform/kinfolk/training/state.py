@@ -94,13 +94,8 @@ def buffers(model: Model) -> dict[str, Tensor]:
     """What is stored of a model beside its parameters and what follows from them."""
     known = {name for name, _ in model.module.named_parameters(remove_duplicate=False)}
     for place, part in model.module.named_modules():
-<<<<<<< HEAD
-        if isinstance(part, Derived):
-            known |= {f"{place}.{name}".lstrip(".") for name, _ in part.named_buffers(recurse=False)}
-=======
         own = {f"{place}.{name}".lstrip(".") for name, _ in part.named_buffers(recurse=False)}
         known |= own if isinstance(part, Derived) else set()
->>>>>>> 16b893f8f34a1c5c3323281fd69df50fbd80070e
     return {name: value for name, value in model.module.state_dict().items() if name not in known}
 
 
