@@ -343,3 +343,22 @@ def test_requests_for_the_same_task_share_a_call(served, walk):
         assert np.array_equal(each, PIXELS[None] + k)
     assert max(len(seeds) for seeds in walk.module.watch.batches) > 1
     assert sorted(seed for seeds in walk.module.watch.batches for seed in seeds) == [0, 1, 2, 3, 4]
+
+
+def test_whoever_counts_hears_of_each_answer_and_of_no_refusal(make_host, walk):
+    async def scenario():
+        host = make_host(walk)
+        heard = []
+        host.on_answer = lambda version, task, outcome: heard.append((version.version, task, outcome.evaluations))
+        transport = httpx.ASGITransport(build_app([host]), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            await client.post("/v1/models/walk/sample", json={"n": 2, "seed": 1})
+            await client.post("/v1/models/walk/sample", json={"seed": 1}, headers={"Accept": "text/event-stream"})
+            await client.post("/v1/models/walk/encode", json={"x": PIXELS.tolist()})
+            await client.post("/v1/images/generations", json={"prompt": "3"})
+            await client.post("/v1/models/walk/sample", json={"n": 0})
+            await client.post("/v1/models/walk/sample", json={"poison": True})
+        await host.close()
+        return heard
+
+    assert asyncio.run(scenario()) == [("3", "sample", 6), ("3", "sample", 3), ("3", "encode", 1), ("3", "sample", 3)]

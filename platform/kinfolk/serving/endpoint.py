@@ -131,12 +131,17 @@ class Endpoint:
     ) -> tuple[Exchange, Outcome]:
         """What a request got, of the version in service where one on trial has failed it."""
         try:
-            return exchange, await exchange.version.batcher.finished(self._take(exchange))
+            return exchange, await self._finished(exchange, self._take(exchange))
         except SamplingError as error:
             if not self.host.blame(exchange.version, error):
                 raise
         again = exchange_with(self.host.current)
-        return again, await again.version.batcher.finished(self._take(again))
+        return again, await self._finished(again, self._take(again))
+
+    async def _finished(self, exchange: Exchange, job: Job) -> Outcome:
+        outcome = await exchange.version.batcher.finished(job)
+        self.host.on_answer(exchange.version, exchange.service.ability.name, outcome)
+        return outcome
 
     def _service(self, version: Version, task: str) -> Service:
         service = version.services.get(task)
@@ -231,7 +236,7 @@ class Endpoint:
         try:
             while (preview := await streamed.queue.get()) is not None:
                 yield event("preview", {"call": preview.call, "calls": preview.calls, **shown(preview.samples, spec)})
-            outcome = await batcher.finished(streamed.job)
+            outcome = await self._finished(exchange, streamed.job)
             yield event("done", {**self._facts(exchange, outcome), **shown(outcome.samples, spec)})
         finally:
             batcher.leave(streamed.job)

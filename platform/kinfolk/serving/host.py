@@ -5,14 +5,14 @@ stays; if not, it takes over after a while, and the one before finishes what it 
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from pydantic import BaseModel
 
 from kinfolk.abilities import Ability, abilities
 from kinfolk.contract import Model
-from kinfolk.serving.batcher import Batcher
+from kinfolk.serving.batcher import Batcher, Outcome
 from kinfolk.serving.config import ServedModel
 from kinfolk.serving.schema import body_model
 
@@ -67,12 +67,18 @@ class ModelHost:
         self.current = _in_service(served, model, version)
         self.trial: Trial | None = None
         self.stale: str | None = None  # why the version in service may not be the one that is wanted
+        self.on_answer: Callable[[Version, str, Outcome], None] = lambda *_: None  # told of each, and its task
         self._retiring: set[asyncio.Task[None]] = set()
 
     @property
     def ready(self) -> bool:
         """Whether a request would be answered now."""
         return self.current.batcher.alive
+
+    @property
+    def versions(self) -> list[Version]:
+        """Those that answer requests."""
+        return [self.current] if self.trial is None else [self.current, self.trial.version]
 
     def choose(self) -> Version:
         """The version that answers the next request: every so many times the one on trial."""
@@ -120,7 +126,5 @@ class ModelHost:
 
     async def close(self) -> None:
         """Finish what was taken and take no more."""
-        closing = [self.current.batcher.close(self.served.drain_timeout_s)]
-        if self.trial is not None:
-            closing.append(self.trial.version.batcher.close(self.served.drain_timeout_s))
+        closing = [version.batcher.close(self.served.drain_timeout_s) for version in self.versions]
         await asyncio.gather(*closing, *self._retiring)

@@ -18,6 +18,7 @@ from kinfolk.serving.autoscaling import Load
 from kinfolk.serving.config import ServedModel
 from kinfolk.serving.follower import Follower
 from kinfolk.serving.host import ModelHost
+from kinfolk.serving.meters import Meters
 from kinfolk.serving.versions import Registry, load, locate
 
 _LOG = logging.getLogger(__name__)
@@ -42,9 +43,12 @@ class SamplingReplica:
 
     @asynccontextmanager
     async def _life(self, _: FastAPI) -> AsyncIterator[None]:
-        following = asyncio.create_task(Follower(self._host, self._registry).follow())
+        meters = Meters(self._host)
+        self._host.on_answer = meters.answered
+        running = [asyncio.create_task(work) for work in (Follower(self._host, self._registry).follow(), meters.run())]
         yield
-        following.cancel()
+        for work in running:
+            work.cancel()
         await self._host.close()
 
     async def check_health(self) -> None:

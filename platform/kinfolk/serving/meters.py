@@ -1,0 +1,73 @@
+"""What a replica tells Prometheus of itself, through the metrics of Ray: each machine's agent is scraped for them."""
+
+import asyncio
+from collections.abc import Mapping
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from kinfolk.serving.batcher import Outcome
+from kinfolk.serving.host import ModelHost, Version
+
+_EVERY_S = 1.0
+_SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]  # bounds of a histogram's bins
+_TAGS = ("model", "version")
+
+
+class Meters:
+    """Gauges and counters of one replica; versions have figures of their own."""
+
+    def __init__(self, host: ModelHost) -> None:
+        self._host = host
+        self._told: dict[str, dict[str, float]] = {}  # totals that were told, by version
+        self._gauges = {
+            "rows": Gauge("kinfolk_rows_in_flight", "Rows that were started and are not done.", _TAGS),
+            "requests": Gauge("kinfolk_requests", "Requests that run or wait.", _TAGS),
+            "queued": Gauge("kinfolk_evaluations_queued", "Network evaluations still to be made.", _TAGS),
+            "speed": Gauge("kinfolk_evaluations_per_second", "Measured over the recent calls.", _TAGS),
+            "fill": Gauge("kinfolk_batch_fill", "Share of the places in network calls that were taken.", _TAGS),
+        }
+        self._counters = {
+            "calls": Counter("kinfolk_calls_total", "Network calls, of all rows together.", _TAGS),
+            "evaluations": Counter("kinfolk_evaluations_total", "Network evaluations.", _TAGS),
+            "failures": Counter("kinfolk_failures_total", "Requests that ended because the model failed.", _TAGS),
+        }
+        self._answers = Counter("kinfolk_answers_total", "Requests that got what they asked for.", (*_TAGS, "task"))
+        self._queued = Histogram("kinfolk_queue_seconds", "From being taken to the first call.", _SECONDS, _TAGS)
+        self._computed = Histogram("kinfolk_compute_seconds", "From the first call to the last.", _SECONDS, _TAGS)
+
+    def _tags(self, version: Version) -> dict[str, str]:
+        return {"model": self._host.served.name, "version": version.version}
+
+    def answered(self, version: Version, task: str, outcome: Outcome) -> None:
+        """A request got what it asked for."""
+        tags = self._tags(version)
+        self._answers.inc(tags={**tags, "task": task})
+        self._queued.observe(outcome.queued_ms / 1e3, tags)
+        self._computed.observe(outcome.computed_ms / 1e3, tags)
+
+    async def run(self) -> None:
+        """Tell how things stand, every second."""
+        while True:
+            for version in self._host.versions:
+                self._tell(version)
+            await asyncio.sleep(_EVERY_S)
+
+    def _tell(self, version: Version) -> None:
+        tags, batcher, counts = self._tags(version), version.batcher, version.batcher.counts
+        now: Mapping[str, float] = {
+            "rows": batcher.rows,
+            "requests": batcher.requests,
+            "queued": batcher.evaluations,
+            "speed": batcher.evaluations_per_s,
+        }
+        for name, value in now.items():
+            self._gauges[name].set(value, tags)
+        totals = {name: float(getattr(counts, name)) for name in (*self._counters, "rows")}
+        before = self._told.get(version.version, dict.fromkeys(totals, 0.0))
+        grown = {name: max(total - before[name], 0.0) for name, total in totals.items()}
+        for name, counter in self._counters.items():
+            if grown[name]:
+                counter.inc(grown[name], tags)
+        if grown["calls"]:
+            self._gauges["fill"].set(grown["rows"] / grown["calls"] / batcher.limits.max_rows, tags)
+        self._told[version.version] = totals

@@ -1,0 +1,66 @@
+import asyncio
+
+import pytest
+
+from kinfolk.sampling import make_request
+from kinfolk.serving import meters as module
+from kinfolk.serving.batcher import Outcome
+from kinfolk.serving.meters import Meters
+
+
+class Kept:
+    """A metric that keeps what it is told."""
+
+    made: dict
+
+    def __init__(self, name, *_):
+        Kept.made[name] = self
+        self.told = []
+
+    def set(self, value, tags):
+        self.told.append((value, tags["version"]))
+
+    inc = observe = lambda self, value=1.0, tags=None: self.told.append((value, tags["version"]))
+
+    @property
+    def total(self):
+        return sum(value for value, _ in self.told)
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    Kept.made = {}
+    for name in ("Counter", "Gauge", "Histogram"):
+        monkeypatch.setattr(module, name, Kept)
+    return Kept.made
+
+
+def test_what_was_done_is_told_once_and_how_things_stand_each_time(kept, make_host, walk):
+    async def scenario():
+        host = make_host(walk)
+        meters = Meters(host)
+        for n in (4, 2):
+            await host.current.batcher.run(make_request(walk, n=n, options={"steps": 5}))
+            meters._tell(host.current)
+        meters._tell(host.current)
+        await host.close()
+
+    asyncio.run(scenario())
+    assert kept["kinfolk_evaluations_total"].total == 30
+    assert kept["kinfolk_calls_total"].total == 10
+    assert kept["kinfolk_failures_total"].total == 0
+    assert [value for value, _ in kept["kinfolk_batch_fill"].told] == [4 / 8, 2 / 8]
+    assert [value for value, _ in kept["kinfolk_rows_in_flight"].told] == [0, 0, 0]
+    assert kept["kinfolk_evaluations_per_second"].told[-1][0] > 0
+
+
+def test_an_answer_is_counted_with_its_times_in_seconds(kept, make_host, walk):
+    async def scenario():
+        host = make_host(walk)
+        Meters(host).answered(host.current, "sample", Outcome(None, 3, 3, queued_ms=250.0, computed_ms=1500.0))
+        await host.close()
+
+    asyncio.run(scenario())
+    assert kept["kinfolk_queue_seconds"].told == [(0.25, "3")]
+    assert kept["kinfolk_compute_seconds"].told == [(1.5, "3")]
+    assert kept["kinfolk_answers_total"].told == [(1.0, "3")]
