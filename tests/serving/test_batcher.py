@@ -281,7 +281,7 @@ def test_a_request_that_could_not_end_in_time_is_refused_at_once_and_a_shorter_o
         large = batcher.take(make_request(walk, n=100, options={"steps": 20}))
         with pytest.raises(OverloadError) as caught:
             batcher.take(make_request(walk, n=100, options={"steps": 20}), within_s=5)
-        short = batcher.take(make_request(walk, n=1), within_s=5)
+        short = batcher.take(make_request(walk, n=1), within_s=1)
         watch.gate.set()
         await batcher.finished(short)
         batcher.leave(large)

@@ -242,6 +242,13 @@ def test_the_same_request_again_is_not_computed(served, walk):
         ]
         return first, again, computed, others
 
+    async def two_tasks(client):
+        body = {"x": PIXELS.tolist(), "seed": 1}
+        return [
+            (await client.post(task, json=body, headers=NPY)).headers["ETag"] for task in ("/encode", "/reconstruct")
+        ]
+
+    assert len(set(served(two_tasks))) == 2
     first, again, computed, others = served(scenario)
     assert again.status_code == 304
     assert again.headers["ETag"] == first.headers["ETag"]
