@@ -17,7 +17,6 @@ import httpx
 import numpy as np
 import pytest
 import torch
-import uvicorn
 from PIL import Image
 
 from kinfolk import sampling
@@ -38,32 +37,11 @@ from kinfolk.client.memory import Memory
 from kinfolk.client.retries import retry_after_s
 from kinfolk.contract import DataSpec
 from kinfolk.errors import ConfigError
-from kinfolk.serving.app import build_app
 
 PIXELS = np.arange(16, dtype=np.uint8).reshape(1, 4, 4) * 10
 COLOUR = DataSpec(kind="image", shape=(3, 2, 5), levels=256)
 PLANE = DataSpec(kind="vector", shape=(2,))
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture
-def serve(make_host):
-    """Put a model behind HTTP; returns the address."""
-    ends = []
-
-    def start(model, token=None, **limits):
-        host, listener = make_host(model, **limits), socket.create_server(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(build_app([host], token), log_level="critical", lifespan="off"))
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        ends.append((server, thread, host))
-        return f"http://127.0.0.1:{listener.getsockname()[1]}"
-
-    yield start
-    for server, thread, host in ends:
-        server.should_exit = True
-        thread.join()
-        asyncio.run(host.close())
 
 
 @pytest.fixture(params=[Client, AsyncClient])
