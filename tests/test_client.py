@@ -32,6 +32,7 @@ from kinfolk.client import (
     RefusedError,
     Retries,
 )
+from kinfolk.client.answers import images_of
 from kinfolk.client.calls import Call
 from kinfolk.client.memory import Memory
 from kinfolk.client.retries import retry_after_s
@@ -221,9 +222,15 @@ def test_tasks_on_what_is_given_answer_alike_without_a_seed(ask):
     assert ask(lambda model: model.encode(PIXELS, seed=4)).seed == 4
 
 
-def test_what_is_no_picture_is_not_taken_for_one(ask):
-    with pytest.raises(ClientError, match=r"use .array"):
-        _ = ask(lambda model: model.encode(PIXELS)).images
+def test_pictures_are_what_the_array_holds_and_nothing_else_is_one():
+    for channels in (1, 3):
+        array = np.arange(2 * channels * 10, dtype=np.uint8).reshape(2, channels, 2, 5)
+        for row, image in zip(array, images_of(array), strict=True):
+            pixels = np.asarray(image)
+            assert np.array_equal(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1), row)
+    for array in (np.zeros((2, 1, 2, 5), np.float32), np.zeros((2, 5), np.uint8), np.zeros((1, 2, 2, 5), np.uint8)):
+        with pytest.raises(ClientError, match=r"use .array"):
+            images_of(array)
 
 
 @pytest.mark.parametrize("spec", [None, COLOUR, PLANE])
