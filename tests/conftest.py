@@ -3,6 +3,7 @@ import sys
 import kinfolk_toy
 import pytest
 import torch
+from kinfolk_walk import make_host, make_walk, serve, walk  # noqa: F401  fixtures of every test
 
 from kinfolk.data.catalogue import prepare
 from kinfolk.tracking.connection import connect, mlflow_environment

@@ -8,7 +8,7 @@ import typer
 
 from kinfolk.errors import ConfigError, DataError, KinfolkError, RegistryError, RequestError
 from kinfolk.memory import keep_freed_memory
-from kinfolk_pipelines import cli_data, cli_tune
+from kinfolk_pipelines import cli_bench, cli_data, cli_tune
 from kinfolk_pipelines.cli_options import Gpu, Json, ModelName, Sets, Workers
 from kinfolk_pipelines.output import check_out, console, print_json, print_table
 from kinfolk_pipelines.settings import apply_environment, load_settings
@@ -239,6 +239,9 @@ def serve(
     from kinfolk_pipelines.serve import serve_file, serve_until_interrupted
 
     serve_until_interrupted(load_settings(), serve_file(config, host, port), typer.echo)
+
+
+app.command()(cli_bench.bench)
 
 
 @app.command()

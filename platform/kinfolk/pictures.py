@@ -1,7 +1,6 @@
 """Samples as pictures: a grid of images, or a scatter of two-dimensional vectors, as PNG bytes."""
 
 import io
-import math
 
 import torch
 from PIL import Image
@@ -9,9 +8,9 @@ from torch import Tensor
 
 from kinfolk.contract import DataSpec
 from kinfolk.errors import ConfigError
+from kinfolk.tiles import GAP, corners, grid
 
 _SCATTER_PIXELS = 512
-_GAP = 2  # pixels between tiles
 
 
 def has_levels(spec: DataSpec) -> bool:
@@ -27,13 +26,11 @@ def picturable(spec: DataSpec) -> bool:
 def tile(pictures: Tensor, columns: int | None = None) -> Tensor:
     """Pictures side by side with a thin gap. (N, C, H, W) uint8 -> (C, rows*(H+2)-2, columns*(W+2)-2) uint8"""
     count, channels, height, width = pictures.shape
-    columns = columns or math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    canvas = torch.full((channels, rows * (height + _GAP), columns * (width + _GAP)), 128, dtype=torch.uint8)
-    for index, picture in enumerate(pictures):
-        top, left = index // columns * (height + _GAP), index % columns * (width + _GAP)
+    rows, columns = grid(count, columns)
+    canvas = torch.full((channels, rows * (height + GAP), columns * (width + GAP)), 128, dtype=torch.uint8)
+    for picture, (top, left) in zip(pictures, corners(count, height, width, columns), strict=True):
         canvas[:, top : top + height, left : left + width] = picture
-    return canvas[:, :-_GAP, :-_GAP]
+    return canvas[:, :-GAP, :-GAP]
 
 
 def scatter(points: Tensor) -> Tensor:

@@ -106,7 +106,10 @@ class Engine:
             job.count(count * job.price, 1)
         seconds = time.perf_counter() - began
         self.prices.learn(next(iter(share)).task, rows, seconds)
-        self._count(sum(count * job.price for job, count in share.items()), seconds)
+        self.counts.evaluations += sum(count * job.price for job, count in share.items())
+        self.counts.seconds += seconds
+        if not self.counts.calls:  # prices follow from the speed, so it must not follow from them: a row is the unit
+            self.speed.add(rows, seconds)
         self._end(share)
 
     def _sample(self, share: dict[Job, int]) -> None:
@@ -157,7 +160,10 @@ class Engine:
             job.count(cost, call)
         self.counts.calls += 1
         self.counts.rows += rows
-        self._count(sum(costs), time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        self.counts.evaluations += sum(costs)
+        self.counts.seconds += seconds
+        self.speed.add(sum(costs), seconds)
         if done is not None and samples is not None:
             self._keep(done, samples)
         return going_on
@@ -194,11 +200,6 @@ class Engine:
         for row, sample in (*job.finished.items(), *zip((row for _, row in pool.owners), rendered, strict=True)):
             samples[row] = sample
         return samples
-
-    def _count(self, evaluations: int, seconds: float) -> None:
-        self.counts.evaluations += evaluations
-        self.counts.seconds += seconds
-        self.speed.add(evaluations, seconds)
 
     def _end(self, jobs: Iterable[Job]) -> None:
         self._ended += [(job, job.outcome()) for job in jobs if not job.waiting]

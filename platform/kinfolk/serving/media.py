@@ -100,7 +100,11 @@ def event(name: str, facts: Mapping[str, Any]) -> bytes:
 
 
 def shown(samples: Tensor, spec: DataSpec | None) -> dict[str, Any]:
-    """Samples as a part of an event: a picture in base64 where they can be drawn, else numbers."""
+    """Samples as a part of an event: drawn in base64 where they can be, and numbers where those are not in it."""
+    array = as_array(samples, spec)
+    told: dict[str, Any] = {"shape": array.shape, "dtype": str(array.dtype)}
     if spec is not None and _drawable(spec):
-        return {"image": base64.b64encode(draw(samples, spec)).decode()}
-    return {"samples": _listed(as_array(samples, spec))}
+        told["image"] = base64.b64encode(draw(samples, spec)).decode()
+    if spec is None or not (_drawable(spec) and has_levels(spec)):
+        told["samples"] = _listed(array)
+    return told

@@ -1,5 +1,7 @@
 """A family made to be watched: rows take as many calls and cost as they are told, and every call is written down."""
 
+import asyncio
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -8,11 +10,13 @@ from typing import ClassVar
 
 import pytest
 import torch
+import uvicorn
 from pydantic import Field
 from torch import nn
 
 from kinfolk.contract import Config, DataSpec, Family, Likelihood, Model, SamplerOptions, SamplerState, Tasks
 from kinfolk.rng import row_normal
+from kinfolk.serving.app import build_app
 from kinfolk.serving.config import Limits, ServedModel
 from kinfolk.serving.host import ModelHost
 
@@ -157,3 +161,23 @@ def make_host():
         return ModelHost(ServedModel(name="walk", max_rows=8, limits=Limits(**limits)), model, "3")
 
     return make
+
+
+@pytest.fixture
+def serve(make_host):
+    """Put a model behind HTTP; returns the address."""
+    ends = []
+
+    def start(model, token=None, **limits):
+        host, listener = make_host(model, **limits), socket.create_server(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(build_app([host], token), log_level="critical", lifespan="off"))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        ends.append((server, thread, host))
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    yield start
+    for server, thread, host in ends:
+        server.should_exit = True
+        thread.join()
+        asyncio.run(host.close())

@@ -1,0 +1,41 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from kinfolk.serving import engine as engines
+from kinfolk.serving.engine import Engine
+from kinfolk.serving.rows import Job, RowRequest
+
+
+@pytest.fixture
+def now(monkeypatch):
+    """The engine's clock, which tasks move."""
+    clock = SimpleNamespace(s=0.0)
+    monkeypatch.setattr(engines, "time", SimpleNamespace(perf_counter=lambda: clock.s))
+    return clock
+
+
+@pytest.mark.parametrize("sampled_per_s", [0, 500])
+def test_what_a_row_costs_follows_from_its_time_however_often_it_was_asked_for(walk, now, sampled_per_s):
+    engine = Engine(walk.tasks, max_rows=8)
+    if sampled_per_s:
+        engine.counts.calls = 1
+        engine.speed.add(sampled_per_s, 1.0)
+
+    def busy(batch, seeds):
+        now.s += 0.008 + 0.002 * len(batch)  # rows that go together are cheaper, as they are on any machine
+        return batch.x
+
+    prices = []
+    for together in [1, 8, 3] * 100:
+        request = RowRequest("busy", busy, torch.zeros(1, 2), torch.arange(1))
+        prices.append(engine.prices.of(request, "busy"))
+        jobs = [Job(request, "busy", prices[-1], None, None, prices[-1]) for _ in range(together)]
+        assert len(engine.turn(jobs)) == together
+    if sampled_per_s:
+        assert 0.003 * 500 <= prices[-1] <= 0.010 * 500  # from the time a row takes among 8 to that of one alone
+    else:
+        assert prices[-1] <= 3  # where nothing is sampled a row is the unit
+        assert engine.speed.evaluations_per_s == pytest.approx(12 / (0.024 + 0.024), rel=0.2)
+    assert engine.counts.evaluations >= 1200
