@@ -1,7 +1,8 @@
 """The HTTP face of models, without Ray: one app for each model, one that lists them all, or both in one process."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -16,6 +17,7 @@ from kinfolk.serving.endpoint import Endpoint
 from kinfolk.serving.guard import Guard, refusal
 from kinfolk.serving.host import ModelHost
 from kinfolk.serving.media import JSON, offered
+from kinfolk.serving.page import PageFile, page_files, page_routes
 
 _SERVING = {"ready", "asleep"}  # states in which a request is answered; an endpoint asleep wakes for it
 
@@ -30,9 +32,14 @@ async def _http_error(_: Request, error: Exception) -> Response:
     return refusal(error.status_code, str(error.detail), headers=dict(error.headers or {}))
 
 
-def _bare_app(title: str, token: str | None, lifespan: Lifespan | None = None) -> FastAPI:
-    app = FastAPI(title=title, redoc_url=None, exception_handlers={HTTPException: _http_error}, lifespan=lifespan)
-    app.add_middleware(Guard, token=token)
+def _bare_app(
+    title: str, token: str | None, lifespan: Lifespan | None = None, page: Mapping[str, PageFile] = MappingProxyType({})
+) -> FastAPI:
+    """An app with its health; ``page`` are files that anyone may have, by their paths."""
+    app = FastAPI(title=title, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_middleware(Guard, token=token, free=page)
+    app.router.routes.extend(page_routes(page))
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -122,7 +129,7 @@ _REFUSALS: dict[int, dict[str, Any]] = {
 
 
 def endpoint_app(host: ModelHost, token: str | None = None, lifespan: Lifespan | None = None) -> FastAPI:
-    """The app of one model, to be mounted at its path: ``/TASK``, ``/``, ``/healthz``, ``/readyz``, ``/docs``."""
+    """One model's app, to be mounted at its path: ``/TASK``, ``/``, ``/openapi.json``, ``/healthz``, ``/readyz``."""
     endpoint, app = Endpoint(host), _bare_app(f"Kinfolk: {host.served.name}", token, lifespan)
     app.openapi = lambda: _openapi(app, host)  # type: ignore[method-assign]
 
@@ -143,8 +150,8 @@ def endpoint_app(host: ModelHost, token: str | None = None, lifespan: Lifespan |
 
 
 def directory_app(listing: Listing, token: str | None = None) -> FastAPI:
-    """The app at the root: the list of models, health of the whole, and 404 for models there are not."""
-    app = _bare_app("Kinfolk", token)
+    """The app at the root: the playground, the list of models, their health, and 404 for models there are not."""
+    app = _bare_app("Kinfolk", token, page=page_files())
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:

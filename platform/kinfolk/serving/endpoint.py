@@ -46,7 +46,7 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _known(etag: str | None, request: Request) -> bool:
+def is_known(etag: str | None, request: Request) -> bool:
     """Whether the client has the answer already. Source: RFC 9110, section 13.1.2."""
     given = request.headers.get("if-none-match", "")
     return etag is not None and etag in (each.strip().removeprefix("W/") for each in given.split(","))
@@ -91,7 +91,7 @@ class Endpoint:
                 body = await read_body(request, limits.max_body_bytes)
                 values = await settings_in(request.headers, request.query_params, body)
                 exchange = self._exchange(request, task, values)
-                if _known(exchange.etag, request):
+                if is_known(exchange.etag, request):
                     return Response(status_code=304, headers={"ETag": exchange.etag or ""})
                 if exchange.kind == EVENTS:
                     return self._stream(exchange)
