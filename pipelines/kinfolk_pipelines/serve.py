@@ -46,7 +46,8 @@ def serve_until_interrupted(settings: Settings, file: ServeFile, say: Callable[[
     addresses = start_serving(settings, file)
     for address in addresses:
         say(f"POST {address}")
-    say(f"models     http://{file.host}:{file.port}/v1/models\nCtrl-C ends.")
+    root = f"http://{file.host}:{file.port}"
+    say(f"models     {root}/v1/models\nplayground {root}/\nCtrl-C ends.")
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())

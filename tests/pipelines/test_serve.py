@@ -92,7 +92,7 @@ def test_a_signal_takes_everything_down(played, tmp_path, monkeypatch, number):
         "POST http://127.0.0.1:8123/v1/models/a/sample",
         "POST http://127.0.0.1:8123/v1/models/way/sample",
     ]
-    assert "http://127.0.0.1:8123/v1/models" in said[2]
+    assert "http://127.0.0.1:8123/v1/models\nplayground http://127.0.0.1:8123/\n" in said[2]
 
 
 def test_the_demo_takes_another_port_only_if_its_own_is_taken(monkeypatch):

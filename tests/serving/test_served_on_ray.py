@@ -63,7 +63,9 @@ def test_the_root_lists_models_and_routes_by_the_longest_path(served):
     assert client.get("/readyz").json() == {"status": "ready"}
     assert client.get("/v1/models/toy/readyz").json() == {"status": "ready"}
     assert client.get("/v1/models/toy", headers=TOKEN).json()["family"] == "gaussian"
-    assert client.get("/v1/models/toy/docs", headers=TOKEN).status_code == 200
+    page = client.get("/")  # without the token
+    assert "playground/main.js" in page.text
+    assert client.get("/playground/main.js").headers["content-type"] == "text/javascript; charset=utf-8"
     assert "/sample" in client.get("/v1/models/toy/openapi.json", headers=TOKEN).json()["paths"]
     unknown = client.post("/v1/models/toi/sample", headers=TOKEN)
     assert unknown.status_code == 404

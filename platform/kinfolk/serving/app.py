@@ -3,6 +3,7 @@
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -19,6 +20,7 @@ from kinfolk.serving.endpoint import Endpoint, refused
 from kinfolk.serving.guard import Guard, RefusalError, refusal
 from kinfolk.serving.host import ModelHost
 from kinfolk.serving.media import JSON, offered
+from kinfolk.serving.page import PageFile, page_files, page_routes
 from kinfolk.serving.schema import parse_json
 
 _IMAGES_BYTES = 262_144  # of a request of the images API
@@ -36,9 +38,14 @@ async def _http_error(_: Request, error: Exception) -> Response:
     return refusal(error.status_code, str(error.detail), headers=dict(error.headers or {}))
 
 
-def _bare_app(title: str, token: str | None, lifespan: Lifespan | None = None) -> FastAPI:
-    app = FastAPI(title=title, redoc_url=None, exception_handlers={HTTPException: _http_error}, lifespan=lifespan)
-    app.add_middleware(Guard, token=token)
+def _bare_app(
+    title: str, token: str | None, lifespan: Lifespan | None = None, page: Mapping[str, PageFile] = MappingProxyType({})
+) -> FastAPI:
+    """An app with its health; ``page`` are files that anyone may have, by their paths."""
+    app = FastAPI(title=title, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_middleware(Guard, token=token, free=page)
+    app.router.routes.extend(page_routes(page))
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -128,7 +135,7 @@ _REFUSALS: dict[int, dict[str, Any]] = {
 
 
 def endpoint_app(host: ModelHost, token: str | None = None, lifespan: Lifespan | None = None) -> FastAPI:
-    """The app of one model, to be mounted at its path: ``/TASK``, ``/``, ``/healthz``, ``/readyz``, ``/docs``."""
+    """One model's app, to be mounted at its path: ``/TASK``, ``/``, ``/openapi.json``, ``/healthz``, ``/readyz``."""
     endpoint, app = Endpoint(host), _bare_app(f"Kinfolk: {host.served.name}", token, lifespan)
     app.openapi = lambda: _openapi(app, host)  # type: ignore[method-assign]
 
@@ -181,11 +188,11 @@ async def images_of(host: ModelHost, values: Mapping[str, Any]) -> tuple[int, di
 
 
 def directory_app(listing: Listing, images: Images, token: str | None = None) -> FastAPI:
-    """The app at the root: the list of models, health of the whole, and 404 for models there are not.
+    """The app at the root: the playground, the list of models, their health, and 404 for models there are not.
 
     ``images`` answers a request of OpenAI's images API for the model of a name.
     """
-    app = _bare_app("Kinfolk", token)
+    app = _bare_app("Kinfolk", token, page=page_files())
     _add_images(app, listing, images, _IMAGES_BYTES)
 
     @app.get("/v1/models")

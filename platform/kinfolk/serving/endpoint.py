@@ -58,7 +58,7 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _known(etag: str | None, request: Request) -> bool:
+def is_known(etag: str | None, request: Request) -> bool:
     """Whether the client has the answer already. Source: RFC 9110, section 13.1.2."""
     given = request.headers.get("if-none-match", "")
     return etag is not None and etag in (each.strip().removeprefix("W/") for each in given.split(","))
@@ -109,7 +109,7 @@ class Endpoint:
     async def _answer(self, exchange_with: Callable[[Version], Exchange], request: Request) -> Response:
         """The answer of the version whose turn it is; what one on trial fails is answered by the one in service."""
         exchange = exchange_with(self.host.choose())
-        if _known(exchange.etag, request):
+        if is_known(exchange.etag, request):
             return Response(status_code=304, headers={"ETag": exchange.etag or ""})
         if exchange.kind == EVENTS:
             return self._stream(exchange, lambda: exchange_with(self.host.current))

@@ -3,6 +3,7 @@
 import hmac
 import json
 import logging
+from collections.abc import Collection
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,10 +27,13 @@ def refusal(status: int, message: str, field: str | None = None, headers: dict[s
 
 
 class Guard:
-    """ASGI middleware that lets through requests with the token, if there is one, and turns faults into a plain 500."""
+    """ASGI middleware that lets through requests with the token, if there is one, and turns faults into a plain 500.
 
-    def __init__(self, app: ASGIApp, token: str | None = None) -> None:
-        self._app = app
+    ``free`` are paths that are answered without the token, beside those of health.
+    """
+
+    def __init__(self, app: ASGIApp, token: str | None = None, free: Collection[str] = ()) -> None:
+        self._app, self._free = app, frozenset((*_FREE, *free))
         self._expected = f"Bearer {token}".encode() if token else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,7 +51,7 @@ class Guard:
 
     def _allowed(self, scope: Scope) -> bool:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if self._expected is None or path in _FREE:
+        if self._expected is None or path in self._free:
             return True
         given = dict(scope["headers"]).get(b"authorization", b"")
         return hmac.compare_digest(given, self._expected)
