@@ -36,8 +36,7 @@ def start_serving(settings: Settings, file: ServeFile) -> Sequence[str]:
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     registry = Registry(settings.tracking, str(settings.cache))
-    token = settings.api_token.get_secret_value() if settings.api_token else None
-    serve_models(file, registry, token)
+    serve_models(file, registry, settings.access)
     return [f"http://{file.host}:{file.port}{model.path}/sample" for model in file.models]
 
 

@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from kinfolk.config import read_mapping
 from kinfolk.errors import ConfigError, nearest
+from kinfolk.serving.access import Access, holders
 
 FILE = "kinfolk.yaml"
 PREFIX = "KINFOLK_"  # of environment variables
@@ -29,6 +30,7 @@ class Settings(BaseSettings):
     storage: str | None = None  # checkpoints, a path or s3://...; None: a folder in ``state``
     ray_address: str | None = None  # None: a cluster on this machine that ends with the command
     api_token: SecretStr | None = None  # bearer token that endpoints ask for
+    api_tokens: list[Access] = []  # more of them, each with its holder's name and rate
     cpus: int | None = Field(default=None, ge=1)  # of the local cluster; None: all
 
     @classmethod
@@ -47,6 +49,11 @@ class Settings(BaseSettings):
     def tracking(self) -> str:
         """MLflow's address."""
         return self.tracking_uri or f"sqlite:///{(self.state / 'mlflow.db').absolute()}"
+
+    @property
+    def access(self) -> tuple[Access, ...]:
+        """Who may ask the endpoints; nobody in particular: everyone."""
+        return (*holders(self.api_token), *self.api_tokens)
 
     @property
     def checkpoints(self) -> str:

@@ -48,21 +48,24 @@ def test_the_command_line_lies_over_the_serve_file(tmp_path):
 
 
 def test_models_of_the_settings_registry_are_served_behind_the_token(played, tmp_path):
-    settings = Settings(state=tmp_path, tracking_uri="http://mlflow", api_token="secret", cpus=3)
+    other = {"name": "b", "token": "other", "requests_per_s": 2}
+    settings = Settings(state=tmp_path, tracking_uri="http://mlflow", api_token="secret", api_tokens=[other], cpus=3)
     addresses = start_serving(settings, FILE)
     assert addresses == [f"http://127.0.0.1:8123/v1/models/{path}/sample" for path in ("a", "way")]
-    port, connect, (_, file, registry, token) = played
+    port, connect, (_, file, registry, access) = played
     assert port == ("port", "127.0.0.1", 8123)
     assert connect[1:3] == (None, tmp_path)
     assert connect[3]["cpus"] == 3
     assert connect[3]["environment"] == {"PROXY": "1"}
-    assert (file, token) == (FILE, "secret")
+    assert file == FILE
+    assert [holder.token.get_secret_value() for holder in access] == ["secret", "other"]
+    assert [holder.requests_per_s for holder in access] == [None, 2]
     assert registry == kinfolk.serving.launch.Registry("http://mlflow", str(settings.cache))
 
 
 def test_without_a_token_endpoints_ask_for_none(played, tmp_path):
     start_serving(Settings(state=tmp_path), FILE)
-    assert played[-1][-1] is None
+    assert played[-1][-1] == ()
 
 
 def test_the_port_of_a_cluster_elsewhere_is_not_tried_here(played, tmp_path):

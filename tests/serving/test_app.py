@@ -9,6 +9,7 @@ import pytest
 
 from kinfolk.contract import DataSpec
 from kinfolk.sampling import make_request, sample
+from kinfolk.serving.access import Access, holders
 from kinfolk.serving.app import build_app
 
 PATH = "/v1/models/walk/sample"
@@ -21,7 +22,7 @@ def ask(make_host, walk):
     def exchange(method, path=PATH, *, token=None, model=None, limits=None, before=None, **request):
         async def scenario():
             host = make_host(model or walk, **(limits or {}))
-            app = build_app([host], token)
+            app = build_app([host], holders(token))
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 await before(host) if before else None
@@ -246,3 +247,24 @@ def test_the_schema_is_that_of_the_model(ask):
     assert properties["steps"]["maximum"] == 1000
     assert content["schema"]["additionalProperties"] is False
     assert "#/$defs" not in json.dumps(schema)
+
+
+def test_who_asks_too_often_is_told_when_to_come_back_and_others_are_answered(make_host, walk):
+    slow = Access(name="slow", token="secret-s", requests_per_s=0.1, burst=2)
+    free = Access(name="free", token="secret-f")
+
+    async def scenario():
+        host = make_host(walk)
+        transport = httpx.ASGITransport(build_app([host], [slow, free]), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            often = [await client.post(PATH, headers={"Authorization": "Bearer secret-s"}) for _ in range(3)]
+            other = await client.post(PATH, headers={"Authorization": "Bearer secret-f"})
+            health = await client.get("/v1/models/walk/healthz", headers={"Authorization": "Bearer secret-s"})
+        await host.close()
+        return often, other, health
+
+    often, other, health = asyncio.run(scenario())
+    assert [answer.status_code for answer in often] == [200, 200, 429]
+    assert 1 <= int(often[-1].headers["Retry-After"]) <= 10
+    assert "0.1 times a second" in often[-1].json()["error"]["message"]
+    assert (other.status_code, health.status_code) == (200, 200)

@@ -5,6 +5,7 @@ from importlib import resources
 import httpx
 import pytest
 
+from kinfolk.serving.access import holders
 from kinfolk.serving.app import build_app
 
 FOLDER = resources.files("kinfolk.serving") / "playground"
@@ -40,7 +41,7 @@ def get(make_host, walk):
             async def send(message):
                 sent.append(message)
 
-            await build_app([host], token)(scope, receive, send)
+            await build_app([host], holders(token))(scope, receive, send)
             await host.close()
             content = b"".join(message.get("body", b"") for message in sent[1:])
             return httpx.Response(sent[0]["status"], headers=sent[0]["headers"], content=content)

@@ -24,6 +24,7 @@ from PIL import Image
 
 from kinfolk.cluster import free_port
 from kinfolk.data import catalogue
+from kinfolk.serving.access import holders
 from kinfolk.serving.app import build_app
 from kinfolk.serving.config import ServedModel
 from kinfolk.serving.host import ModelHost
@@ -41,7 +42,7 @@ SIZE = 8
 def serving(hosts, token=None):
     """The address of the models behind a real server."""
     port = free_port()
-    config = uvicorn.Config(build_app(hosts, token), host="127.0.0.1", port=port, log_level="warning")
+    config = uvicorn.Config(build_app(hosts, holders(token)), host="127.0.0.1", port=port, log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -15,6 +15,7 @@ from kinfolk.contract import DataSpec, Model
 from kinfolk.errors import ConfigError
 from kinfolk.rng import seeded_initialisation
 from kinfolk.sampling import sample
+from kinfolk.serving.access import holders
 from kinfolk.serving.config import ServedModel, ServeFile
 from kinfolk.serving.launch import serve_models, stop_serving
 
@@ -41,7 +42,7 @@ def served(ray_cluster, toy_folder, tmp_path_factory):
     save_bundle(model := _model(kinfolk_toy.FAMILY, 0), bundle)
     port = free_port()
     entry = ServedModel(name="toy", bundle=bundle, num_cpus=0.5, alias_poll_s=0.5, drain_timeout_s=5)
-    serve_models(ServeFile(port=port, models=[entry]), token="secret")
+    serve_models(ServeFile(port=port, models=[entry]), access=holders("secret"))
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
         yield client, model, bundle
     stop_serving()

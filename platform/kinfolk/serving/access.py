@@ -1,26 +1,27 @@
-"""Who may ask what, and how often: bearer tokens with a role and a rate."""
+"""Who may ask, and how often: bearer tokens with a rate."""
 
 import hmac
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 from pydantic import Field, SecretStr
 
 from kinfolk.contract import Config
 
-Role = Literal["sample", "admin"]
-
 
 class Access(Config):
-    """A bearer token and what its holder may do."""
+    """A bearer token and how much its holder may ask."""
 
     name: str = Field(min_length=1, max_length=100)  # of the holder, for the log
-    token: SecretStr = Field(min_length=8)
-    role: Role = "sample"  # admin: also what changes the service
+    token: SecretStr = Field(min_length=1)
     requests_per_s: float | None = Field(None, gt=0)  # on average, of each replica; None: as many as it takes
     burst: int = Field(20, ge=1)  # requests that may come at once
+
+
+def holders(token: SecretStr | str | None) -> tuple[Access, ...]:
+    """The one holder of a token that all share; nobody where there is none."""
+    return () if token is None else (Access.model_validate({"name": "the holder of this token", "token": token}),)
 
 
 class Bucket:
@@ -42,7 +43,7 @@ class Bucket:
 
 
 class Gate:
-    """The tokens of one server. Without any, everyone may do everything."""
+    """The tokens of one server. Without any, everyone may ask."""
 
     def __init__(self, holders: Sequence[Access], clock: Callable[[], float] = time.monotonic) -> None:
         self._holders = tuple(holders)

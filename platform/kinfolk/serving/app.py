@@ -15,6 +15,7 @@ from kinfolk.abilities import Ability
 from kinfolk.contract import DataSpec, RequestError
 from kinfolk.errors import nearest
 from kinfolk.serving import images_api
+from kinfolk.serving.access import Access, Gate
 from kinfolk.serving.bodies import FILES, FORM, read_body
 from kinfolk.serving.endpoint import Endpoint, refused
 from kinfolk.serving.guard import Guard, RefusalError, refusal
@@ -39,12 +40,15 @@ async def _http_error(_: Request, error: Exception) -> Response:
 
 
 def _bare_app(
-    title: str, token: str | None, lifespan: Lifespan | None = None, page: Mapping[str, PageFile] = MappingProxyType({})
+    title: str,
+    access: Sequence[Access],
+    lifespan: Lifespan | None = None,
+    page: Mapping[str, PageFile] = MappingProxyType({}),
 ) -> FastAPI:
     """An app with its health; ``page`` are files that anyone may have, by their paths."""
     app = FastAPI(title=title, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_middleware(Guard, token=token, free=page)
+    app.add_middleware(Guard, gate=Gate(access), free=page)
     app.router.routes.extend(page_routes(page))
 
     @app.get("/healthz")
@@ -124,6 +128,7 @@ def _answers(ability: Ability) -> dict[int, dict[str, Any]]:
 _REFUSALS: dict[int, dict[str, Any]] = {
     400: {"description": "The body cannot be read."},
     401: {"description": "The bearer token is missing or wrong."},
+    429: {"description": "The holder of the token has asked too often; Retry-After says when to come back."},
     404: {"description": "The model has no such task."},
     406: {"description": "No acceptable form of what the task gives."},
     413: {"description": "The body is too large."},
@@ -134,9 +139,9 @@ _REFUSALS: dict[int, dict[str, Any]] = {
 }
 
 
-def endpoint_app(host: ModelHost, token: str | None = None, lifespan: Lifespan | None = None) -> FastAPI:
+def endpoint_app(host: ModelHost, access: Sequence[Access] = (), lifespan: Lifespan | None = None) -> FastAPI:
     """One model's app, to be mounted at its path: ``/TASK``, ``/``, ``/openapi.json``, ``/healthz``, ``/readyz``."""
-    endpoint, app = Endpoint(host), _bare_app(f"Kinfolk: {host.served.name}", token, lifespan)
+    endpoint, app = Endpoint(host), _bare_app(f"Kinfolk: {host.served.name}", access, lifespan)
     app.openapi = lambda: _openapi(app, host)  # type: ignore[method-assign]
 
     @app.get("/")
@@ -187,12 +192,12 @@ async def images_of(host: ModelHost, values: Mapping[str, Any]) -> tuple[int, di
         return status, images_api.error(told, status, field), {"Retry-After": retry} if retry else {}
 
 
-def directory_app(listing: Listing, images: Images, token: str | None = None) -> FastAPI:
+def directory_app(listing: Listing, images: Images, access: Sequence[Access] = ()) -> FastAPI:
     """The app at the root: the playground, the list of models, their health, and 404 for models there are not.
 
     ``images`` answers a request of OpenAI's images API for the model of a name.
     """
-    app = _bare_app("Kinfolk", token, page=page_files())
+    app = _bare_app("Kinfolk", access, page=page_files())
     _add_images(app, listing, images, _IMAGES_BYTES)
 
     @app.get("/v1/models")
@@ -214,7 +219,7 @@ def directory_app(listing: Listing, images: Images, token: str | None = None) ->
     return app
 
 
-def build_app(hosts: Sequence[ModelHost], token: str | None = None) -> FastAPI:
+def build_app(hosts: Sequence[ModelHost], access: Sequence[Access] = ()) -> FastAPI:
     """Every endpoint in one process, without Ray, for models embedded in another program, which closes the hosts."""
 
     async def listing() -> list[dict[str, Any]]:
@@ -223,6 +228,6 @@ def build_app(hosts: Sequence[ModelHost], token: str | None = None) -> FastAPI:
     by_route = {host.served.path.rpartition("/")[2]: host for host in hosts}
     app = FastAPI(openapi_url=None)
     for host in hosts:
-        app.mount(host.served.path, endpoint_app(host, token))
-    app.mount("", directory_app(listing, lambda name, values: images_of(by_route[name], values), token))
+        app.mount(host.served.path, endpoint_app(host, access))
+    app.mount("", directory_app(listing, lambda name, values: images_of(by_route[name], values), access))
     return app

@@ -1,12 +1,13 @@
-"""What stands before every route: the bearer token, the size of a body, and no stack trace ever leaving."""
+"""What stands before every route: who may ask, and no stack trace ever leaving."""
 
-import hmac
 import json
 import logging
 from collections.abc import Collection
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from kinfolk.serving.access import Gate
 
 _LOG = logging.getLogger(__name__)
 _FREE = ("/healthz", "/readyz")  # a load balancer asks without a token
@@ -27,14 +28,13 @@ def refusal(status: int, message: str, field: str | None = None, headers: dict[s
 
 
 class Guard:
-    """ASGI middleware that lets through requests with the token, if there is one, and turns faults into a plain 500.
+    """ASGI middleware that lets through those who may ask, and turns faults into a plain 500.
 
-    ``free`` are paths that are answered without the token, beside those of health.
+    ``free`` are paths that are answered without a token, beside those of health.
     """
 
-    def __init__(self, app: ASGIApp, token: str | None = None, free: Collection[str] = ()) -> None:
-        self._app, self._free = app, frozenset((*_FREE, *free))
-        self._expected = f"Bearer {token}".encode() if token else None
+    def __init__(self, app: ASGIApp, gate: Gate, free: Collection[str] = ()) -> None:
+        self._app, self._gate, self._free = app, gate, frozenset((*_FREE, *free))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection."""
@@ -43,18 +43,24 @@ class Guard:
             scope = {**scope, "path": f"{root}/"}
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-        elif self._allowed(scope):
-            await self._shielded(scope, receive, send)
+        elif refused := self._refused(scope):
+            await refused(scope, receive, send)
         else:
-            text = "A bearer token is needed: send the header 'Authorization: Bearer TOKEN'."
-            await refusal(401, text, "Authorization", {"WWW-Authenticate": "Bearer"})(scope, receive, send)
+            await self._shielded(scope, receive, send)
 
-    def _allowed(self, scope: Scope) -> bool:
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if self._expected is None or path in self._free:
-            return True
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        return hmac.compare_digest(given, self._expected)
+    def _refused(self, scope: Scope) -> Response | None:
+        """What is answered to those who may not ask, or not yet."""
+        if self._gate.open or scope["path"].removeprefix(scope.get("root_path", "")) in self._free:
+            return None
+        holder = self._gate.holder(dict(scope["headers"]).get(b"authorization", b""))
+        if holder is None:
+            text = "A bearer token is needed: send the header 'Authorization: Bearer TOKEN'."
+            return refusal(401, text, "Authorization", {"WWW-Authenticate": "Bearer"})
+        wait_s = self._gate.retry_after_s(holder)
+        if not wait_s:
+            return None
+        text = f"{holder.name} may ask {holder.requests_per_s:g} times a second: try again in {wait_s} s."
+        return refusal(429, text, "Authorization", {"Retry-After": str(wait_s)})
 
     async def _shielded(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False

@@ -8,6 +8,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import LoggingConfig
 
 from kinfolk.errors import ConfigError, KinfolkError
+from kinfolk.serving.access import Access
 from kinfolk.serving.config import ServedModel, ServeFile
 from kinfolk.serving.replica import DirectoryReplica, SamplingReplica, application_name
 from kinfolk.serving.versions import Registry, Release, load, locate
@@ -54,7 +55,7 @@ def check_cpus(file: ServeFile) -> None:
         )
 
 
-def _application(served: ServedModel, registry: Registry | None, token: str | None) -> serve.Application:
+def _application(served: ServedModel, registry: Registry | None, access: Sequence[Access]) -> serve.Application:
     scale = served.autoscaling
     return serve.deployment(
         serve.ingress()(SamplingReplica),
@@ -78,19 +79,21 @@ def _application(served: ServedModel, registry: Registry | None, token: str | No
         graceful_shutdown_timeout_s=served.drain_timeout_s,
         health_check_period_s=_HEALTH_CHECK_S,
         logging_config=_LOGGING,
-    ).bind(served, registry, token)
+    ).bind(served, registry, access)
 
 
-def _directory(models: Sequence[ServedModel], token: str | None) -> serve.Application:
+def _directory(models: Sequence[ServedModel], access: Sequence[Access]) -> serve.Application:
     return serve.deployment(
         serve.ingress()(DirectoryReplica),
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=64,
         logging_config=_LOGGING,
-    ).bind(models, token)
+    ).bind(models, access)
 
 
-def serve_models(file: ServeFile, registry: Registry | None = None, token: str | None = None) -> dict[str, Release]:
+def serve_models(
+    file: ServeFile, registry: Registry | None = None, access: Sequence[Access] = ()
+) -> dict[str, Release]:
     """Bring up every model of the serve file at its host and port, and return the version each path serves.
 
     Everything is looked at before anything is started. Ray must be connected, with ``haproxy_environment`` set before
@@ -113,11 +116,11 @@ def serve_models(file: ServeFile, registry: Registry | None = None, token: str |
         logging_config=_LOGGING,
     )
     targets = [
-        serve.RunTarget(_application(model, registry, token), application_name(model), model.path)
+        serve.RunTarget(_application(model, registry, access), application_name(model), model.path)
         for model in file.models
     ]
     try:
-        serve.run_many([*targets, serve.RunTarget(_directory(file.models, token), "directory", "/")])
+        serve.run_many([*targets, serve.RunTarget(_directory(file.models, access), "directory", "/")])
     except RuntimeError as error:
         serve.shutdown()
         raise ServingError(f"The models did not come up: {error}") from None

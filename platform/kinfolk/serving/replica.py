@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from kinfolk.memory import keep_freed_memory
+from kinfolk.serving.access import Access
 from kinfolk.serving.app import describe, directory_app, endpoint_app, images_of
 from kinfolk.serving.autoscaling import Load
 from kinfolk.serving.config import ServedModel
@@ -30,16 +31,16 @@ _STATES = {"RUNNING": "ready", "DEPLOYING": "starting", "NOT_STARTED": "starting
 class SamplingReplica:
     """One replica of one model. Serve makes it an ASGI ingress and calls every method."""
 
-    def __init__(self, served: ServedModel, registry: Registry | None, token: str | None) -> None:
+    def __init__(self, served: ServedModel, registry: Registry | None, access: Sequence[Access]) -> None:
         keep_freed_memory()
         torch.set_num_threads(served.threads)
         release = locate(served, registry)
         self._host = ModelHost(served, load(served, release), release.version)
-        self._registry, self._token = registry, token
+        self._registry, self._access = registry, access
         self._load = Load()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return endpoint_app(self._host, self._token, self._life)
+        return endpoint_app(self._host, self._access, self._life)
 
     @asynccontextmanager
     async def _life(self, _: FastAPI) -> AsyncIterator[None]:
@@ -72,14 +73,14 @@ class SamplingReplica:
 class DirectoryReplica:
     """The root: lists what is served and where."""
 
-    def __init__(self, models: list[ServedModel], token: str | None) -> None:
-        self._models, self._token = models, token
+    def __init__(self, models: list[ServedModel], access: Sequence[Access]) -> None:
+        self._models, self._access = models, access
         self._listed: list[dict[str, Any]] = []
         self._listed_at = -math.inf
         self._listing_lock = asyncio.Lock()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return directory_app(self._listing, self._images, self._token)
+        return directory_app(self._listing, self._images, self._access)
 
     async def _images(self, route: str, values: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, str]]:
         """Let a replica of the model answer; one that sleeps is woken."""
