@@ -1,41 +1,52 @@
-"""Requests a second of a served model beside a bare FastAPI app with the same model and no batching.
+"""Requests a second of a served model beside others that serve the same module, one PNG a request.
 
-    python pipelines/benchmarks/serve_load.py BUNDLE [--seconds 30] [--connections 32] [--options '{"steps": 18}']
+    python pipelines/benchmarks/serve_load.py BUNDLE [--servers kinfolk fastapi litserve proxy] [--seconds 30]
 
-Both servers run on this machine at once and are asked in turns of five seconds by one client process that keeps its
-connections open. Each answer is one PNG. Prints a table in Markdown, and ends with 1 if any request failed.
+All run on this machine at once, each in processes of its own, and are asked in turns of five seconds by one client
+process with as many connections; the first turn of each is not counted. Prints a table in Markdown, with the ratio to
+the first by pairs of neighbouring turns, and ends with 1 if any request failed.
 """
 
 import argparse
 import asyncio
-import itertools
 import json
 import multiprocessing
+import signal
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import torch
 
+from kinfolk import sampling
 from kinfolk.bundle import load_bundle
 from kinfolk.cluster import connect, free_port
+from kinfolk.contract import Model
 from kinfolk.pictures import draw
-from kinfolk.sampling import sample
 from kinfolk.serving.config import ServedModel, ServeFile
 from kinfolk.serving.haproxy import haproxy_environment
-from kinfolk.serving.launch import serve_models, stop_serving
+from kinfolk_pipelines.load import Figures, Load, drive, figures
+from kinfolk_pipelines.scripts import plain_mistakes
+from kinfolk_pipelines.wire import Wire
 
-Seen = tuple[list[float], list[str], float]  # latencies in ms, failures, seconds
-TURN_S = 5.0
-WARM_UP_S = 2.0
+TURN_S, WARM_UP_S = 5.0, 0.5
+READY_S = 120.0  # for a server to answer
+MAX_ROWS = 32
 
 
-def serve_bare(bundle: Path, port: int) -> None:
+def _answers(model: Model, seeds: list[int]) -> list[bytes]:
+    """A PNG file for each seed, all of them sampled in one batch."""
+    request = sampling.make_request(model, len(seeds))
+    request = replace(request, seeds=torch.tensor(seeds, dtype=torch.int64))
+    return [draw(sample[None], model.spec) for sample in sampling.run(model.tasks, request)]
+
+
+def fastapi(bundle: Path, port: int) -> None:
     """The model behind FastAPI on uvicorn, one process, each request sampled by itself."""
     import uvicorn
     from fastapi import FastAPI, Request, Response
@@ -43,132 +54,153 @@ def serve_bare(bundle: Path, port: int) -> None:
     torch.set_num_threads(1)
     model, app = load_bundle(bundle), FastAPI()
 
-    @app.post("/sample")
+    @app.post("/")
     async def answer(request: Request) -> Response:
-        asked = await request.json()
-        samples = sample(model, asked.pop("n"), asked.pop("seed"), options=asked)
-        return Response(draw(samples, model.spec), media_type="image/png")
+        return Response(_answers(model, [(await request.json())["seed"]])[0], media_type="image/png")
 
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="error")
 
 
-async def one_connection(
-    url: str, bodies: Iterator[bytes], until: float, latencies_ms: list[float], failures: list[str]
-) -> None:
-    """Ask one request after the other on a connection that stays open until something goes wrong on it."""
-    place, reader, writer = urlsplit(url), None, None
-    while time.perf_counter() < until:
-        body = next(bodies)
-        head = f"POST {place.path} HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\n"
-        began = time.perf_counter()
+def litserve(bundle: Path, port: int) -> None:
+    """The model behind LitServe, one worker, batches of what comes within a millisecond."""
+    import litserve as ls
+    from fastapi import Response
+
+    class Sampler(ls.LitAPI):
+        def setup(self, device: str) -> None:  # noqa: ARG002
+            torch.set_num_threads(1)
+            self.model = load_bundle(bundle)
+
+        def decode_request(self, request: dict[str, Any]) -> int:
+            return int(request["seed"])
+
+        def predict(self, seeds: list[int]) -> list[bytes]:
+            return _answers(self.model, seeds)
+
+        def encode_response(self, output: bytes) -> Any:
+            return Response(output, media_type="image/png")
+
+    api = Sampler(max_batch_size=MAX_ROWS, batch_timeout=0.001, api_path="/")
+    server = ls.LitServer(api, accelerator="cpu", workers_per_device=1)
+    server.run(port=port, host="127.0.0.1", generate_client_file=False, log_level="error")
+
+
+def _kinfolk(bundle: Path, port: int, environment: Mapping[str, str]) -> None:
+    from kinfolk.serving.launch import serve_models, stop_serving
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    served = ServedModel(name="model", bundle=bundle, max_rows=MAX_ROWS, drain_timeout_s=5)
+    with tempfile.TemporaryDirectory() as state:
+        connect(None, Path(state), cpus=1, environment=environment)
+        serve_models(ServeFile(port=port, models=[served]))
         try:
-            if reader is None or writer is None:
-                reader, writer = await asyncio.open_connection(place.hostname, place.port)
-            writer.write(f"{head}Accept: image/png\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
-            answer = (await reader.readuntil(b"\r\n\r\n")).lower()
-            length = int(answer.partition(b"content-length:")[2].split(b"\r\n")[0])
-            picture = await reader.readexactly(length)
-            if answer.split(b" ", 2)[1] != b"200" or not picture.startswith(b"\x89PNG"):
-                failures.append(answer.split(b"\r\n")[0].decode())
-        except (OSError, ValueError, asyncio.IncompleteReadError) as error:
-            failures.append(repr(error))
-            writer = None
-        latencies_ms.append((time.perf_counter() - began) * 1e3)
-    if writer is not None:
-        writer.close()
+            signal.pause()
+        finally:
+            stop_serving()
 
 
-async def one_turn(url: str, connections: int, seconds: float, settings: dict[str, Any], first_seed: int) -> Seen:
-    """Load one server from many connections for some seconds."""
-    latencies_ms: list[float] = []
-    failures: list[str] = []
-    seeds = itertools.count(first_seed)
-    bodies = (json.dumps({**settings, "seed": seed}).encode() for seed in seeds)
-    until = time.perf_counter() + seconds
-    began = time.perf_counter()
-    async with asyncio.TaskGroup() as group:
-        for _ in range(connections):
-            group.create_task(one_connection(url, bodies, until, latencies_ms, failures))
-    return latencies_ms, failures, time.perf_counter() - began
+def kinfolk(bundle: Path, port: int) -> None:
+    """As `kinfolk serve` does it: HAProxy, and a replica that batches what is there."""
+    _kinfolk(bundle, port, haproxy_environment())
 
 
-def run_client(urls: dict[str, str], arguments: argparse.Namespace, results: Any) -> None:
-    """Turns over all servers; sends, for each, (latencies in ms, failures, seconds)."""
-    settings = {"n": arguments.n, **json.loads(arguments.options)}
-    totals: dict[str, Seen] = {name: ([], [], 0.0) for name in urls}
-    for url in urls.values():
-        asyncio.run(one_turn(url, arguments.connections, WARM_UP_S, settings, 0))
-    for turn in range(max(round(arguments.seconds / TURN_S), 1)):
-        for name, url in urls.items():
-            latencies, failures, seconds = asyncio.run(
-                one_turn(url, arguments.connections, min(TURN_S, arguments.seconds), settings, turn * 10**6)
-            )
-            before = totals[name]
-            totals[name] = (before[0] + latencies, before[1] + failures, before[2] + seconds)
-    results.put(totals)
+def proxy(bundle: Path, port: int) -> None:
+    """The same behind Ray Serve's own proxy in Python."""
+    _kinfolk(bundle, port, {})
 
 
-def table(totals: dict[str, Seen]) -> Iterator[str]:
-    """The lines of a table of both servers."""
-    yield "| server | requests | requests/s | p50 ms | p99 ms | failed |"
-    yield "|---|---|---|---|---|---|"
-    for name, (latencies, failures, seconds) in totals.items():
-        cuts = statistics.quantiles(latencies, n=100)
-        rate = len(latencies) / seconds
-        yield f"| {name} | {len(latencies)} | {rate:.0f} | {cuts[49]:.1f} | {cuts[98]:.1f} | {len(failures)} |"
+SERVERS: dict[str, tuple[Callable[[Path, int], None], str, str]] = {  # and path, and name
+    "kinfolk": (kinfolk, "/v1/models/model/sample", "Kinfolk on Ray Serve, HAProxy"),
+    "fastapi": (fastapi, "/", "FastAPI on uvicorn, no batching"),
+    "litserve": (litserve, "/", "LitServe, batching"),
+    "proxy": (proxy, "/v1/models/model/sample", "Kinfolk on Ray Serve, its own proxy"),
+}
 
 
-async def listening(port: int) -> None:
-    """Return once something listens on the port of this machine."""
-    async with asyncio.timeout(60):
+async def answering(url: str) -> None:
+    """Return once there is a picture at ``url``."""
+    async with asyncio.timeout(READY_S):
         while True:
             try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-                return writer.close()
-            except OSError:
-                await asyncio.sleep(0.1)
+                wire = Wire(urlsplit(url))
+                reply = await wire.ask(b'{"seed": 0}')
+                wire.close()
+                if reply.status == 200 and reply.size:
+                    return
+            except (OSError, EOFError, ValueError):
+                pass
+            await asyncio.sleep(0.2)
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Seen]:
-    """Start both servers and the client, each in processes of their own, and return what the client saw."""
+def turn(url: str, connections: int, first_seed: int) -> Figures:
+    """Load one server for some seconds."""
+    load = Load(connections=connections, seconds=TURN_S, warm_up_s=WARM_UP_S)
+    bodies = (json.dumps({"seed": first_seed + index}).encode() for index in range(10**9))
+    return figures(asyncio.run(drive(load, bodies, lambda: Wire(urlsplit(url)))), load, 1)
+
+
+def run_client(urls: Mapping[str, str], arguments: argparse.Namespace, results: Any) -> None:
+    """Turns over all servers; sends the figures of each turn by server."""
+    found: dict[str, list[Figures]] = {name: [] for name in urls}
+    for url in urls.values():
+        asyncio.run(answering(url))
+    for number in range(1 + max(round(arguments.seconds / TURN_S), 1)):
+        for name, url in urls.items():
+            measured = turn(url, arguments.connections, number * 10**6)
+            if number:
+                found[name].append(measured)
+    results.put(found)
+
+
+def table(found: Mapping[str, list[Figures]]) -> Iterator[str]:
+    """A line for each server."""
+    yield "| server | requests/s | least and most of a turn | p50 ms | p99 ms | failed | first over this one |"
+    yield "|---|---|---|---|---|---|---|"
+    first = [each.requests_per_s for each in next(iter(found.values()))]
+    for name, turns in found.items():
+        rates = [each.requests_per_s for each in turns]
+        p50, p99 = (
+            statistics.median(each.latency_ms.get(cut, float("nan")) for each in turns) for cut in ("p50", "p99")
+        )
+        failed = sum(sum(each.failed.values()) for each in turns)
+        ratios = sorted(a / b if b else float("inf") for a, b in zip(first, rates, strict=True))
+        ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        told = f"{statistics.mean(rates):.0f} | {min(rates):.0f} to {max(rates):.0f} | {p50:.1f} | {p99:.1f}"
+        yield f"| {SERVERS[name][2]} | {told} | {failed} | {ratio} |"
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, list[Figures]]:
+    """Start the servers and the client, each in processes of their own, and return what the client saw."""
     spawn = multiprocessing.get_context("spawn")
-    bare_port, port, results = free_port(), free_port(), spawn.Queue()
-    bare = spawn.Process(target=serve_bare, args=(arguments.bundle, bare_port), daemon=True)
-    bare.start()
-    served = ServedModel(name="model", bundle=arguments.bundle, max_rows=arguments.max_rows, drain_timeout_s=5)
-    with tempfile.TemporaryDirectory() as state:
-        connect(None, Path(state), cpus=2, environment=haproxy_environment() if arguments.haproxy else {})
-        serve_models(ServeFile(port=port, models=[served]))
-        asyncio.run(listening(bare_port))
-        urls = {
-            "Kinfolk on Ray Serve": f"http://127.0.0.1:{port}{served.path}/sample",
-            "FastAPI alone, no batching": f"http://127.0.0.1:{bare_port}/sample",
-        }
-        client = spawn.Process(target=run_client, args=(urls, arguments, results), daemon=True)
-        client.start()
-        totals = results.get(timeout=4 * arguments.seconds + 60)
-        stop_serving()
-    bare.terminate()
-    return totals
+    results, servers, urls = spawn.Queue(), [], {}
+    for name in arguments.servers:
+        run, path, _ = SERVERS[name]
+        port = free_port()
+        servers.append(spawn.Process(target=run, args=(arguments.bundle, port)))
+        servers[-1].start()
+        urls[name] = f"http://127.0.0.1:{port}{path}"
+    client = spawn.Process(target=run_client, args=(urls, arguments, results))
+    client.start()
+    found: dict[str, list[Figures]] = results.get(timeout=4 * READY_S + 2 * len(urls) * (arguments.seconds + 10))
+    for process in (client, *servers):
+        process.terminate()
+        process.join()
+    return found
 
 
-def main() -> int:
+@plain_mistakes
+def main() -> None:
     """Measure, print a table, and fail if a request failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path, help="a model's bundle folder")
+    parser.add_argument("--servers", nargs="+", choices=SERVERS, default=list(SERVERS))
     parser.add_argument("--seconds", type=float, default=30.0, help="for each server")
     parser.add_argument("--connections", type=int, default=32)
-    parser.add_argument("--n", type=int, default=1, help="samples of each request")
-    parser.add_argument("--options", default="{}", help="sampling options as JSON")
-    parser.add_argument("--max-rows", type=int, default=32, help="rows in one network call of the served model")
-    parser.add_argument("--haproxy", action=argparse.BooleanOptionalAction, default=True)
-    totals = measure(parser.parse_args())
-    print("\n".join(table(totals)))
-    failures = [failure for _, failed, _ in totals.values() for failure in failed]
-    if failures:
-        print(f"{len(failures)} failed, first: {failures[0]}", file=sys.stderr)
-    return 1 if failures else 0
+    found = measure(parser.parse_args())
+    print("\n".join(table(found)))
+    if any(each.failed for turns in found.values() for each in turns):
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
