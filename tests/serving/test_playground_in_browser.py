@@ -74,8 +74,8 @@ def server(hosts):
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with chromium(tmp_path_factory.mktemp("chromium")) as page:
+def browser():
+    with chromium() as page:
         yield page
 
 
@@ -554,9 +554,9 @@ def test_nothing_is_cut_off_at_any_width(open_page, server, width):
     ):
         page.evaluate(f"location.hash = '{place}'")
         page.wait(f"document.querySelector('{found}')")
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
         inputs = "[...document.querySelectorAll('#work :is(button, select, input[type=number], canvas)')]"
-        assert page.evaluate(f"{inputs}.filter((e) => e.getBoundingClientRect().right > innerWidth).length") == 0
+        assert page.evaluate(f"{inputs}.filter((e) => e.getBoundingClientRect().right > {width}).length") == 0
 
 
 def test_a_busy_server_is_asked_again_when_it_says(open_page, make_host, walk):
@@ -599,13 +599,15 @@ def test_the_token_is_asked_for_kept_in_the_tab_and_never_copied(open_page, make
         page.evaluate("sessionStorage.clear()")
 
 
-def test_the_browser_leaves_nothing(tmp_path):
-    with chromium(tmp_path) as page:
-        number = int(page.evaluate("1 + 1"))
-        group = {each for each in running() if str(tmp_path) in each[1]}
-    assert number == 2
-    assert group
-    assert {each for each in running() if str(tmp_path) in each[1]} == set()
+def test_the_browser_leaves_nothing():
+    with chromium() as page:
+        assert page.evaluate("1 + 1") == 2
+        assert [each for each in running() if str(page.folder) in each[1]]
+    assert not page.folder.exists()
+    deadline = time.monotonic() + 10
+    while left := {each for each in running() if str(page.folder) in each[1]}:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
 
 
 def running():

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ _FLAGS = [
     "--disable-gpu",
     "--disable-dev-shm-usage",
     "--disable-background-networking",
+    "--disable-breakpad",
     "--disable-component-update",
     "--disable-sync",
     "--no-first-run",
@@ -35,8 +37,8 @@ def find_chromium():
 class Page:
     """One tab. Everything that it logs as an error or asks of the network is written down."""
 
-    def __init__(self, socket):
-        self._socket, self._made = socket, 0
+    def __init__(self, socket, folder):
+        self._socket, self._made, self.folder = socket, 0, folder
         self.errors, self.requests = [], []
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
@@ -144,18 +146,27 @@ class Page:
 
 
 @contextlib.contextmanager
-def chromium(folder):
-    """A page of a browser that keeps everything in ``folder`` and is gone afterwards."""
+def chromium():
+    """A page of a browser, which is gone afterwards with all that it wrote."""
     program = find_chromium()
     assert program, "no chromium: make browser"
-    command = [program, *_FLAGS, f"--user-data-dir={folder}", "about:blank"]
-    with (Path(folder) / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    try:
-        with connect(_address(Path(folder), process), max_size=None, open_timeout=_CALL_S) as socket:
-            yield Page(socket)
-    finally:
-        _end(process)
+    with tempfile.TemporaryDirectory(prefix="kinfolk-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)  # a short one: the browser has sockets in it
+        own = dict.fromkeys(("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "TMPDIR"), name)
+        command = [program, *_FLAGS, f"--user-data-dir={folder}", "about:blank"]
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                command, stdout=log, stderr=log, start_new_session=True, env={**os.environ, **own}
+            )
+        try:
+            with connect(_address(folder, process), max_size=None, open_timeout=_CALL_S) as socket:
+                page = Page(socket, folder)
+                try:
+                    yield page
+                finally:
+                    page.call("Browser.close")
+        finally:
+            _end(process)
 
 
 def _address(folder, process):
@@ -174,9 +185,9 @@ def _address(folder, process):
 
 
 def _end(process):
-    """End the browser with all processes that it started, which are of its group."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=10)
+    """Wait for the browser, which was told to go and ends what it started; what is left of its group is killed."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=10)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=10)
