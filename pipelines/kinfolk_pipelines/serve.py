@@ -35,7 +35,7 @@ def start_serving(settings: Settings, file: ServeFile) -> Sequence[str]:
     from kinfolk.serving.launch import Registry, serve_models
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    registry = Registry(settings.tracking, str(settings.cache))
+    registry = Registry(settings.tracking, str(settings.cache), secret=settings.webhook_secret)
     serve_models(file, registry, settings.access)
     return [f"http://{file.host}:{file.port}{model.path}/sample" for model in file.models]
 

@@ -31,6 +31,7 @@ class Settings(BaseSettings):
     ray_address: str | None = None  # None: a cluster on this machine that ends with the command
     api_token: SecretStr | None = None  # bearer token that endpoints ask for
     api_tokens: list[Access] = []  # more of them, each with its holder's name and rate
+    webhook_secret: SecretStr | None = None  # that MLflow signs with when it says that an alias has moved
     cpus: int | None = Field(default=None, ge=1)  # of the local cluster; None: all
 
     @classmethod

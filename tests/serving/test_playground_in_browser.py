@@ -20,12 +20,13 @@ import numpy as np
 import pytest
 import uvicorn
 from devtools import chromium, find_chromium
+from fastapi.routing import APIRoute
 from PIL import Image
 
 from kinfolk.cluster import free_port
 from kinfolk.data import catalogue
 from kinfolk.serving.access import holders
-from kinfolk.serving.app import build_app
+from kinfolk.serving.app import build_app, describe, directory_app, endpoint_app
 from kinfolk.serving.config import ServedModel
 from kinfolk.serving.host import ModelHost
 from kinfolk_pipelines.families import untrained
@@ -41,8 +42,19 @@ SIZE = 8
 @contextlib.contextmanager
 def serving(hosts, token=None):
     """The address of the models behind a real server."""
+    try:
+        with listening(build_app(hosts, holders(token))) as address:
+            yield address
+    finally:
+        for host in hosts:
+            asyncio.run(host.close())
+
+
+@contextlib.contextmanager
+def listening(app):
+    """The address of an app behind a real server."""
     port = free_port()
-    config = uvicorn.Config(build_app(hosts, holders(token)), host="127.0.0.1", port=port, log_level="warning")
+    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -55,8 +67,6 @@ def serving(hosts, token=None):
     finally:
         server.should_exit = True
         thread.join(30)
-        for host in hosts:
-            asyncio.run(host.close())
     assert not thread.is_alive()
 
 
@@ -576,6 +586,31 @@ def test_a_busy_server_is_asked_again_when_it_says(open_page, make_host, walk):
         taken.join(20)
     assert page.evaluate("document.querySelectorAll('.tile').length") == 16
     forget_refusal(page, 503)
+
+
+def test_a_model_that_sleeps_can_be_woken(open_page, make_host, walk):
+    host = make_host(walk)
+    woken = threading.Event()
+
+    async def listing():
+        asleep = {"name": "walk", "address": "/v1/models/walk", "state": "asleep"}
+        return [describe(host) if woken.is_set() else asleep]
+
+    async def schema():
+        woken.set()
+        return openapi
+
+    app = directory_app(listing, None)
+    openapi = endpoint_app(host).openapi()
+    app.router.routes.insert(0, APIRoute("/v1/models/walk/openapi.json", schema))
+    with listening(app) as address:
+        page = open_page(address, models=1)
+        page.wait("document.querySelector('#work').innerText.includes('walk is asleep')")
+        assert "not loaded" in page.text(".model")
+        page.click("#work button", "Wake it")
+        ready(page, "walk", "sample")
+        assert "version 3" in page.text(".model")
+    asyncio.run(host.close())
 
 
 def test_the_token_is_asked_for_kept_in_the_tab_and_never_copied(open_page, make_host, walk, tmp_path):

@@ -80,8 +80,8 @@ def test_a_model_that_may_sleep_starts_awake():
 
 def test_the_root_takes_no_cpu_and_knows_the_token():
     models = [ServedModel(name="a")]
-    bound = _directory(models, "secret")._bound_deployment
-    assert bound.init_args == (models, "secret")
+    bound = _directory(models, None, "secret")._bound_deployment
+    assert bound.init_args == (models, None, "secret")
     assert bound.ray_actor_options["num_cpus"] == 0
 
 
@@ -167,7 +167,7 @@ class Root:
         monkeypatch.setattr(replica, "serve", stand_in)
         monkeypatch.setattr(replica, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(replica, "_ANSWER_TIMEOUT_S", 0.02)
-        self.replica = DirectoryReplica(self.models, None)
+        self.replica = DirectoryReplica(self.models, None, ())
 
     def _status(self):
         self.looks += 1

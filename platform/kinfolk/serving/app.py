@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from kinfolk.abilities import Ability
 from kinfolk.contract import DataSpec, RequestError
 from kinfolk.errors import nearest
-from kinfolk.serving import images_api
+from kinfolk.serving import images_api, webhook
 from kinfolk.serving.access import Access, Gate
 from kinfolk.serving.bodies import FILES, FORM, read_body
 from kinfolk.serving.endpoint import Endpoint, refused
@@ -23,8 +23,10 @@ from kinfolk.serving.host import ModelHost
 from kinfolk.serving.media import JSON, offered
 from kinfolk.serving.page import PageFile, page_files, page_routes
 from kinfolk.serving.schema import parse_json
+from kinfolk.serving.webhook import Inbox
 
 _IMAGES_BYTES = 262_144  # of a request of the images API
+_MESSAGE_BYTES = 65_536  # of the registry
 _SERVING = {"ready", "asleep"}  # states in which a request is answered; an endpoint asleep wakes for it
 
 Images = Callable[[str, Mapping[str, Any]], Awaitable[tuple[int, dict[str, Any], dict[str, str]]]]
@@ -44,11 +46,12 @@ def _bare_app(
     access: Sequence[Access],
     lifespan: Lifespan | None = None,
     page: Mapping[str, PageFile] = MappingProxyType({}),
+    free: Sequence[str] = (),
 ) -> FastAPI:
-    """An app with its health; ``page`` are files that anyone may have, by their paths."""
+    """An app with its health; ``page`` are files that anyone may have, by their paths, ``free`` other such paths."""
     app = FastAPI(title=title, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_middleware(Guard, gate=Gate(access), free=page)
+    app.add_middleware(Guard, gate=Gate(access), free=(*page, *free))
     app.router.routes.extend(page_routes(page))
 
     @app.get("/healthz")
@@ -192,13 +195,28 @@ async def images_of(host: ModelHost, values: Mapping[str, Any]) -> tuple[int, di
         return status, images_api.error(told, status, field), {"Retry-After": retry} if retry else {}
 
 
-def directory_app(listing: Listing, images: Images, access: Sequence[Access] = ()) -> FastAPI:
+def _add_inbox(app: FastAPI, inbox: Inbox) -> None:
+    @app.post(webhook.ADDRESS, include_in_schema=False)
+    async def take(request: Request) -> Response:
+        try:
+            await inbox.take(request.headers, await read_body(request, _MESSAGE_BYTES))
+        except (RequestError, RefusalError) as error:
+            return refused(error)
+        return Response(status_code=204)
+
+
+def directory_app(
+    listing: Listing, images: Images, access: Sequence[Access] = (), inbox: Inbox | None = None
+) -> FastAPI:
     """The app at the root: the playground, the list of models, their health, and 404 for models there are not.
 
-    ``images`` answers a request of OpenAI's images API for the model of a name.
+    ``images`` answers a request of OpenAI's images API for the model of a name; ``inbox`` takes what the registry says,
+    signed and so without a token.
     """
-    app = _bare_app("Kinfolk", access, page=page_files())
+    app = _bare_app("Kinfolk", access, page=page_files(), free=(webhook.ADDRESS,) if inbox else ())
     _add_images(app, listing, images, _IMAGES_BYTES)
+    if inbox is not None:
+        _add_inbox(app, inbox)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:

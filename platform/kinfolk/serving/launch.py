@@ -10,7 +10,7 @@ from ray.serve.schema import LoggingConfig
 from kinfolk.errors import ConfigError, KinfolkError
 from kinfolk.serving.access import Access
 from kinfolk.serving.config import ServedModel, ServeFile
-from kinfolk.serving.replica import DirectoryReplica, SamplingReplica, application_name
+from kinfolk.serving.replica import DIRECTORY, DirectoryReplica, SamplingReplica, application_name
 from kinfolk.serving.versions import Registry, Release, load, locate
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
 ]
 
 _HEALTH_CHECK_S = 2.0  # between two looks at a replica
+_ROOT_REQUESTS = 1000  # replicas that wait to hear of aliases are among them
 _LOOK_BACK_S = 10.0  # in which requests under way are averaged
 _LOGGING = LoggingConfig(enable_access_log=False)
 
@@ -82,13 +83,13 @@ def _application(served: ServedModel, registry: Registry | None, access: Sequenc
     ).bind(served, registry, access)
 
 
-def _directory(models: Sequence[ServedModel], access: Sequence[Access]) -> serve.Application:
+def _directory(models: Sequence[ServedModel], registry: Registry | None, access: Sequence[Access]) -> serve.Application:
     return serve.deployment(
         serve.ingress()(DirectoryReplica),
         ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=64,
+        max_ongoing_requests=_ROOT_REQUESTS,
         logging_config=_LOGGING,
-    ).bind(models, access)
+    ).bind(models, registry, access)
 
 
 def serve_models(
@@ -120,7 +121,7 @@ def serve_models(
         for model in file.models
     ]
     try:
-        serve.run_many([*targets, serve.RunTarget(_directory(file.models, access), "directory", "/")])
+        serve.run_many([*targets, serve.RunTarget(_directory(file.models, registry, access), DIRECTORY, "/")])
     except RuntimeError as error:
         serve.shutdown()
         raise ServingError(f"The models did not come up: {error}") from None

@@ -21,10 +21,12 @@ from kinfolk.serving.follower import Follower
 from kinfolk.serving.host import ModelHost
 from kinfolk.serving.meters import Meters
 from kinfolk.serving.versions import Registry, load, locate
+from kinfolk.serving.webhook import Inbox
 
 _LOG = logging.getLogger(__name__)
 _ANSWER_TIMEOUT_S = 2.0  # for a replica to say what it serves
 _LISTING_AGE_S = 1.0  # for so long a list is answered again, so that nobody can make replicas busy by asking for it
+DIRECTORY = "directory"  # the name of the root's Serve application
 _STATES = {"RUNNING": "ready", "DEPLOYING": "starting", "NOT_STARTED": "starting", "DELETING": "stopping"}
 
 
@@ -37,7 +39,7 @@ class SamplingReplica:
         release = locate(served, registry)
         self._host = ModelHost(served, load(served, release), release.version)
         self._registry, self._access = registry, access
-        self._load = Load()
+        self._load, self._moves = Load(), 0
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return endpoint_app(self._host, self._access, self._life)
@@ -46,11 +48,25 @@ class SamplingReplica:
     async def _life(self, _: FastAPI) -> AsyncIterator[None]:
         meters = Meters(self._host)
         self._host.on_answer = meters.answered
-        running = [asyncio.create_task(work) for work in (Follower(self._host, self._registry).follow(), meters.run())]
+        follower = Follower(self._host, self._registry, self._wait)
+        running = [asyncio.create_task(work) for work in (follower.follow(), meters.run())]
         yield
         for work in running:
             work.cancel()
         await self._host.close()
+
+    async def _wait(self, seconds: float) -> None:
+        """Until an alias of this model has moved, if the registry says so; for ``seconds`` at most."""
+        until = time.monotonic() + seconds
+        if self._registry is not None and self._registry.secret is not None:
+            try:
+                moves = serve.get_app_handle(DIRECTORY).moves.remote(self._host.served.name, self._moves, seconds)
+                before, self._moves = self._moves, await asyncio.wait_for(moves, seconds + _ANSWER_TIMEOUT_S)
+                if before != self._moves:
+                    return
+            except Exception as error:  # the root is being replaced
+                _LOG.warning("%s does not hear of aliases: %r", self._host.served.name, error)
+        await asyncio.sleep(max(until - time.monotonic(), 0))
 
     async def check_health(self) -> None:
         """Let Serve replace this replica when its sampling thread has died."""
@@ -73,14 +89,20 @@ class SamplingReplica:
 class DirectoryReplica:
     """The root: lists what is served and where."""
 
-    def __init__(self, models: list[ServedModel], access: Sequence[Access]) -> None:
+    def __init__(self, models: list[ServedModel], registry: Registry | None, access: Sequence[Access]) -> None:
         self._models, self._access = models, access
+        secret = None if registry is None else registry.secret
+        self._inbox = None if secret is None else Inbox(secret.get_secret_value())
         self._listed: list[dict[str, Any]] = []
         self._listed_at = -math.inf
         self._listing_lock = asyncio.Lock()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return directory_app(self._listing, self._images, self._access)
+        return directory_app(self._listing, self._images, self._access, self._inbox)
+
+    async def moves(self, name: str, seen: int, timeout_s: float) -> int:
+        """How often aliases of a model have moved, once that is not ``seen``, or after ``timeout_s``."""
+        return seen if self._inbox is None else await self._inbox.board.wait(name, seen, timeout_s)
 
     async def _images(self, route: str, values: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, str]]:
         """Let a replica of the model answer; one that sleeps is woken."""

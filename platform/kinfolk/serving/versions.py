@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
+
 from kinfolk.abilities import abilities
 from kinfolk.bundle import load_bundle
 from kinfolk.contract import Model
@@ -25,6 +27,7 @@ class Registry:
     tracking_uri: str
     cache: str  # a folder for bundles on the machine of the replica
     fetch: str = "kinfolk.tracking.fetch:fetch"  # (tracking_uri, reference, folder) -> record with folder and version
+    secret: SecretStr | None = None  # that its messages are signed with, if it says when an alias moves
     tell: str = "kinfolk.tracking.registry:note_refusal"  # (tracking_uri, name, version, reason)
 
 

@@ -1,6 +1,6 @@
 /** All that a model says of one picture: each task that needs nothing else, at once. */
 
-import { el, words } from "./dom.js";
+import { bring, el, words } from "./dom.js";
 import { SettingsForm } from "./form.js";
 import { Gallery } from "./gallery.js";
 import { classBars, figure } from "./numbers.js";
@@ -70,6 +70,7 @@ export function aboutPanel(model, names, openapi) {
   const submit = (event) => {
     event.preventDefault();
     form.clear();
+    bring(cards);
     names.forEach(one);
   };
   const at = el("div", { class: "given" });

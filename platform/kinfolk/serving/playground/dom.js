@@ -27,6 +27,12 @@ export const words = (name) => name.replaceAll("_", " ");
 /** A number as a reader wants it: six figures at most. */
 export const shown = (number) => (number === null ? "not finite" : String(Number(number.toPrecision(6))));
 
+/** Scroll to `element` where no more than its edge is in the window. */
+export function bring(element) {
+  const edge = window.innerHeight - 120; // pixels
+  if (element.getBoundingClientRect().top > edge) element.scrollIntoView({ block: "start", behavior: "smooth" });
+}
+
 /** Hand a file to the user. */
 export function save(blob, name) {
   const link = el("a", { href: URL.createObjectURL(blob), download: name });

@@ -1,6 +1,6 @@
 /** The tab of one task: its settings, what it is given, and its answer. */
 
-import { el, words } from "./dom.js";
+import { bring, el, words } from "./dom.js";
 import { SettingsForm } from "./form.js";
 import { given } from "./given.js";
 import { Output } from "./output.js";
@@ -38,6 +38,7 @@ export function taskPanel(model, name, openapi) {
     event.preventDefault();
     form.clear();
     inputs.fail("");
+    bring(output.element);
     try {
       await output.run(model, name, { ...inputs.read(), ...form.values() });
     } catch (error) {
