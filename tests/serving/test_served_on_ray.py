@@ -1,6 +1,7 @@
 """One application on a real Serve: every check of HTTP against in-process sampling, in one deployment."""
 
 import io
+import json
 import shutil
 import subprocess
 import time
@@ -8,6 +9,8 @@ import time
 import httpx
 import numpy as np
 import pytest
+from mlflow.webhooks.delivery import _generate_hmac_signature
+from pydantic import SecretStr
 
 from kinfolk.bundle import save_bundle
 from kinfolk.cluster import free_port
@@ -17,7 +20,8 @@ from kinfolk.rng import seeded_initialisation
 from kinfolk.sampling import sample
 from kinfolk.serving.access import holders
 from kinfolk.serving.config import ServedModel, ServeFile
-from kinfolk.serving.launch import serve_models, stop_serving
+from kinfolk.serving.launch import Registry, serve_models, stop_serving
+from kinfolk.serving.webhook import ADDRESS
 
 SPEC = DataSpec(kind="image", shape=(1, 8, 8), levels=17)
 TOKEN = {"Authorization": "Bearer secret"}
@@ -42,7 +46,9 @@ def served(ray_cluster, toy_folder, tmp_path_factory):
     save_bundle(model := _model(kinfolk_toy.FAMILY, 0), bundle)
     port = free_port()
     entry = ServedModel(name="toy", bundle=bundle, num_cpus=0.5, alias_poll_s=0.5, drain_timeout_s=5)
-    serve_models(ServeFile(port=port, models=[entry]), access=holders("secret"))
+    told = entry.model_copy(update={"name": "told", "alias_poll_s": 600.0})  # looks when it is told to
+    registry = Registry("unused", str(bundle.parent), secret=SecretStr("between them"))
+    serve_models(ServeFile(port=port, models=[entry, told]), registry, access=holders("secret"))
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
         yield client, model, bundle
     stop_serving()
@@ -59,7 +65,7 @@ def test_pixels_over_http_are_those_of_the_sampler(served):
 
 def test_the_root_lists_models_and_routes_by_the_longest_path(served):
     client, _, _ = served
-    (model,) = client.get("/v1/models", headers=TOKEN).json()["models"]
+    model, _ = client.get("/v1/models", headers=TOKEN).json()["models"]
     assert (model["name"], model["state"], model["address"]) == ("toy", "ready", "/v1/models/toy")
     assert client.get("/readyz").json() == {"status": "ready"}
     assert client.get("/v1/models/toy/readyz").json() == {"status": "ready"}
@@ -111,3 +117,27 @@ def test_a_new_version_is_taken_up_without_a_failed_request(served, toy_folder):
     expected = SPEC.to_uint8(sample(new, 1, 3)).numpy().astype(int)
     assert np.abs(np.load(io.BytesIO(answer.content)).astype(int) - expected).max() <= 1
     assert aside.is_dir()
+
+
+def version_within(client, path, seconds, wanted):
+    """The version that answers, as soon as ``wanted`` holds of it."""
+    deadline = time.monotonic() + seconds
+    while not wanted(version := client.get(path, headers=TOKEN).json()["version"]) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return version
+
+
+def test_a_replica_looks_at_once_when_the_registry_says_that_an_alias_has_moved(served):
+    client, model, bundle = served
+    before = client.get("/v1/models/told/", headers=TOKEN).json()["version"]
+    save_bundle(_model(model.family, 2), bundle)
+    version = version_within(client, "/v1/models/toy/", 30, lambda version: version != before)
+    assert version != before
+    assert client.get("/v1/models/told/", headers=TOKEN).json()["version"] == before
+    body = json.dumps({"entity": "model_version_alias", "action": "created", "data": {"name": "told"}})
+    sent = str(int(time.time()))
+    headers = {"X-MLflow-Timestamp": sent, "X-MLflow-Delivery-Id": "1"}
+    assert client.post(ADDRESS, content=body, headers=headers).status_code == 401
+    headers["X-MLflow-Signature"] = _generate_hmac_signature("between them", "1", sent, body)
+    assert client.post(ADDRESS, content=body, headers=headers).status_code == 204
+    assert version_within(client, "/v1/models/told/", 30, lambda found: found == version) == version

@@ -16,6 +16,7 @@ from torch import nn
 
 from kinfolk.contract import Config, DataSpec, Family, Likelihood, Model, SamplerOptions, SamplerState, Tasks
 from kinfolk.rng import row_normal
+from kinfolk.serving.access import holders
 from kinfolk.serving.app import build_app
 from kinfolk.serving.config import Limits, ServedModel
 from kinfolk.serving.host import ModelHost
@@ -170,7 +171,7 @@ def serve(make_host):
 
     def start(model, token=None, **limits):
         host, listener = make_host(model, **limits), socket.create_server(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(build_app([host], token), log_level="critical", lifespan="off"))
+        server = uvicorn.Server(uvicorn.Config(build_app([host], holders(token)), log_level="critical", lifespan="off"))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         ends.append((server, thread, host))
