@@ -311,7 +311,7 @@ def test_a_mistake_ends_with_2_and_a_paragraph(kinfolk, serve, walk):
         assert "Traceback" not in err
 
 
-SHORT = ["--seconds", "0.3", "--warm-up", "0.1", "--connections", "4"]
+SHORT = ["--seconds", "1.5", "--warm-up", "0.3", "--connections", "4"]
 
 
 def test_an_endpoint_is_measured(kinfolk, serve, walk):
