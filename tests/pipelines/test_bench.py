@@ -343,7 +343,7 @@ def test_tasks_on_files_are_measured(kinfolk, serve, walk, tmp_path):
 
 def test_nothing_measured_ends_with_1(kinfolk, serve, walk, monkeypatch):
     async def lost(load, bodies, connect):
-        return [Exchange(0.2, 0.2, 0.3, None, "no answer"), Exchange(0.25, 0.25, 0.3, Reply(503, 9, None, None))]
+        return [Exchange(1.0, 1.0, 1.1, None, "no answer"), Exchange(1.2, 1.2, 1.3, Reply(503, 9, None, None))]
 
     address = f"{serve(walk)}/v1/models/walk/sample"
     monkeypatch.setattr(bench, "drive", lost)
