@@ -34,8 +34,13 @@ from kinfolk_pipelines.load import Figures, Load, drive, figures
 from kinfolk_pipelines.scripts import plain_mistakes
 from kinfolk_pipelines.wire import Wire
 
+try:
+    from litserve import LitAPI
+except ImportError:  # measured without it
+    LitAPI = object
+
 TURN_S, WARM_UP_S = 5.0, 0.5
-READY_S = 120.0  # for a server to answer
+READY_S = 60.0  # for a server to answer
 MAX_ROWS = 32
 
 
@@ -61,27 +66,34 @@ def fastapi(bundle: Path, port: int) -> None:
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="error")
 
 
+class Sampler(LitAPI):
+    """The model as LitServe holds it."""
+
+    bundle: Path
+
+    def setup(self, device: str) -> None:  # noqa: ARG002
+        torch.set_num_threads(1)
+        self.model = load_bundle(self.bundle)
+
+    def decode_request(self, request: dict[str, Any]) -> int:
+        return int(request["seed"])
+
+    def predict(self, seeds: list[int]) -> list[bytes]:
+        return _answers(self.model, seeds)
+
+    def encode_response(self, output: bytes) -> Any:
+        from fastapi import Response
+
+        return Response(output, media_type="image/png")
+
+
 def litserve(bundle: Path, port: int) -> None:
     """The model behind LitServe, one worker, batches of what comes within a millisecond."""
-    import litserve as ls
-    from fastapi import Response
-
-    class Sampler(ls.LitAPI):
-        def setup(self, device: str) -> None:  # noqa: ARG002
-            torch.set_num_threads(1)
-            self.model = load_bundle(bundle)
-
-        def decode_request(self, request: dict[str, Any]) -> int:
-            return int(request["seed"])
-
-        def predict(self, seeds: list[int]) -> list[bytes]:
-            return _answers(self.model, seeds)
-
-        def encode_response(self, output: bytes) -> Any:
-            return Response(output, media_type="image/png")
+    from litserve import LitServer
 
     api = Sampler(max_batch_size=MAX_ROWS, batch_timeout=0.001, api_path="/")
-    server = ls.LitServer(api, accelerator="cpu", workers_per_device=1)
+    api.bundle = bundle
+    server = LitServer(api, accelerator="cpu", workers_per_device=1)
     server.run(port=port, host="127.0.0.1", generate_client_file=False, log_level="error")
 
 
@@ -181,10 +193,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[Figures]]:
         urls[name] = f"http://127.0.0.1:{port}{path}"
     client = spawn.Process(target=run_client, args=(urls, arguments, results))
     client.start()
-    found: dict[str, list[Figures]] = results.get(timeout=4 * READY_S + 2 * len(urls) * (arguments.seconds + 10))
-    for process in (client, *servers):
-        process.terminate()
-        process.join()
+    try:
+        found: dict[str, list[Figures]] = results.get(timeout=READY_S + 2 * len(urls) * (arguments.seconds + 10))
+    finally:
+        for process in (client, *servers):
+            process.terminate()
+            process.join(20)
     return found
 
 

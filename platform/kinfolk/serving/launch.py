@@ -23,7 +23,7 @@ __all__ = [
 
 _HEALTH_CHECK_S = 2.0  # between two looks at a replica
 _ROOT_REQUESTS = 1000  # replicas that wait to hear of aliases are among them
-_LOOK_BACK_S = 10.0  # in which requests under way are averaged
+_LOOK_BACK_S = 11.0  # in which requests under way are averaged; Serve wants more than its 10 s between two reports
 _LOGGING = LoggingConfig(enable_access_log=False)
 
 
