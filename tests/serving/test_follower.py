@@ -117,7 +117,26 @@ def test_an_alias_that_moves_on_ends_the_trial(alias, following):
         assert host.current.version == "3"
 
     following(scenario, trial_s=60)
-    assert "moved on" in alias.noted[0][1]
+    assert not alias.noted
+
+
+def test_an_alias_that_comes_back_to_a_version_has_it_tried_again(alias, following):
+    async def scenario(host):
+        for version in ("4", "3"):  # back before the trial is over
+            alias.version = version
+            await until(lambda version=version: (host.trial is not None) == (version == "4"))
+        alias.faults["5"] = KinfolkError("there was no memory")
+        alias.version = "5"
+        await until(lambda: alias.noted)
+        alias.version = "3"
+        await until(lambda: host.stale is None)
+        del alias.faults["5"]
+        for version in ("5", "4"):
+            alias.version = version
+            await until(lambda version=version: host.trial is not None and host.trial.version.version == version)
+
+    following(scenario, trial_s=60)
+    assert alias.noted == [("5", "there was no memory")]
 
 
 def test_a_registry_out_of_reach_leaves_the_version_and_is_said(alias, following, caplog):

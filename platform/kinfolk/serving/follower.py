@@ -18,7 +18,8 @@ class Follower:
 
     def __init__(self, host: ModelHost, registry: Registry | None, wait: Waiting = asyncio.sleep) -> None:
         self._host, self._registry, self._wait = host, registry, wait
-        self._refused: dict[str, str] = {}  # versions that are not tried again, and why
+        self._wanted = ""  # the version that the alias means, as it was looked up last
+        self._refused: dict[str, str] = {}  # that version, and why it is not tried again while it is wanted
         self._rollout: asyncio.Task[None] | None = None
 
     @property
@@ -41,6 +42,8 @@ class Follower:
         except Exception as error:  # the registry is out of reach, or what it holds is damaged
             self._say(f"The version of {self._served.name} that is wanted now cannot be had: {error}")
             return
+        if release.version != self._wanted:
+            self._wanted, self._refused = release.version, {}
         trial = self._host.trial
         if trial is not None and trial.version.version != release.version:
             trial.end(f"the alias {self._served.alias} has moved on")
@@ -60,6 +63,9 @@ class Follower:
         if refused is None:
             self._host.stale = None
             _LOG.info("%s is at version %s.", self._served.name, release.version)
+            return
+        if release.version != self._wanted:  # nothing is wrong with it
+            _LOG.info("%s is no longer to be at version %s.", self._served.name, release.version)
             return
         before = self._host.current.version
         self._refused[release.version] = (
