@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kinfolk import sampling
+from kinfolk.abilities import row_task_names
 from kinfolk.config import Recipe, load_recipe, parse
 from kinfolk.contract import DataSpec, Family, Model
 from kinfolk.data import catalogue
@@ -19,16 +20,11 @@ from kinfolk_pipelines.settings import Settings
 
 Row = dict[str, Any]
 _DATA = "digits"  # the embedded data set, on which every system has a recipe
-_ROW_TASKS = (
-    "encode",
-    "decode",
-    "reconstruct",
-    "complete",
-    "denoise",
-    "anomaly_score",
-    "importance_bound",
-    "classify",
-)
+
+
+def _shown_tasks() -> list[str]:
+    """Tasks on what is given, but for the log-probability, which has a column of its own."""
+    return [*(name for name in row_task_names() if name != "log_prob"), "denoise", "importance_bound"]
 
 
 def _summary(family: Family) -> str:
@@ -99,7 +95,7 @@ def capabilities(model: Model) -> dict[str, Any]:
         "conditions": sorted(tasks.conditions),
         "log_prob": likelihood.replace("_", " "),
         "starts": sorted(tasks.starts),
-        "tasks": [name for name in _ROW_TASKS if getattr(tasks, name) is not None],
+        "tasks": [name for name in _shown_tasks() if getattr(tasks, name) is not None],
         "parents": sorted(model.parents),
         "parameters": parameter_count(model.module).total,
     }

@@ -42,12 +42,13 @@ def test_a_replica_reports_its_queue_in_seconds_and_how_busy_it_was_since():
     counts = Counts()
     batcher = SimpleNamespace(counts=counts, evaluations_per_s=50.0, evaluations=100)
     now[0], counts.seconds = 102.0, 1.5
-    assert load.since_last(batcher) == {QUEUED: 2.0, BUSY: 0.75}
+    assert load.since_last([batcher]) == {QUEUED: 2.0, BUSY: 0.75}
     now[0] = 103.0
-    assert load.since_last(batcher)[BUSY] == 0
+    assert load.since_last([batcher])[BUSY] == 0
     fresh = SimpleNamespace(counts=Counts(seconds=0.5), evaluations_per_s=0.0, evaluations=7)
     now[0] = 104.0
-    assert load.since_last(fresh) == {QUEUED: 0.0, BUSY: 0.5}
+    counts.seconds = 1.75
+    assert load.since_last([batcher, fresh]) == {QUEUED: 2.0, BUSY: 0.75}  # one on trial beside it
 
 
 def test_the_controller_loads_no_torch_for_it():

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,16 +41,19 @@ class ByWork:
 
 
 class Load:
-    """What one replica reports of itself."""
+    """What one replica reports of itself, over all versions that answer requests."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._asked_at, self._seconds, self._of = clock(), 0.0, -1
+        self._asked_at = clock()
+        self._seen: dict[int, tuple[Batcher, float]] = {}  # seconds computed, by the identity of the batcher
 
-    def since_last(self, batcher: "Batcher") -> dict[str, float]:
+    def since_last(self, batchers: "Sequence[Batcher]") -> dict[str, float]:
         """How long what is queued will take, and the share of the time that was computed since it was asked last."""
-        now, seconds, speed = self._clock(), batcher.counts.seconds, batcher.evaluations_per_s
-        before = self._seconds if self._of == id(batcher) else 0.0  # a new version counts anew
-        busy = (seconds - before) / max(now - self._asked_at, 1e-3)
-        self._asked_at, self._seconds, self._of = now, seconds, id(batcher)
-        return {QUEUED: batcher.evaluations / speed if speed > 0 else 0.0, BUSY: min(max(busy, 0.0), 1.0)}
+        now = self._clock()
+        computed = sum(each.counts.seconds - self._seen.get(id(each), (each, 0.0))[1] for each in batchers)
+        busy = computed / max(now - self._asked_at, 1e-3)
+        self._asked_at = now
+        self._seen = {id(each): (each, each.counts.seconds) for each in batchers}
+        queued_s = sum(each.evaluations / each.evaluations_per_s for each in batchers if each.evaluations_per_s > 0)
+        return {QUEUED: queued_s, BUSY: min(max(busy, 0.0), 1.0)}

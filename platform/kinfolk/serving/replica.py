@@ -75,7 +75,7 @@ class SamplingReplica:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """How much there is to do, and how busy this replica was since it was asked last."""
-        return self._load.since_last(self._host.current.batcher)
+        return self._load.since_last([version.batcher for version in self._host.versions])
 
     async def images(self, values: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, str]]:
         """The answer of OpenAI's images API."""
