@@ -3,19 +3,22 @@
     python pipelines/benchmarks/serve_load.py BUNDLE [--servers kinfolk fastapi litserve proxy] [--seconds 30]
 
 All run on this machine at once, each in processes of its own, and are asked in turns of five seconds by one client
-process with as many connections; the first turn of each is not counted. Prints a table in Markdown, with the ratio to
-the first by pairs of neighbouring turns, and ends with 1 if any request failed.
+process with as many connections; the first turn of each is not counted. Who is not asked is stopped meanwhile, since
+LitServe looks for work all the time, but for Ray, which would take its processes for dead. Prints a table in Markdown,
+with the ratio to the first by pairs of neighbouring turns, and ends with 1 if any request failed.
 """
 
 import argparse
 import asyncio
 import json
 import multiprocessing
+import os
 import signal
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,7 @@ from kinfolk.bundle import load_bundle
 from kinfolk.cluster import connect, free_port
 from kinfolk.contract import Model
 from kinfolk.pictures import draw
-from kinfolk.serving.config import ServedModel, ServeFile
+from kinfolk.serving.config import Autoscaling, ServedModel, ServeFile
 from kinfolk.serving.haproxy import haproxy_environment
 from kinfolk_pipelines.load import Figures, Load, drive, figures
 from kinfolk_pipelines.scripts import plain_mistakes
@@ -42,6 +45,7 @@ except ImportError:  # measured without it
 TURN_S, WARM_UP_S = 5.0, 0.5
 READY_S = 60.0  # for a server to answer
 MAX_ROWS = 32
+REPLICAS = 2  # as many processes as LitServe has: one takes requests in, one samples
 
 
 def _answers(model: Model, seeds: list[int]) -> list[bytes]:
@@ -101,9 +105,10 @@ def _kinfolk(bundle: Path, port: int, environment: Mapping[str, str]) -> None:
     from kinfolk.serving.launch import serve_models, stop_serving
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    served = ServedModel(name="model", bundle=bundle, max_rows=MAX_ROWS, drain_timeout_s=5)
+    replicas = Autoscaling(min_replicas=REPLICAS, max_replicas=REPLICAS)
+    served = ServedModel(name="model", bundle=bundle, max_rows=MAX_ROWS, drain_timeout_s=5, autoscaling=replicas)
     with tempfile.TemporaryDirectory() as state:
-        connect(None, Path(state), cpus=1, environment=environment)
+        connect(None, Path(state), cpus=REPLICAS, environment=environment)
         serve_models(ServeFile(port=port, models=[served]))
         try:
             signal.pause()
@@ -112,7 +117,7 @@ def _kinfolk(bundle: Path, port: int, environment: Mapping[str, str]) -> None:
 
 
 def kinfolk(bundle: Path, port: int) -> None:
-    """As `kinfolk serve` does it: HAProxy, and a replica that batches what is there."""
+    """As `kinfolk serve` does it: HAProxy, and replicas that batch what is there."""
     _kinfolk(bundle, port, haproxy_environment())
 
 
@@ -127,6 +132,12 @@ SERVERS: dict[str, tuple[Callable[[Path, int], None], str, str]] = {  # and path
     "litserve": (litserve, "/", "LitServe, batching"),
     "proxy": (proxy, "/v1/models/model/sample", "Kinfolk on Ray Serve, its own proxy"),
 }
+
+
+def alone(run: Callable[[Path, int], None], bundle: Path, port: int) -> None:
+    """Serve as the first of a process group."""
+    os.setpgrp()
+    run(bundle, port)
 
 
 async def answering(url: str) -> None:
@@ -151,14 +162,28 @@ def turn(url: str, connections: int, first_seed: int) -> Figures:
     return figures(asyncio.run(drive(load, bodies, lambda: Wire(urlsplit(url)))), load, 1)
 
 
-def run_client(urls: Mapping[str, str], arguments: argparse.Namespace, results: Any) -> None:
+@contextmanager
+def others_stopped(groups: Mapping[str, int], asked: str) -> Iterator[None]:
+    """Process groups of the servers that are not asked do nothing; those of Ray do."""
+    stopped = [group for name, group in groups.items() if name != asked and name in ("fastapi", "litserve")]
+    for group in stopped:
+        os.killpg(group, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for group in stopped:
+            os.killpg(group, signal.SIGCONT)
+
+
+def run_client(urls: Mapping[str, str], groups: Mapping[str, int], arguments: argparse.Namespace, results: Any) -> None:
     """Turns over all servers; sends the figures of each turn by server."""
     found: dict[str, list[Figures]] = {name: [] for name in urls}
     for url in urls.values():
         asyncio.run(answering(url))
     for number in range(1 + max(round(arguments.seconds / TURN_S), 1)):
         for name, url in urls.items():
-            measured = turn(url, arguments.connections, number * 10**6)
+            with others_stopped(groups, name):
+                measured = turn(url, arguments.connections, number * 10**6)
             if number:
                 found[name].append(measured)
     results.put(found)
@@ -184,21 +209,25 @@ def table(found: Mapping[str, list[Figures]]) -> Iterator[str]:
 def measure(arguments: argparse.Namespace) -> dict[str, list[Figures]]:
     """Start the servers and the client, each in processes of their own, and return what the client saw."""
     spawn = multiprocessing.get_context("spawn")
-    results, servers, urls = spawn.Queue(), [], {}
+    results, servers, urls = spawn.Queue(), {}, {}
     for name in arguments.servers:
         run, path, _ = SERVERS[name]
         port = free_port()
-        servers.append(spawn.Process(target=run, args=(arguments.bundle, port)))
-        servers[-1].start()
+        servers[name] = spawn.Process(target=alone, args=(run, arguments.bundle, port))
+        servers[name].start()
         urls[name] = f"http://127.0.0.1:{port}{path}"
-    client = spawn.Process(target=run_client, args=(urls, arguments, results))
+    groups = {name: server.pid for name, server in servers.items() if server.pid}
+    client = spawn.Process(target=run_client, args=(urls, groups, arguments, results))
     client.start()
     try:
         found: dict[str, list[Figures]] = results.get(timeout=READY_S + 2 * len(urls) * (arguments.seconds + 10))
     finally:
-        for process in (client, *servers):
+        for process in (client, *servers.values()):
             process.terminate()
             process.join(20)
+        for group in groups.values():
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
     return found
 
 

@@ -12,6 +12,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
@@ -388,7 +389,7 @@ class Family:
     equal generators. It must leave all workers with equal values."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, which leave no place for what is kept
 class Model:
     """A built network with what it takes to build it again: what a parent is, and what a server holds.
 
@@ -403,7 +404,7 @@ class Model:
     module: nn.Module
     parents: Mapping[str, "Model"] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def tasks(self) -> Tasks:
         """What this model can do."""
         return self.family.tasks(self.module)

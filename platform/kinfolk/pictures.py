@@ -11,6 +11,7 @@ from kinfolk.errors import ConfigError
 from kinfolk.tiles import GAP, corners, grid
 
 _SCATTER_PIXELS = 512
+_MODES = {1: "L", 3: "RGB"}  # Pillow's names by channels
 
 
 def has_levels(spec: DataSpec) -> bool:
@@ -26,6 +27,8 @@ def picturable(spec: DataSpec) -> bool:
 def tile(pictures: Tensor, columns: int | None = None) -> Tensor:
     """Pictures side by side with a thin gap. (N, C, H, W) uint8 -> (C, rows*(H+2)-2, columns*(W+2)-2) uint8"""
     count, channels, height, width = pictures.shape
+    if count == 1 and columns in (None, 1):
+        return pictures[0]
     rows, columns = grid(count, columns)
     canvas = torch.full((channels, rows * (height + GAP), columns * (width + GAP)), 128, dtype=torch.uint8)
     for picture, (top, left) in zip(pictures, corners(count, height, width, columns), strict=True):
@@ -49,8 +52,7 @@ def scatter(points: Tensor) -> Tensor:
 def png(picture: Tensor, scale: int = 1) -> bytes:
     """A picture as PNG, each pixel drawn ``scale`` x ``scale``. (C, H, W) uint8 with C 1 or 3 -> bytes"""
     channels, height, width = picture.shape
-    array = picture.permute(1, 2, 0).contiguous().numpy()
-    image = Image.fromarray(array[:, :, 0] if channels == 1 else array)
+    image = Image.frombytes(_MODES[channels], (width, height), picture.permute(1, 2, 0).numpy().tobytes())
     if scale > 1:
         image = image.resize((width * scale, height * scale), Image.Resampling.NEAREST)
     out = io.BytesIO()

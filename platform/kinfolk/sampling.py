@@ -39,6 +39,8 @@ def resolve_options(family: Family, tasks: Tasks, given: Mapping[str, Any], task
     Raises:
         RequestError: an option the family lacks, a value beyond its limits, or one without effect in ``task``.
     """
+    if not given:
+        return tasks.options
     known = family.options.model_fields
     for key in given:
         if key not in known:
@@ -208,14 +210,27 @@ def draw(tasks: Tasks, request: SampleRequest, task: str = "sample", max_rows: i
     return torch.cat([run(tasks, rows_of(request, slice(first, first + max_rows)), task) for first in starts])
 
 
+_ROWS = ("seeds", "label", "caption", "x", "mask", "seed_to", "weight")  # what a request has for each row
+
+
 def rows_of(request: SampleRequest, rows: slice) -> SampleRequest:
     """Some rows of a request."""
-    parts = {
-        name: value[rows]
-        for name in ("seeds", "label", "caption", "x", "mask", "seed_to", "weight")
-        if (value := getattr(request, name)) is not None
-    }
-    return replace(request, **parts)
+    return replace(request, **{name: value[rows] for name in _ROWS if (value := getattr(request, name)) is not None})
+
+
+def kind_of(request: SampleRequest) -> tuple[object, ...]:
+    """Requests in which this is equal may be started as one."""
+    return request.options, *(getattr(request, name) is None for name in _ROWS)
+
+
+def joined(requests: Sequence[SampleRequest]) -> SampleRequest:
+    """Requests of one kind as one, with the rows of all in order."""
+    if len(requests) == 1:
+        return requests[0]
+    first = requests[0]
+    have = [name for name in _ROWS if getattr(first, name) is not None]
+    parts: dict[str, Any] = {name: torch.cat([getattr(each, name) for each in requests]) for name in have}
+    return replace(first, **parts)
 
 
 def evaluations(tasks: Tasks, request: SampleRequest, task: str = "sample") -> int:

@@ -218,10 +218,33 @@ def test_a_fault_at_the_start_of_a_row_ends_only_its_request(walk):
     requests = [
         make_request(walk, n=6, seed=10, options={"poison_start": True}),  # seed 13 is its fourth row
         make_request(walk, n=6, seed=10),
+        make_request(walk, n=6, seed=20, options={"poison_start": True}),  # started together with the first
     ]
-    bad, good = in_batcher(walk, requests, max_rows=3)
+    bad, *good = in_batcher(walk, requests, max_rows=9)
     assert isinstance(bad, SamplingError)
-    assert torch.equal(good, run(walk.tasks, requests[1]))
+    for request, samples in zip(requests[1:], good, strict=True):
+        assert torch.equal(samples, run(walk.tasks, request))
+
+
+def test_requests_of_one_kind_are_started_as_one(walk):
+    started = []
+    begin = walk.tasks.starts["sample"]
+    counting = {"sample": lambda request: started.append(request.seeds.tolist()) or begin(request)}
+    tasks = replace(walk.tasks, starts=counting)
+
+    async def scenario():
+        batcher = Batcher(tasks, BatchLimits(8, 1000, 1000))
+        given = [{"seed": 1}, {"seed": 5, "label": 2}, {"seed": 7}, {"seed": 3, "options": {"steps": 2}}]
+        jobs = [batcher.take(make_request(walk, n=1, **each)) for each in given]
+        started.clear()  # of rows that were started for their price
+        outcomes = await asyncio.gather(*map(batcher.finished, jobs))
+        await batcher.close()
+        return given, outcomes
+
+    given, outcomes = asyncio.run(scenario())
+    assert sorted(started) == [[1, 7], [3], [5]]
+    for each, outcome in zip(given, outcomes, strict=True):
+        assert torch.equal(outcome.samples, run(walk.tasks, make_request(walk, n=1, **each)))
 
 
 def test_closing_finishes_what_was_taken_and_refuses_the_rest(walk):

@@ -10,6 +10,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kinfolk.abilities import Ability
 from kinfolk.contract import DataSpec, RequestError
@@ -18,7 +20,7 @@ from kinfolk.serving import images_api, webhook
 from kinfolk.serving.access import Access, Gate
 from kinfolk.serving.bodies import FILES, FORM, read_body
 from kinfolk.serving.endpoint import Endpoint, refused
-from kinfolk.serving.guard import Guard, RefusalError, refusal
+from kinfolk.serving.guard import Guard, RefusalError, fault, refusal, route
 from kinfolk.serving.host import ModelHost
 from kinfolk.serving.media import JSON, offered
 from kinfolk.serving.page import PageFile, page_files, page_routes
@@ -41,17 +43,51 @@ async def _http_error(_: Request, error: Exception) -> Response:
     return refusal(error.status_code, str(error.detail), headers=dict(error.headers or {}))
 
 
+async def _fault(*_: object) -> Response:
+    return fault()
+
+
+class _Guarded(FastAPI):
+    """An app behind the guard, which stands before all that FastAPI does for a request."""
+
+    def __init__(self, title: str, gate: Gate, free: Sequence[str], lifespan: Lifespan | None) -> None:
+        super().__init__(title=title, docs_url=None, redoc_url=None, lifespan=lifespan)
+        self._gate, self._free = gate, free
+        self.endpoint: Endpoint | None = None  # of tasks: as most requests are for one, they go straight there
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """The app as it is called."""
+        app = super().build_middleware_stack()
+        return Guard(app if self.endpoint is None else _TasksFirst(self.endpoint, app), self._gate, self._free)
+
+
+class _TasksFirst:
+    """``POST /TASK`` is answered by the endpoint, anything else by the app."""
+
+    def __init__(self, endpoint: Endpoint, app: ASGIApp) -> None:
+        self._endpoint, self._app = endpoint, app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            task = route(scope)[1:]
+            if task and "/" not in task:
+                response = await self._endpoint.answer(Request(scope, receive), task)
+                await response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
 def _bare_app(
     title: str,
     access: Sequence[Access],
     lifespan: Lifespan | None = None,
     page: Mapping[str, PageFile] = MappingProxyType({}),
     free: Sequence[str] = (),
-) -> FastAPI:
+) -> _Guarded:
     """An app with its health; ``page`` are files that anyone may have, by their paths, ``free`` other such paths."""
-    app = FastAPI(title=title, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = _Guarded(title, Gate(access), (*page, *free), lifespan)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_middleware(Guard, gate=Gate(access), free=(*page, *free))
+    app.add_exception_handler(Exception, _fault)
     app.router.routes.extend(page_routes(page))
 
     @app.get("/healthz")
@@ -144,7 +180,8 @@ _REFUSALS: dict[int, dict[str, Any]] = {
 
 def endpoint_app(host: ModelHost, access: Sequence[Access] = (), lifespan: Lifespan | None = None) -> FastAPI:
     """One model's app, to be mounted at its path: ``/TASK``, ``/``, ``/openapi.json``, ``/healthz``, ``/readyz``."""
-    endpoint, app = Endpoint(host), _bare_app(f"Kinfolk: {host.served.name}", access, lifespan)
+    app = _bare_app(f"Kinfolk: {host.served.name}", access, lifespan)
+    app.endpoint = endpoint = Endpoint(host)
     app.openapi = lambda: _openapi(app, host)  # type: ignore[method-assign]
 
     @app.get("/")
@@ -159,7 +196,8 @@ def endpoint_app(host: ModelHost, access: Sequence[Access] = (), lifespan: Lifes
     async def answer(request: Request) -> Response:
         return await endpoint.answer(request, request.path_params["task"])
 
-    app.add_route("/{task}", answer, methods=["POST"], include_in_schema=False)  # FastAPI's own would double the cost
+    # For those who read the routes; the first, as Serve looks for that of each request.
+    app.router.routes.insert(0, Route("/{task}", answer, methods=["POST"]))
     return app
 
 

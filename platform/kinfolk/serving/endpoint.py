@@ -6,7 +6,7 @@ import json
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -56,6 +56,11 @@ def etag_of(name: str, version: Version, task: str, kind: str, values: Mapping[s
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+@cache
+def _header(name: str) -> str:
+    return f"Kinfolk-{name.replace('_', '-').title()}"
 
 
 def is_known(etag: str | None, request: Request) -> bool:
@@ -197,7 +202,7 @@ class Endpoint:
         arguments = outcome.samples, exchange.service.ability.gives, exchange.kind, facts
         large = outcome.samples.numel() > _INLINE_ELEMENTS
         content = await asyncio.to_thread(encode, *arguments) if large else encode(*arguments)
-        headers = {f"Kinfolk-{name.replace('_', '-').title()}": str(value) for name, value in facts.items()}
+        headers = {_header(name): str(value) for name, value in facts.items()}
         if exchange.etag is not None:
             headers["ETag"] = exchange.etag
         return Response(content, media_type=exchange.kind, headers=headers)

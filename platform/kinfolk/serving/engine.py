@@ -8,14 +8,14 @@ their share of rows in the same turn, rows of alike requests together.
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from kinfolk.contract import RequestError, SamplerState, Tasks
-from kinfolk.sampling import rows_of, start
+from kinfolk.contract import RequestError, SampleRequest, SamplerState, Tasks
+from kinfolk.sampling import joined, kind_of, rows_of, start
 from kinfolk.serving import at_once
 from kinfolk.serving.prices import Prices
 from kinfolk.serving.rows import Ended, Job, Pool, Preview, RowRequest
@@ -46,6 +46,23 @@ def padded(state: SamplerState, sizes: Sequence[int]) -> SamplerState:
     if size == rows:
         return state
     return state.select(torch.cat([torch.arange(rows), torch.zeros(size - rows, dtype=torch.int64)]))
+
+
+def _together(fresh: Mapping[Job, int]) -> Iterable[Mapping[Job, int]]:
+    """The same by what may be started as one."""
+    found: dict[tuple[object, ...], dict[Job, int]] = {}
+    for job, rows in fresh.items():
+        assert isinstance(job.request, SampleRequest)
+        found.setdefault((job.task, kind_of(job.request)), {})[job] = rows
+    return found.values()
+
+
+def _next_rows(fresh: Mapping[Job, int]) -> SampleRequest:
+    requests = []
+    for job, rows in fresh.items():
+        assert isinstance(job.request, SampleRequest)
+        requests.append(rows_of(job.request, slice(job.started, job.started + rows)))
+    return joined(requests)
 
 
 class Engine:
@@ -115,8 +132,8 @@ class Engine:
     def _sample(self, share: dict[Job, int]) -> None:
         running, parked = self._divide(share)
         have = Counter(job for job, _ in running.owners) if running is not None else Counter()
-        fresh = [self._start(job, rows - have[job]) for job, rows in share.items() if have[job] < rows]
-        pool = Pool.join([running, *fresh])
+        fresh = {job: rows - have[job] for job, rows in share.items() if have[job] < rows}
+        pool = Pool.join([running, *(self._start(group) for group in _together(fresh))])
         if pool is not None:
             pool = self._advance(pool)
         self._pool = Pool.join([pool, parked])
@@ -134,15 +151,19 @@ class Engine:
             within.append(seen[job] <= share[job])
         return pool.split(within)
 
-    def _start(self, job: Job, rows: int) -> Pool | None:
-        assert not isinstance(job.request, RowRequest)
-        first, job.started = job.started, job.started + rows
+    def _start(self, fresh: Mapping[Job, int]) -> Pool | None:
+        """The next rows of requests that may be started as one; if they cannot be, those of each that can be alone."""
+        owners = [(job, row) for job, rows in fresh.items() for row in range(job.started, job.started + rows)]
         try:
-            state = start(self._tasks, rows_of(job.request, slice(first, job.started)), job.task)
+            state = start(self._tasks, _next_rows(fresh), next(iter(fresh)).task)
         except Exception as error:
-            self._fail([job], error)
+            if len(fresh) > 1:
+                return Pool.join([self._start({job: rows}) for job, rows in fresh.items()])
+            self._fail(fresh, error)
             return None
-        return Pool(state, [(job, row) for row in range(first, job.started)])
+        for job, rows in fresh.items():
+            job.started += rows
+        return Pool(state, owners)
 
     def _advance(self, pool: Pool) -> Pool | None:
         """The pool after one call, without the rows that are done; a fault ends the requests that had rows in it."""

@@ -27,6 +27,17 @@ def refusal(status: int, message: str, field: str | None = None, headers: dict[s
     return Response(body, status, headers, "application/json")
 
 
+def fault() -> Response:
+    """The answer to a request on which the server failed."""
+    return refusal(500, "The server failed on this request; its log has the cause.")
+
+
+def route(scope: Scope) -> str:
+    """The path within the app."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
 class Guard:
     """ASGI middleware that lets through those who may ask, and turns faults into a plain 500.
 
@@ -50,7 +61,7 @@ class Guard:
 
     def _refused(self, scope: Scope) -> Response | None:
         """What is answered to those who may not ask, or not yet."""
-        if self._gate.open or scope["path"].removeprefix(scope.get("root_path", "")) in self._free:
+        if self._gate.open or route(scope) in self._free:
             return None
         holder = self._gate.holder(dict(scope["headers"]).get(b"authorization", b""))
         if holder is None:
@@ -63,17 +74,18 @@ class Guard:
         return refusal(429, text, "Authorization", {"Retry-After": str(wait_s)})
 
     async def _shielded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
+        started = finished = False
 
         async def watched(message: Message) -> None:
-            nonlocal started
-            started = True
+            nonlocal started, finished
+            started, finished = True, message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
         try:
             await self._app(scope, receive, watched)
         except Exception:
             _LOG.exception("A request failed.")
-            if started:
+            if started and not finished:
                 raise
-            await refusal(500, "The server failed on this request; its log has the cause.")(scope, receive, send)
+            if not started:
+                await fault()(scope, receive, send)

@@ -51,7 +51,10 @@ def haproxy_environment() -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(statistics),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),  # HAProxy's own figures are there, for nothing;
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # these cost a datagram a request, read by a process in Python
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",  # carries tens of thousands of requests a second
+        "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",  # 100 otherwise; they are looked at every few seconds
         "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",  # 10 otherwise: too late to scale by
         "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),  # 8500 otherwise, which two Rays cannot share

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,14 @@ def _drawable(spec: DataSpec | None) -> bool:
     return spec is not None and picturable(spec) and (spec.kind != "image" or has_levels(spec))
 
 
-def offered(ability: Ability) -> list[str]:
+def offered(ability: Ability) -> tuple[str, ...]:
     """Media types in which what a task gives can be had, the preferred one first."""
     drawn = [PNG] if _drawable(ability.gives) else []
-    return [*drawn, JSON, NPY, *([EVENTS] if ability.samples else [])]
+    return (*drawn, JSON, NPY, *([EVENTS] if ability.samples else []))
 
 
-def negotiate(accept: str, offers: list[str]) -> str | None:
+@lru_cache(1024)
+def negotiate(accept: str, offers: tuple[str, ...]) -> str | None:
     """The offer an Accept header likes best, the earlier offer where it does not care; None where none will do.
 
     Source: RFC 9110, section 12.5.1.

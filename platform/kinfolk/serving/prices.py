@@ -3,7 +3,7 @@
 import torch
 
 from kinfolk.contract import SampleRequest, Tasks
-from kinfolk.sampling import rows_of, start
+from kinfolk.sampling import kind_of, rows_of, start
 from kinfolk.serving.rows import RowRequest
 from kinfolk.serving.scheduling import Speed
 
@@ -35,7 +35,7 @@ class Prices:
         """
         if isinstance(request, RowRequest):
             return max(round(self._row_seconds.get(task, 0.0) * self._speed.evaluations_per_s), 1)
-        kind = (task, request.options.model_dump_json(), request.label is None, request.caption is None)
+        kind = (task, kind_of(request))
         if kind not in self._known:
             if len(self._known) >= _KEPT:
                 self._known.clear()

@@ -147,21 +147,23 @@ def ask(model: Model, ability: Ability, values: Mapping[str, Any], max_n: int) -
         assert x is not None
         return _ask_rows(model, ability, given, x, values.get("noise_level"))
     usual = _WAY if "seed_to" in ability.needs else 1 if x is None else len(x)
-    n, seeds = _seeds(given, usual)
+    n, seed = _first_seed(given, usual)
     options = {name: value for name, value in values.items() if name not in _OWN}
-    request = sampling.make_request(model, n, int(seeds[0]), given.get("label"), options, ability.name)
-    request = _with_given(model.spec, replace(request, seeds=seeds), ability, given, x, max_n)
-    return Asked(request, int(seeds[0]), "seed" in given or "seeds" in given)
+    request = sampling.make_request(model, n, seed, given.get("label"), options, ability.name)
+    if "seeds" in given:
+        request = replace(request, seeds=torch.tensor(given["seeds"], dtype=torch.int64))
+    request = _with_given(model.spec, request, ability, given, x, max_n)
+    return Asked(request, seed, "seed" in given or "seeds" in given)
 
 
-def _seeds(given: Mapping[str, Any], usual: int) -> tuple[int, Tensor]:
-    """How many samples, and the seed of each."""
+def _first_seed(given: Mapping[str, Any], usual: int) -> tuple[int, int]:
+    """How many samples, and the seed of the first."""
     if "seeds" in given:
         if in_vain := [name for name in ("n", "seed") if name in given]:
             raise RequestError(in_vain[0], f"seeds says how many and which: leave {in_vain[0]} out.")
-        return len(given["seeds"]), torch.tensor(given["seeds"], dtype=torch.int64)
+        return len(given["seeds"]), given["seeds"][0]
     n, seed = given.get("n", usual), given.get("seed")
-    return n, sampling.row_seeds(secrets.randbelow(_SEEDS) if seed is None else seed, n)
+    return n, secrets.randbelow(_SEEDS) if seed is None else seed
 
 
 def _with_given(
