@@ -16,9 +16,8 @@ import os
 import signal
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +27,14 @@ import torch
 
 from kinfolk import sampling
 from kinfolk.bundle import load_bundle
-from kinfolk.cluster import connect, free_port
+from kinfolk.cluster import free_port
 from kinfolk.contract import Model
 from kinfolk.pictures import draw
 from kinfolk.serving.config import Autoscaling, ServedModel, ServeFile
 from kinfolk.serving.haproxy import haproxy_environment
 from kinfolk_pipelines.load import Figures, Load, drive, figures
 from kinfolk_pipelines.scripts import plain_mistakes
+from kinfolk_pipelines.serving_measured import READY_S, alone, answering, end, serve
 from kinfolk_pipelines.wire import Wire
 
 try:
@@ -43,7 +43,6 @@ except ImportError:  # measured without it
     LitAPI = object
 
 TURN_S, WARM_UP_S = 5.0, 0.5
-READY_S = 60.0  # for a server to answer
 MAX_ROWS = 32
 REPLICAS = 2  # as many processes as LitServe has: one takes requests in, one samples
 
@@ -102,18 +101,9 @@ def litserve(bundle: Path, port: int) -> None:
 
 
 def _kinfolk(bundle: Path, port: int, environment: Mapping[str, str]) -> None:
-    from kinfolk.serving.launch import serve_models, stop_serving
-
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     replicas = Autoscaling(min_replicas=REPLICAS, max_replicas=REPLICAS)
     served = ServedModel(name="model", bundle=bundle, max_rows=MAX_ROWS, drain_timeout_s=5, autoscaling=replicas)
-    with tempfile.TemporaryDirectory() as state:
-        connect(None, Path(state), cpus=REPLICAS, environment=environment)
-        serve_models(ServeFile(port=port, models=[served]))
-        try:
-            signal.pause()
-        finally:
-            stop_serving()
+    serve(ServeFile(port=port, models=[served]), REPLICAS, environment)
 
 
 def kinfolk(bundle: Path, port: int) -> None:
@@ -132,27 +122,6 @@ SERVERS: dict[str, tuple[Callable[[Path, int], None], str, str]] = {  # and path
     "litserve": (litserve, "/", "LitServe, batching"),
     "proxy": (proxy, "/v1/models/model/sample", "Kinfolk on Ray Serve, its own proxy"),
 }
-
-
-def alone(run: Callable[[Path, int], None], bundle: Path, port: int) -> None:
-    """Serve as the first of a process group."""
-    os.setpgrp()
-    run(bundle, port)
-
-
-async def answering(url: str) -> None:
-    """Return once there is a picture at ``url``."""
-    async with asyncio.timeout(READY_S):
-        while True:
-            try:
-                wire = Wire(urlsplit(url))
-                reply = await wire.ask(b'{"seed": 0}')
-                wire.close()
-                if reply.status == 200 and reply.size:
-                    return
-            except (OSError, EOFError, ValueError):
-                pass
-            await asyncio.sleep(0.2)
 
 
 def turn(url: str, connections: int, first_seed: int) -> Figures:
@@ -217,17 +186,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[Figures]]:
         servers[name].start()
         urls[name] = f"http://127.0.0.1:{port}{path}"
     groups = {name: server.pid for name, server in servers.items() if server.pid}
-    client = spawn.Process(target=run_client, args=(urls, groups, arguments, results))
+    client = spawn.Process(target=alone, args=(run_client, urls, groups, arguments, results))
     client.start()
     try:
         found: dict[str, list[Figures]] = results.get(timeout=READY_S + 2 * len(urls) * (arguments.seconds + 10))
     finally:
         for process in (client, *servers.values()):
-            process.terminate()
-            process.join(20)
-        for group in groups.values():
-            with suppress(ProcessLookupError):
-                os.killpg(group, signal.SIGKILL)
+            end(process)
     return found
 
 

@@ -1,6 +1,7 @@
 """One HTTP connection that stays open, as cheap as can be: who puts load on a server must not be the slower one."""
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import SplitResult
 
@@ -13,6 +14,7 @@ class Reply:
     size: int  # bytes of the body
     queued_ms: float | None  # in the server, as it says
     computed_ms: float | None
+    retry_after_s: float | None = None  # when to come back, as a refusal says
 
 
 def head_of(place: SplitResult, token: str | None) -> bytes:
@@ -29,7 +31,9 @@ def header(head: bytes, name: bytes) -> bytes:
 
 
 def _number(text: bytes) -> float | None:
-    return float(text) if text else None
+    with suppress(ValueError):  # a Retry-After may be a date
+        return float(text)
+    return None
 
 
 class Wire:
@@ -76,8 +80,8 @@ class Wire:
         size = await self._body(reader, head)
         if header(head, b"connection") == b"close":
             self.close()
-        queued, computed = (header(head, b"kinfolk-" + name) for name in (b"queued-ms", b"computed-ms"))
-        return Reply(int(head.split(None, 2)[1]), size, _number(queued), _number(computed))
+        names = b"kinfolk-queued-ms", b"kinfolk-computed-ms", b"retry-after"
+        return Reply(int(head.split(None, 2)[1]), size, *(_number(header(head, name)) for name in names))
 
     async def _body(self, reader: asyncio.StreamReader, head: bytes) -> int:
         """Bytes of the body, which is read and dropped."""

@@ -3,7 +3,7 @@ import logging
 
 import pytest
 
-from kinfolk.errors import KinfolkError, RegistryError
+from kinfolk.errors import IntegrityError, KinfolkError, RegistryError
 from kinfolk.serving import follower as module
 from kinfolk.serving.config import Rollout, ServedModel
 from kinfolk.serving.follower import Follower
@@ -17,16 +17,21 @@ class Alias:
     def __init__(self, monkeypatch, make_walk, tmp_path):
         self.version, self.fault, self.faults = "3", None, {}
         self.loaded, self.noted, self.make_walk, self.folder = [], [], make_walk, tmp_path
-        monkeypatch.setattr(module, "locate", self.locate)
+        self.damaged = {}
+        monkeypatch.setattr(module, "wanted", self.wanted)
+        monkeypatch.setattr(module, "obtain", self.obtain)
         monkeypatch.setattr(module, "load", self.load)
-        monkeypatch.setattr(
-            module, "tell", lambda served, registry, release, why: self.noted.append((release.version, why))
-        )
+        monkeypatch.setattr(module, "tell", lambda served, registry, version, why: self.noted.append((version, why)))
 
-    def locate(self, served, registry):
+    def wanted(self, served, registry):
         if self.fault:
             raise self.fault
-        return Release(self.version, self.folder)
+        return self.version
+
+    def obtain(self, served, registry, version):
+        if version in self.damaged:
+            raise self.damaged[version]
+        return Release(version, self.folder)
 
     def load(self, served, release):
         self.loaded.append(release.version)
@@ -93,6 +98,23 @@ def test_a_version_that_cannot_be_loaded_is_noted_once_and_not_tried_again(alias
     assert alias.loaded == ["4", "5"]
     assert alias.noted == [("4", "its files were altered")]
     assert sum("its files were altered" in record.message for record in caplog.records) == 1
+
+
+def test_a_version_whose_files_were_altered_is_noted_and_one_out_of_reach_is_had_later(alias, following):
+    async def scenario(host):
+        alias.damaged["4"] = IntegrityError("its files were altered")
+        alias.version = "4"
+        await until(lambda: alias.noted)
+        alias.damaged["5"] = RegistryError("the store does not answer")
+        alias.version = "5"
+        await until(lambda: host.stale and "does not answer" in host.stale)
+        assert host.current.version == "3"
+        del alias.damaged["5"]
+        await until(lambda: host.current.version == "5")
+
+    assert following(scenario).stale is None
+    assert alias.noted == [("4", "its files were altered")]
+    assert alias.loaded == ["5"]
 
 
 def test_a_version_that_fails_on_trial_is_noted_with_its_reason(alias, following):

@@ -13,8 +13,12 @@ from kinfolk.serving.versions import Registry, Release, load, load_function, loc
 SPEC = DataSpec(kind="image", shape=(1, 4, 4), levels=256)
 
 
+def find_for_test(tracking_uri, reference):
+    return SimpleNamespace(number={"digits-vae@challenger": 7}[reference])
+
+
 def fetch_for_test(tracking_uri, reference, folder):
-    return SimpleNamespace(folder=folder / reference, version=SimpleNamespace(number=7, uri=tracking_uri))
+    return SimpleNamespace(folder=folder / reference)
 
 
 @pytest.fixture
@@ -26,11 +30,11 @@ def bundle(toy, tmp_path):
 
 
 def test_a_registered_version_comes_from_the_function_that_is_named(tmp_path, monkeypatch):
-    module = SimpleNamespace(fetch_for_test=fetch_for_test)
+    module = SimpleNamespace(find=find_for_test, fetch=fetch_for_test)
     monkeypatch.setitem(sys.modules, "somebodys_registry", module)
-    registry = Registry("sqlite:///x.db", str(tmp_path), "somebodys_registry:fetch_for_test")
+    registry = Registry("sqlite:///x.db", str(tmp_path), "somebodys_registry:find", "somebodys_registry:fetch")
     release = locate(ServedModel(name="digits-vae", alias="challenger"), registry)
-    assert release == Release("7", tmp_path / "digits-vae@challenger")
+    assert release == Release("7", tmp_path / "digits-vae" / "7")
 
 
 @pytest.mark.parametrize("dotted", ["no.such.module:fetch", "json:no_such", "json", ":x"])

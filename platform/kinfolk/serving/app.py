@@ -126,6 +126,7 @@ def describe(host: ModelHost) -> dict[str, Any]:
         "tasks": tasks,
         "requests": current.batcher.requests,
         "evaluations_queued": current.batcher.evaluations,
+        "made": {"calls": current.batcher.counts.calls, "evaluations": current.batcher.counts.evaluations},
     }
 
 

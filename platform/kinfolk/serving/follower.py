@@ -4,9 +4,10 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from kinfolk.errors import RegistryError
 from kinfolk.serving.config import ServedModel
 from kinfolk.serving.host import ModelHost
-from kinfolk.serving.versions import Registry, Release, load, locate, tell
+from kinfolk.serving.versions import Registry, load, obtain, tell, wanted
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,41 +39,47 @@ class Follower:
 
     async def _look(self) -> None:
         try:
-            release = await asyncio.to_thread(locate, self._served, self._registry)
-        except Exception as error:  # the registry is out of reach, or what it holds is damaged
-            self._say(f"The version of {self._served.name} that is wanted now cannot be had: {error}")
+            version = await asyncio.to_thread(wanted, self._served, self._registry)
+        except Exception as error:  # the registry is out of reach
+            self._cannot_be_had(error)
             return
-        if release.version != self._wanted:
-            self._wanted, self._refused = release.version, {}
+        if version != self._wanted:
+            self._wanted, self._refused = version, {}
         trial = self._host.trial
-        if trial is not None and trial.version.version != release.version:
+        if trial is not None and trial.version.version != version:
             trial.end(f"the alias {self._served.alias} has moved on")
-        if release.version == self._host.current.version:
+        if version == self._host.current.version:
             self._host.stale = None
-        elif release.version in self._refused:
-            self._host.stale = self._refused[release.version]
+        elif version in self._refused:
+            self._host.stale = self._refused[version]
         elif self._rollout is None or self._rollout.done():
-            self._rollout = asyncio.create_task(self._roll_out(release))
+            self._rollout = asyncio.create_task(self._roll_out(version))
 
-    async def _roll_out(self, release: Release) -> None:
+    async def _roll_out(self, version: str) -> None:
         try:
+            release = await asyncio.to_thread(obtain, self._served, self._registry, version)
             model = await asyncio.to_thread(load, self._served, release)
-            refused = await self._host.roll_out(model, release.version)
+            refused = await self._host.roll_out(model, version)
+        except RegistryError as error:  # it may answer the next time
+            self._cannot_be_had(error)
+            return
         except Exception as error:
             refused = str(error)
         if refused is None:
             self._host.stale = None
-            _LOG.info("%s is at version %s.", self._served.name, release.version)
+            _LOG.info("%s is at version %s.", self._served.name, version)
             return
-        if release.version != self._wanted:  # nothing is wrong with it
-            _LOG.info("%s is no longer to be at version %s.", self._served.name, release.version)
+        if version != self._wanted:  # nothing is wrong with it
+            _LOG.info("%s is no longer to be at version %s.", self._served.name, version)
             return
         before = self._host.current.version
-        self._refused[release.version] = (
-            f"{self._served.name} stays at version {before}, version {release.version} is not served: {refused}"
-        )
-        self._say(self._refused[release.version])
-        await asyncio.to_thread(tell, self._served, self._registry, release, refused)
+        reason = f"{self._served.name} stays at version {before}, version {version} is not served: {refused}"
+        self._refused[version] = reason
+        self._say(reason)
+        await asyncio.to_thread(tell, self._served, self._registry, version, refused)
+
+    def _cannot_be_had(self, error: Exception) -> None:
+        self._say(f"The version of {self._served.name} that is wanted now cannot be had: {error}")
 
     def _say(self, reason: str) -> None:
         if reason != self._host.stale:

@@ -26,7 +26,8 @@ class Registry:
 
     tracking_uri: str
     cache: str  # a folder for bundles on the machine of the replica
-    fetch: str = "kinfolk.tracking.fetch:fetch"  # (tracking_uri, reference, folder) -> record with folder and version
+    find: str = "kinfolk.tracking.registry:find"  # (tracking_uri, NAME@ALIAS) -> record with a number
+    fetch: str = "kinfolk.tracking.fetch:fetch"  # (tracking_uri, NAME/NUMBER, folder) -> record with a folder
     secret: SecretStr | None = None  # that its messages are signed with, if it says when an alias moves
     tell: str = "kinfolk.tracking.registry:note_refusal"  # (tracking_uri, name, version, reason)
 
@@ -53,22 +54,38 @@ def load_function(dotted: str) -> Callable[..., Any]:
     return function
 
 
-def locate(served: ServedModel, registry: Registry | None) -> Release:
-    """The version a serve file's entry means now, on this machine.
+def wanted(served: ServedModel, registry: Registry | None) -> str:
+    """The version a serve file's entry means now.
 
     Raises:
         ConfigError: the model is a registered one and no registry is given, or the bundle folder is missing.
-        KinfolkError: what the injected fetch function raises.
+        KinfolkError: what the injected find function raises.
     """
     if served.bundle is not None:
         if not (served.bundle / MANIFEST).is_file():
             raise ConfigError(f"{served.bundle} is no bundle folder: it has no {MANIFEST}.")
-        return Release(sha256_of(served.bundle / MANIFEST)[:12], served.bundle)
+        return sha256_of(served.bundle / MANIFEST)[:12]
     if registry is None:
         raise ConfigError(f"{served.name} is a registered model: give the address of the registry to serve it.")
-    reference = f"{served.name}@{served.alias}"
-    fetched = load_function(registry.fetch)(registry.tracking_uri, reference, Path(registry.cache))
-    return Release(str(fetched.version.number), fetched.folder)
+    return str(load_function(registry.find)(registry.tracking_uri, f"{served.name}@{served.alias}").number)
+
+
+def obtain(served: ServedModel, registry: Registry | None, version: str) -> Release:
+    """A version, brought to this machine.
+
+    Raises:
+        KinfolkError: what the injected fetch function raises.
+    """
+    if served.bundle is not None:
+        return Release(version, served.bundle)
+    assert registry is not None
+    fetched = load_function(registry.fetch)(registry.tracking_uri, f"{served.name}/{version}", Path(registry.cache))
+    return Release(version, fetched.folder)
+
+
+def locate(served: ServedModel, registry: Registry | None) -> Release:
+    """The version a serve file's entry means now, on this machine; raises as ``wanted`` and ``obtain`` do."""
+    return obtain(served, registry, wanted(served, registry))
 
 
 def load(served: ServedModel, release: Release) -> Model:
@@ -88,11 +105,11 @@ def load(served: ServedModel, release: Release) -> Model:
     return model
 
 
-def tell(served: ServedModel, registry: Registry | None, release: Release, reason: str) -> None:
+def tell(served: ServedModel, registry: Registry | None, version: str, reason: str) -> None:
     """Note on a registered version why it is not served; where that cannot be done, the log alone has it."""
     if registry is None or served.bundle is not None:
         return
     try:
-        load_function(registry.tell)(registry.tracking_uri, served.name, release.version, reason)
+        load_function(registry.tell)(registry.tracking_uri, served.name, version, reason)
     except KinfolkError as error:
-        _LOG.warning("That %s is not served could not be noted with it: %s", release.version, error)
+        _LOG.warning("That %s is not served could not be noted with it: %s", version, error)
