@@ -58,7 +58,7 @@ def put(server: Server, rate: float, seconds: float, seed: int) -> list[Exchange
 
 def capacity(server: Server) -> float:
     """Requests a second that a closed load gets answered."""
-    load = Load(connections=32, seconds=10, warm_up_s=3)
+    load = Load(connections=12, seconds=10, warm_up_s=3)
     bodies = (json.dumps({"seed": number}).encode() for number in range(10**9))
     done = asyncio.run(drive(load, bodies, lambda: Wire(urlsplit(server.url("model")))))
     ended = [each.ended_s for each in done if each.reply is not None and each.reply.status == 200]

@@ -1,6 +1,6 @@
 import pytest
 
-from kinfolk.serving.scheduling import Speed, retry_after_s, shares
+from kinfolk.serving.scheduling import Speed, retry_after_s, shares, until_done
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,15 @@ def test_speed_is_evaluations_over_seconds_and_forgets():
     for _ in range(200):
         speed.add(10, 0.01)
     assert speed.evaluations_per_s == pytest.approx(1000, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "queued", "slots", "expected"),
+    [
+        (10, [], 8, 10),
+        (10, [4, 1000], 8, 10 + 4 + 10),  # the long one gets as much as this one meanwhile
+        (10, [4, 1000], 2, 10 + 4 + 1000),  # both are in front of it
+    ],
+)
+def test_a_request_is_done_after_its_share_or_after_those_in_front_of_it(asked, queued, slots, expected):
+    assert until_done(asked, queued, slots) == expected

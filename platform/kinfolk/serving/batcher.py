@@ -19,6 +19,9 @@ from kinfolk.serving.scheduling import retry_after_s, until_done
 __all__ = ["BatchLimits", "Batcher", "Job", "Outcome", "OverloadError", "Preview", "SamplingError"]
 
 
+_EXPECTED = 0.8  # share of a caller's time that a request may be expected to take, as the speed is not the same always
+
+
 class OverloadError(KinfolkError):
     """More is queued than the limit or the caller's time allows; try again after ``retry_after_s`` seconds."""
 
@@ -141,7 +144,8 @@ class Batcher:
                 raise OverloadError("This model is being replaced or stopped: try again in 1 s.", 1)
             excess: float = self.evaluations + asked - limits.max_evaluations_queued
             if within_s is not None and speed > 0:
-                late = until_done(asked, (each.evaluations for each in self._jobs)) - within_s * speed
+                queued = [each.evaluations for each in self._jobs]
+                late = until_done(asked, queued, limits.max_rows) - _EXPECTED * within_s * speed
                 excess = max(excess, late) if self._jobs else excess
             if excess > 0:
                 wait_s = retry_after_s(excess, speed)

@@ -1,7 +1,7 @@
 """Who runs next, who may come in, and how long it takes: pure decisions over the rows of many requests."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 
 def shares(wanted: Sequence[int], slots: int) -> list[int]:
@@ -26,12 +26,13 @@ def retry_after_s(excess: float, evaluations_per_s: float) -> int:
     return max(math.ceil(excess / evaluations_per_s), 1) if evaluations_per_s > 0 else 1
 
 
-def until_done(asked: int, queued: Iterable[int]) -> int:
+def until_done(asked: int, queued: Sequence[int], slots: int) -> int:
     """Network evaluations that are made before a request of ``asked`` is done, its own included.
 
-    The others, of ``queued`` each, get as much as this one does for as long as they last.
+    While there are ``slots`` for all, the others, of ``queued`` each, get as much as this one does for as long as they
+    last; where there are not, it has none before those in front of it are done.
     """
-    return asked + sum(min(each, asked) for each in queued)
+    return asked + sum(each if len(queued) >= slots else min(each, asked) for each in queued)
 
 
 class Speed:
