@@ -125,8 +125,8 @@ class Store:
         """Why a version is not served, as it is noted on it."""
         return str(self.client.get_model_version(NAME, str(version)).tags.get("serving.refused", ""))
 
-    def alter(self, version: int) -> None:
-        """Change a byte of the weights of a version."""
+    def alter_newest(self) -> None:
+        """Change a byte of the weights of the version that was added last."""
         files = (self.folder / "artifacts").rglob("model.safetensors")
         newest = max(files, key=lambda file: file.stat().st_ctime_ns)
         content = bytearray(newest.read_bytes())
@@ -242,7 +242,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> bool:
             bad(server, store, "alias to a version that draws other samples", foreign, arguments),
         ]
         altered = store.add(arguments.other)
-        store.alter(altered)
+        store.alter_newest()
         held += [
             bad(server, store, "alias to a version with an altered file", altered, arguments),
             killed(server, arguments.connections, retries=False),

@@ -8,7 +8,7 @@ from kinfolk.serving import follower as module
 from kinfolk.serving.config import Rollout, ServedModel
 from kinfolk.serving.follower import Follower
 from kinfolk.serving.host import ModelHost
-from kinfolk.serving.versions import Release
+from kinfolk.serving.versions import Registry, Release
 
 
 class Alias:
@@ -49,11 +49,11 @@ def alias(monkeypatch, make_walk, tmp_path):
 def following(make_walk):
     """Run a scenario beside a follower that looks every few milliseconds."""
 
-    def run(scenario, **rollout):
+    def run(scenario, registry=None, **rollout):
         async def everything():
             served = ServedModel(name="walk", alias_poll_s=0.005, rollout=Rollout(**{"trial_s": 0.02, **rollout}))
             host = ModelHost(served, make_walk(), "3")
-            task = asyncio.create_task(Follower(host, None).follow())
+            task = asyncio.create_task(Follower(host, registry).follow())
             await scenario(host)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -102,7 +102,7 @@ def test_a_version_that_cannot_be_loaded_is_noted_once_and_not_tried_again(alias
 
 def test_a_version_whose_files_were_altered_is_noted_and_one_out_of_reach_is_had_later(alias, following):
     async def scenario(host):
-        alias.damaged["4"] = IntegrityError("its files were altered")
+        alias.damaged["4"] = IntegrityError("/cache/of/kinfolk/walk/4/model.safetensors was altered")
         alias.version = "4"
         await until(lambda: alias.noted)
         alias.damaged["5"] = RegistryError("the store does not answer")
@@ -112,8 +112,8 @@ def test_a_version_whose_files_were_altered_is_noted_and_one_out_of_reach_is_had
         del alias.damaged["5"]
         await until(lambda: host.current.version == "5")
 
-    assert following(scenario).stale is None
-    assert alias.noted == [("4", "its files were altered")]
+    assert following(scenario, Registry("unused", "/cache/of/kinfolk")).stale is None
+    assert alias.noted == [("4", "walk/4/model.safetensors was altered")]
     assert alias.loaded == ["5"]
 
 

@@ -19,7 +19,7 @@ from kinfolk.serving.scheduling import retry_after_s, until_done
 __all__ = ["BatchLimits", "Batcher", "Job", "Outcome", "OverloadError", "Preview", "SamplingError"]
 
 
-_EXPECTED = 0.8  # share of a caller's time that a request may be expected to take, as the speed is not the same always
+_EXPECTED = 0.7  # share of a caller's time that a request may be expected to take, as the speed is not the same always
 
 
 class OverloadError(KinfolkError):

@@ -130,6 +130,7 @@ class Engine:
         self._end(share)
 
     def _sample(self, share: dict[Job, int]) -> None:
+        before, began = self.counts.evaluations, time.perf_counter()
         running, parked = self._divide(share)
         have = Counter(job for job, _ in running.owners) if running is not None else Counter()
         fresh = {job: rows - have[job] for job, rows in share.items() if have[job] < rows}
@@ -138,6 +139,10 @@ class Engine:
             pool = self._advance(pool)
         self._pool = Pool.join([pool, parked])
         self._show(job for job in share if job.on_preview is not None)
+        if made := self.counts.evaluations - before:
+            seconds = time.perf_counter() - began
+            self.counts.seconds += seconds
+            self.speed.add(made, seconds)
 
     def _divide(self, share: dict[Job, int]) -> tuple[Pool | None, Pool | None]:
         """The started rows within each request's share, and those set aside; rows of callers who left are dropped."""
@@ -167,7 +172,7 @@ class Engine:
 
     def _advance(self, pool: Pool) -> Pool | None:
         """The pool after one call, without the rows that are done; a fault ends the requests that had rows in it."""
-        costs, rows, began = pool.state.cost.tolist(), len(pool.owners), time.perf_counter()
+        costs, rows = pool.state.cost.tolist(), len(pool.owners)
         assert self._tasks.advance is not None
         try:
             state = self._tasks.advance(padded(pool.state, self._sizes))
@@ -181,10 +186,7 @@ class Engine:
             job.count(cost, call)
         self.counts.calls += 1
         self.counts.rows += rows
-        seconds = time.perf_counter() - began
         self.counts.evaluations += sum(costs)
-        self.counts.seconds += seconds
-        self.speed.add(sum(costs), seconds)
         if done is not None and samples is not None:
             self._keep(done, samples)
         return going_on

@@ -64,7 +64,7 @@ class Follower:
             self._cannot_be_had(error)
             return
         except Exception as error:
-            refused = str(error)
+            refused = self._without_folders(str(error))
         if refused is None:
             self._host.stale = None
             _LOG.info("%s is at version %s.", self._served.name, version)
@@ -79,7 +79,13 @@ class Follower:
         await asyncio.to_thread(tell, self._served, self._registry, version, refused)
 
     def _cannot_be_had(self, error: Exception) -> None:
-        self._say(f"The version of {self._served.name} that is wanted now cannot be had: {error}")
+        self._say(
+            f"The version of {self._served.name} that is wanted now cannot be had: {self._without_folders(str(error))}"
+        )
+
+    def _without_folders(self, reason: str) -> str:
+        """The same for those far away, who have no use for folders of this machine."""
+        return reason if self._registry is None else reason.replace(f"{self._registry.cache}/", "")
 
     def _say(self, reason: str) -> None:
         if reason != self._host.stale:
