@@ -31,6 +31,20 @@ def pictures(answer):
     return [base64.b64decode(each["b64_json"]) for each in answer.json()["data"]]
 
 
+def test_its_schema_says_what_a_request_holds(make_host, walk):
+    async def told():
+        host = make_host(walk)
+        transport = httpx.ASGITransport(build_app([host]))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            schema = (await client.get("/openapi.json")).json()
+        await host.close()
+        return schema["paths"]["/v1/images/generations"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+
+    schema = asyncio.run(told())
+    assert schema["required"] == ["prompt"]
+    assert {"model", "n", "size", "response_format"} <= set(schema["properties"])
+
+
 def test_a_class_is_drawn_by_its_number_each_sample_a_picture_of_its_own(ask):
     drawn = pictures(ask({"model": "walk", "prompt": "a handwritten 1", "n": 2, "seed": 5, "steps": 4}))
     for seed, each in zip((5, 6), drawn, strict=True):

@@ -203,7 +203,9 @@ def endpoint_app(host: ModelHost, access: Sequence[Access] = (), lifespan: Lifes
 
 
 def _add_images(app: FastAPI, listing: Listing, images: Images, max_bytes: int) -> None:
-    @app.post(images_api.ADDRESS)
+    body = {"content": {JSON: {"schema": images_api.Asked.model_json_schema()}}, "required": True}
+
+    @app.post(images_api.ADDRESS, openapi_extra={"requestBody": body})
     async def generate(request: Request) -> Response:
         try:
             values = parse_json(await read_body(request, max_bytes))
