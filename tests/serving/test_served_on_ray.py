@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -9,6 +10,7 @@ import time
 import httpx
 import numpy as np
 import pytest
+import ray
 from mlflow.webhooks.delivery import _generate_hmac_signature
 from pydantic import SecretStr
 
@@ -87,6 +89,29 @@ def test_refusals_reach_the_client_as_they_are(served):
     assert client.post(path, headers=TOKEN, json={"n": 10**9}).status_code == 422
     assert client.post(path, headers=TOKEN | {"Content-Type": "application/json"}, content=b"{").status_code == 400
     assert client.post(path, headers=TOKEN, content=b" " * 2_000_000).status_code == 413
+
+
+def test_prometheus_finds_what_the_replica_tells(served):
+    client, _, _ = served
+    port = ray.nodes()[0]["MetricsExportPort"]
+    wanted = r'kinfolk_answers_total\{[^}]*model="toy"[^}]*task="sample"[^}]*\} (\d+)'
+    deadline = time.monotonic() + 40  # it is told every few seconds
+    while time.monotonic() < deadline:
+        assert client.post("/v1/models/toy/sample", json={"seed": 3}, headers=NPY).status_code == 200
+        told = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        if found := re.search(wanted, told):
+            break
+        time.sleep(0.5)
+    assert found
+    assert float(found[1]) >= 1
+    for name in (
+        "rows_in_flight",
+        "evaluations_queued",
+        "evaluations_per_second",
+        "batch_fill",
+        "queue_seconds_bucket",
+    ):
+        assert re.search(rf'kinfolk_{name}\{{[^}}]*model="toy"', told), name
 
 
 def test_only_the_loopback_interface_is_listened_on(served):
