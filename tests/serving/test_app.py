@@ -268,3 +268,68 @@ def test_who_asks_too_often_is_told_when_to_come_back_and_others_are_answered(ma
     assert 1 <= int(often[-1].headers["Retry-After"]) <= 10
     assert "0.1 times a second" in often[-1].json()["error"]["message"]
     assert (other.status_code, health.status_code) == (200, 200)
+
+
+LOOK = "/v1/models/walk/-/look"
+PEOPLE = [Access(name="draws", token="secret-d"), Access(name="keeps", token="secret-k", role="admin")]
+
+
+@pytest.fixture
+def admin(make_host, walk):
+    """Requests to an app that asks for ``access``, with how often the registry was looked at meanwhile."""
+
+    def exchange(access, *requests, follows=True):
+        async def scenario():
+            host, looks = make_host(walk), []
+
+            async def look():
+                looks.append(host.current.version)
+
+            host.look = look if follows else None
+            transport = httpx.ASGITransport(build_app([host], access), raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                answers = [
+                    await client.request(method, path, headers={"Authorization": f"Bearer {token}"} if token else {})
+                    for method, path, token in requests
+                ]
+            await host.close()
+            return answers, len(looks)
+
+        return asyncio.run(scenario())
+
+    return exchange
+
+
+def test_an_admin_makes_the_replica_look_at_the_registry_and_nobody_else_does(admin):
+    tokens = ("secret-k", "secret-d", "wrong", None)
+    answers, looks = admin(PEOPLE, *(("POST", LOOK, token) for token in tokens))
+    assert [answer.status_code for answer in answers] == [200, 403, 401, 401]
+    assert answers[0].json() == {"version": "3", "trial": None, "stale": None}
+    assert answers[1].json()["error"]["field"] == "Authorization"
+    assert "draws has the role sample" in answers[1].json()["error"]["message"]
+    assert looks == 1
+
+
+def test_an_admin_samples_as_well_and_nothing_below_the_address_of_admins_is_told_to_others(admin):
+    requests = [("POST", PATH, "secret-k"), ("GET", LOOK, "secret-k"), ("GET", "/v1/models/walk/-/", "secret-d")]
+    answers, _ = admin(PEOPLE, *requests)
+    assert [answer.status_code for answer in answers] == [200, 405, 403]
+
+
+@pytest.mark.parametrize("path", [LOOK, "/v1/models/walk/-%2Flook", "/v1/models/walk/-/none", "/-/look"])
+def test_a_server_without_tokens_has_no_admin(admin, path):
+    (answer,), looks = admin([], ("POST", path, "secret-k"))
+    assert (answer.status_code, looks) == (403, 0)
+    assert "role: admin" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/models/walk//-/look", "/v1/models/walk/-", "/v1/models/walk/look"])
+def test_no_other_spelling_of_the_address_looks(admin, path):
+    (answer,), looks = admin([], ("POST", path, None))
+    assert (answer.status_code, looks) == (404, 0)
+
+
+def test_where_no_registry_is_followed_that_is_said(admin):
+    (answer,), _ = admin(PEOPLE, ("POST", LOOK, "secret-k"), follows=False)
+    assert answer.status_code == 404
+    assert "follows no registry" in answer.json()["error"]["message"]

@@ -52,6 +52,7 @@ def test_a_damaged_version_leaves_the_old_one_in_service_and_a_sound_one_follows
         app = replica.__serve_build_asgi_app__()
         async with app.router.lifespan_context(app):
             first = (await replica.describe())["version"]
+            await replica._host.look()  # as an admin may ask
             manifest = bundle / "manifest.json"
             manifest.write_text(manifest.read_text().replace('": "', '": "0', 1))
             await until(lambda: replica._host.stale)

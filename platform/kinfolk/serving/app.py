@@ -20,7 +20,7 @@ from kinfolk.serving import images_api, webhook
 from kinfolk.serving.access import Access, Gate
 from kinfolk.serving.bodies import FILES, FORM, read_body
 from kinfolk.serving.endpoint import Endpoint, refused
-from kinfolk.serving.guard import Guard, RefusalError, fault, refusal, route
+from kinfolk.serving.guard import ADMIN, Guard, RefusalError, fault, refusal, route
 from kinfolk.serving.host import ModelHost
 from kinfolk.serving.media import JSON, offered
 from kinfolk.serving.page import PageFile, page_files, page_routes
@@ -168,6 +168,7 @@ def _answers(ability: Ability) -> dict[int, dict[str, Any]]:
 _REFUSALS: dict[int, dict[str, Any]] = {
     400: {"description": "The body cannot be read."},
     401: {"description": "The bearer token is missing or wrong."},
+    403: {"description": "The role of the token's holder is not enough."},
     429: {"description": "The holder of the token has asked too often; Retry-After says when to come back."},
     404: {"description": "The model has no such task."},
     406: {"description": "No acceptable form of what the task gives."},
@@ -180,7 +181,10 @@ _REFUSALS: dict[int, dict[str, Any]] = {
 
 
 def endpoint_app(host: ModelHost, access: Sequence[Access] = (), lifespan: Lifespan | None = None) -> FastAPI:
-    """One model's app, to be mounted at its path: ``/TASK``, ``/``, ``/openapi.json``, ``/healthz``, ``/readyz``."""
+    """One model's app, to be mounted at its path: ``/TASK``, ``/``, ``/openapi.json``, ``/healthz``, ``/readyz``.
+
+    For an admin also ``/-/look``; no task has an address of two parts.
+    """
     app = _bare_app(f"Kinfolk: {host.served.name}", access, lifespan)
     app.endpoint = endpoint = Endpoint(host)
     app.openapi = lambda: _openapi(app, host)  # type: ignore[method-assign]
@@ -193,6 +197,14 @@ def endpoint_app(host: ModelHost, access: Sequence[Access] = (), lifespan: Lifes
     async def readyz(response: Response) -> dict[str, str]:
         response.status_code = 200 if host.ready else 503
         return {"status": _state(host)}
+
+    @app.post(f"{ADMIN}look")
+    async def look() -> dict[str, Any]:
+        if host.look is None:
+            raise HTTPException(404, "This server follows no registry: there is nothing to look at.")
+        await host.look()
+        trial = host.trial and host.trial.version.version
+        return {"version": host.current.version, "trial": trial, "stale": host.stale}
 
     async def answer(request: Request) -> Response:
         return await endpoint.answer(request, request.path_params["task"])

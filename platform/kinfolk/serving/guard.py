@@ -11,6 +11,12 @@ from kinfolk.serving.access import Gate
 
 _LOG = logging.getLogger(__name__)
 _FREE = ("/healthz", "/readyz")  # a load balancer asks without a token
+ADMIN = "/-/"  # what is below it takes a token of the role admin
+
+_NO_ADMIN = (
+    "This takes a token of the role admin, and the server has no tokens: "
+    "set api_tokens: [{name: NAME, token: TOKEN, role: admin}] in its settings. Everyone else will then need one too."
+)
 
 
 class RefusalError(Exception):
@@ -61,12 +67,18 @@ class Guard:
 
     def _refused(self, scope: Scope) -> Response | None:
         """What is answered to those who may not ask, or not yet."""
-        if self._gate.open or route(scope) in self._free:
+        path = route(scope)
+        if self._gate.open:
+            return refusal(403, _NO_ADMIN, "Authorization") if path.startswith(ADMIN) else None
+        if path in self._free:
             return None
         holder = self._gate.holder(dict(scope["headers"]).get(b"authorization", b""))
         if holder is None:
             text = "A bearer token is needed: send the header 'Authorization: Bearer TOKEN'."
             return refusal(401, text, "Authorization", {"WWW-Authenticate": "Bearer"})
+        if path.startswith(ADMIN) and holder.role != "admin":
+            text = f"{holder.name} has the role {holder.role}; this takes a token of the role admin."
+            return refusal(403, text, "Authorization")
         wait_s = self._gate.retry_after_s(holder)
         if not wait_s:
             return None

@@ -49,6 +49,7 @@ class SamplingReplica:
         meters = Meters(self._host)
         self._host.on_answer = meters.answered
         follower = Follower(self._host, self._registry, self._wait)
+        self._host.look = follower.look
         running = [asyncio.create_task(work) for work in (follower.follow(), meters.run())]
         yield
         for work in running:
