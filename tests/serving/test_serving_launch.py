@@ -57,8 +57,8 @@ def test_the_serve_file_reaches_serve():
         name="a", num_cpus=0.5, num_gpus=1, max_ongoing_requests=33, drain_timeout_s=6, autoscaling=scale
     )
     registry = object()
-    bound = _application(served, registry, "secret")._bound_deployment
-    assert bound.init_args == (served, registry, "secret")
+    bound = _application(served, registry, "secret", ("https://a.example",))._bound_deployment
+    assert bound.init_args == (served, registry, "secret", ("https://a.example",))
     assert bound.ray_actor_options["num_cpus"] == 0.5
     assert bound.ray_actor_options["num_gpus"] == 1
     assert bound.max_ongoing_requests == 33
@@ -74,14 +74,14 @@ def test_the_serve_file_reaches_serve():
 
 def test_a_model_that_may_sleep_starts_awake():
     served = ServedModel(name="a", autoscaling=Autoscaling(min_replicas=0))
-    given = _application(served, None, None)._bound_deployment._deployment_config.autoscaling_config
+    given = _application(served, None, (), ())._bound_deployment._deployment_config.autoscaling_config
     assert (given.min_replicas, given.initial_replicas) == (0, 1)
 
 
 def test_the_root_takes_no_cpu_and_knows_the_token():
-    models = [ServedModel(name="a")]
-    bound = _directory(models, None, "secret")._bound_deployment
-    assert bound.init_args == (models, None, "secret")
+    file = file_of(ServedModel(name="a"), cors_origins=["https://a.example"])
+    bound = _directory(file, None, "secret")._bound_deployment
+    assert bound.init_args == (file.models, None, "secret", ("https://a.example",))
     assert bound.ray_actor_options["num_cpus"] == 0
 
 

@@ -23,6 +23,7 @@ from kinfolk.serving.endpoint import Endpoint, refused
 from kinfolk.serving.guard import ADMIN, Guard, RefusalError, fault, refusal, route
 from kinfolk.serving.host import ModelHost
 from kinfolk.serving.media import JSON, offered
+from kinfolk.serving.origins import open_to
 from kinfolk.serving.page import PageFile, page_files, page_routes
 from kinfolk.serving.schema import parse_json
 from kinfolk.serving.webhook import Inbox
@@ -50,15 +51,18 @@ async def _fault(*_: object) -> Response:
 class _Guarded(FastAPI):
     """An app behind the guard, which stands before all that FastAPI does for a request."""
 
-    def __init__(self, title: str, gate: Gate, free: Sequence[str], lifespan: Lifespan | None) -> None:
+    def __init__(
+        self, title: str, gate: Gate, free: Sequence[str], origins: Sequence[str], lifespan: Lifespan | None
+    ) -> None:
         super().__init__(title=title, docs_url=None, redoc_url=None, lifespan=lifespan)
-        self._gate, self._free = gate, free
+        self._gate, self._free, self._origins = gate, free, origins
         self.endpoint: Endpoint | None = None  # of tasks: as most requests are for one, they go straight there
 
     def build_middleware_stack(self) -> ASGIApp:
         """The app as it is called."""
         app = super().build_middleware_stack()
-        return Guard(app if self.endpoint is None else _TasksFirst(self.endpoint, app), self._gate, self._free)
+        tasks = app if self.endpoint is None else _TasksFirst(self.endpoint, app)
+        return open_to(Guard(tasks, self._gate, self._free), self._origins)
 
 
 class _TasksFirst:
@@ -80,12 +84,13 @@ class _TasksFirst:
 def _bare_app(
     title: str,
     access: Sequence[Access],
+    origins: Sequence[str],
     lifespan: Lifespan | None = None,
     page: Mapping[str, PageFile] = MappingProxyType({}),
     free: Sequence[str] = (),
 ) -> _Guarded:
     """An app with its health; ``page`` are files that anyone may have, by their paths, ``free`` other such paths."""
-    app = _Guarded(title, Gate(access), (*page, *free), lifespan)
+    app = _Guarded(title, Gate(access), (*page, *free), origins, lifespan)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _fault)
     app.router.routes.extend(page_routes(page))
@@ -180,12 +185,14 @@ _REFUSALS: dict[int, dict[str, Any]] = {
 }
 
 
-def endpoint_app(host: ModelHost, access: Sequence[Access] = (), lifespan: Lifespan | None = None) -> FastAPI:
+def endpoint_app(
+    host: ModelHost, access: Sequence[Access] = (), lifespan: Lifespan | None = None, origins: Sequence[str] = ()
+) -> FastAPI:
     """One model's app, to be mounted at its path: ``/TASK``, ``/``, ``/openapi.json``, ``/healthz``, ``/readyz``.
 
-    For an admin also ``/-/look``; no task has an address of two parts.
+    For an admin also ``/-/look``; no task has an address of two parts. Pages of ``origins`` may read the answers.
     """
-    app = _bare_app(f"Kinfolk: {host.served.name}", access, lifespan)
+    app = _bare_app(f"Kinfolk: {host.served.name}", access, origins, lifespan)
     app.endpoint = endpoint = Endpoint(host)
     app.openapi = lambda: _openapi(app, host)  # type: ignore[method-assign]
 
@@ -257,14 +264,18 @@ def _add_inbox(app: FastAPI, inbox: Inbox) -> None:
 
 
 def directory_app(
-    listing: Listing, images: Images, access: Sequence[Access] = (), inbox: Inbox | None = None
+    listing: Listing,
+    images: Images,
+    access: Sequence[Access] = (),
+    inbox: Inbox | None = None,
+    origins: Sequence[str] = (),
 ) -> FastAPI:
     """The app at the root: the playground, the list of models, their health, and 404 for models there are not.
 
     ``images`` answers a request of OpenAI's images API for the model of a name; ``inbox`` takes what the registry says,
-    signed and so without a token.
+    signed and so without a token; pages of ``origins`` may read the answers.
     """
-    app = _bare_app("Kinfolk", access, page=page_files(), free=(webhook.ADDRESS,) if inbox else ())
+    app = _bare_app("Kinfolk", access, origins, page=page_files(), free=(webhook.ADDRESS,) if inbox else ())
     _add_images(app, listing, images, _IMAGES_BYTES)
     if inbox is not None:
         _add_inbox(app, inbox)
@@ -288,8 +299,11 @@ def directory_app(
     return app
 
 
-def build_app(hosts: Sequence[ModelHost], access: Sequence[Access] = ()) -> FastAPI:
-    """Every endpoint in one process, without Ray, for models embedded in another program, which closes the hosts."""
+def build_app(hosts: Sequence[ModelHost], access: Sequence[Access] = (), origins: Sequence[str] = ()) -> FastAPI:
+    """Every endpoint in one process, without Ray, for models embedded in another program, which closes the hosts.
+
+    Pages of ``origins`` may read the answers.
+    """
 
     async def listing() -> list[dict[str, Any]]:
         return [describe(host) for host in hosts]
@@ -297,6 +311,7 @@ def build_app(hosts: Sequence[ModelHost], access: Sequence[Access] = ()) -> Fast
     by_route = {host.served.path.rpartition("/")[2]: host for host in hosts}
     app = FastAPI(openapi_url=None)
     for host in hosts:
-        app.mount(host.served.path, endpoint_app(host, access))
-    app.mount("", directory_app(listing, lambda name, values: images_of(by_route[name], values), access))
+        app.mount(host.served.path, endpoint_app(host, access, origins=origins))
+    root = directory_app(listing, lambda name, values: images_of(by_route[name], values), access, origins=origins)
+    app.mount("", root)
     return app

@@ -1,12 +1,14 @@
 """The serve file: which registered models stand behind HTTP, on how many replicas, within what limits."""
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
 from kinfolk.config import parse, read_mapping
 from kinfolk.contract import Config
 from kinfolk.serving.batcher import BatchLimits
+from kinfolk.serving.origins import ORIGIN
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 _ALIAS = r"^[A-Za-z][A-Za-z0-9_-]{0,49}$"
@@ -102,6 +104,8 @@ class ServeFile(Config):
 
     host: str = "127.0.0.1"  # the interface that is listened on; another one opens the endpoints to the network
     port: int = Field(8000, ge=1, le=65535)  # TCP
+    # Sites, such as https://example.org, whose pages may read answers in a browser; "*": all; none by default.
+    cors_origins: tuple[Annotated[str, Field(pattern=ORIGIN)], ...] = ()
     models: list[ServedModel] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -56,7 +56,9 @@ def check_cpus(file: ServeFile) -> None:
         )
 
 
-def _application(served: ServedModel, registry: Registry | None, access: Sequence[Access]) -> serve.Application:
+def _application(
+    served: ServedModel, registry: Registry | None, access: Sequence[Access], origins: Sequence[str]
+) -> serve.Application:
     scale = served.autoscaling
     return serve.deployment(
         serve.ingress()(SamplingReplica),
@@ -80,16 +82,16 @@ def _application(served: ServedModel, registry: Registry | None, access: Sequenc
         graceful_shutdown_timeout_s=served.drain_timeout_s,
         health_check_period_s=_HEALTH_CHECK_S,
         logging_config=_LOGGING,
-    ).bind(served, registry, access)
+    ).bind(served, registry, access, origins)
 
 
-def _directory(models: Sequence[ServedModel], registry: Registry | None, access: Sequence[Access]) -> serve.Application:
+def _directory(file: ServeFile, registry: Registry | None, access: Sequence[Access]) -> serve.Application:
     return serve.deployment(
         serve.ingress()(DirectoryReplica),
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=_ROOT_REQUESTS,
         logging_config=_LOGGING,
-    ).bind(models, registry, access)
+    ).bind(file.models, registry, access, file.cors_origins)
 
 
 def serve_models(
@@ -117,11 +119,11 @@ def serve_models(
         logging_config=_LOGGING,
     )
     targets = [
-        serve.RunTarget(_application(model, registry, access), application_name(model), model.path)
+        serve.RunTarget(_application(model, registry, access, file.cors_origins), application_name(model), model.path)
         for model in file.models
     ]
     try:
-        serve.run_many([*targets, serve.RunTarget(_directory(file.models, registry, access), DIRECTORY, "/")])
+        serve.run_many([*targets, serve.RunTarget(_directory(file, registry, access), DIRECTORY, "/")])
     except RuntimeError as error:
         serve.shutdown()
         raise ServingError(f"The models did not come up: {error}") from None
