@@ -2,8 +2,10 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import httpx
 import pytest
 
+from kinfolk.cluster import free_port
 from kinfolk.errors import ConfigError
 from kinfolk.serving.haproxy import haproxy_environment
 
@@ -26,3 +28,30 @@ def test_a_folder_too_deep_for_sockets_is_refused(monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * 40)
     with pytest.raises(ConfigError, match="TMPDIR"):
         haproxy_environment()
+
+
+@pytest.fixture
+def proxy(tmp_path):
+    """The answer of HAProxy, started as Serve does, which tells a request's name as it would be passed on."""
+    launcher, port = haproxy_environment()["RAY_SERVE_HAPROXY_BINARY_PATH"], free_port()
+    configuration = tmp_path / "haproxy.cfg"
+    configuration.write_text(
+        "defaults\n    mode http\n    timeout connect 5s\n    timeout client 5s\n    timeout server 5s\n"
+        f"frontend http_frontend\n    bind 127.0.0.1:{port}\n"
+        "    http-request return status 200 hdr Name [%[req.fhdr(x-request-id)]]\n"
+    )
+    process = subprocess.Popen([launcher, "-db", "-f", str(configuration)])
+    transport = httpx.HTTPTransport(retries=10)
+    with httpx.Client(transport=transport, base_url=f"http://127.0.0.1:{port}") as client:
+        yield client
+    process.terminate()
+    process.wait()
+
+
+def test_only_plain_names_of_requests_are_passed_on(proxy):
+    for name in ("3f2-A_b.9", "x" * 64):
+        assert proxy.get("/", headers={"X-Request-ID": name}).headers["Name"] == f"[{name}]"
+    for name in ("x" * 65, "a b", 'a"b', "a,b", ""):
+        assert proxy.get("/", headers={"X-Request-ID": name}).headers["Name"] == "[]"
+    twice = [("X-Request-ID", "a"), ("X-Request-ID", "b")]
+    assert proxy.get("/", headers=twice).headers["Name"] == "[]"

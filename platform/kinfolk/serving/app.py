@@ -25,6 +25,7 @@ from kinfolk.serving.host import ModelHost
 from kinfolk.serving.media import JSON, offered
 from kinfolk.serving.origins import open_to
 from kinfolk.serving.page import PageFile, page_files, page_routes
+from kinfolk.serving.request_ids import RequestIds
 from kinfolk.serving.schema import parse_json
 from kinfolk.serving.webhook import Inbox
 
@@ -310,6 +311,7 @@ def build_app(hosts: Sequence[ModelHost], access: Sequence[Access] = (), origins
 
     by_route = {host.served.path.rpartition("/")[2]: host for host in hosts}
     app = FastAPI(openapi_url=None)
+    app.add_middleware(RequestIds)
     for host in hosts:
         app.mount(host.served.path, endpoint_app(host, access, origins=origins))
     root = directory_app(listing, lambda name, values: images_of(by_route[name], values), access, origins=origins)

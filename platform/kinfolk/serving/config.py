@@ -104,6 +104,7 @@ class ServeFile(Config):
 
     host: str = "127.0.0.1"  # the interface that is listened on; another one opens the endpoints to the network
     port: int = Field(8000, ge=1, le=65535)  # TCP
+    access_log: bool = False  # a line of JSON for each request, with its X-Request-ID, in Ray's log folder
     # Sites, such as https://example.org, whose pages may read answers in a browser; "*": all; none by default.
     cors_origins: tuple[Annotated[str, Field(pattern=ORIGIN)], ...] = ()
     models: list[ServedModel] = Field(min_length=1)

@@ -8,6 +8,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kinfolk.serving.access import Gate
+from kinfolk.serving.request_ids import request_id
 
 _LOG = logging.getLogger(__name__)
 _FREE = ("/healthz", "/readyz")  # a load balancer asks without a token
@@ -96,7 +97,7 @@ class Guard:
         try:
             await self._app(scope, receive, watched)
         except Exception:
-            _LOG.exception("A request failed.")
+            _LOG.exception("Request %s failed.", request_id(scope))
             if started and not finished:
                 raise
             if not started:
