@@ -152,6 +152,7 @@ def _openapi(app: FastAPI, host: ModelHost) -> dict[str, Any]:
             "post": {
                 "summary": name,
                 "operationId": name,
+                "parameters": [_TIMEOUT],
                 "requestBody": {"content": content, "required": bool(service.ability.needs)},
                 "responses": {str(status): said for status, said in _answers(service.ability).items()},
             }
@@ -171,6 +172,12 @@ def _answers(ability: Ability) -> dict[int, dict[str, Any]]:
     }
 
 
+_TIMEOUT = {
+    "name": "Kinfolk-Timeout",
+    "in": "header",
+    "description": "Seconds that the caller waits: what cannot be done in them is refused. Left out: the server's limit.",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
+}
 _REFUSALS: dict[int, dict[str, Any]] = {
     400: {"description": "The body cannot be read."},
     401: {"description": "The bearer token is missing or wrong."},
