@@ -2,6 +2,9 @@ import asyncio
 import io
 import json
 import random
+import socket
+import time
+from contextlib import suppress
 
 import httpx
 import numpy as np
@@ -333,3 +336,55 @@ def test_where_no_registry_is_followed_that_is_said(admin):
     (answer,), _ = admin(PEOPLE, ("POST", LOOK, "secret-k"), follows=False)
     assert answer.status_code == 404
     assert "follows no registry" in answer.json()["error"]["message"]
+
+
+def test_a_body_that_comes_too_slowly_is_refused_and_its_connection_closed(serve, walk):
+    address = httpx.URL(serve(walk, body_timeout_s=0.3))
+
+    def answer(pauses):
+        """What comes back to a client that sends a byte after each pause, of a body that is never whole."""
+        began = time.monotonic()
+        with socket.create_connection((address.host, address.port), timeout=5) as line:
+            line.sendall(f"POST {PATH} HTTP/1.1\r\nHost: test\r\nContent-Length: 99\r\n\r\n{{".encode())
+            for pause in pauses:
+                time.sleep(pause)
+                with suppress(OSError):
+                    line.sendall(b" ")
+            text = b"".join(iter(lambda: line.recv(4096), b""))  # until the server closes
+        return text.decode(), time.monotonic() - began
+
+    for pauses in ([], [0.1] * 3):
+        text, took_s = answer(pauses)
+        assert text.startswith("HTTP/1.1 408")
+        assert '"field": "body"' in text
+        assert 0.25 < took_s < 2
+    assert httpx.post(address.join(PATH), json={}).status_code == 200
+
+
+def test_a_body_that_comes_in_parts_in_time_is_whole(ask):
+    async def parts():
+        for part in (b'{"n"', b": 2", b"}"):
+            await asyncio.sleep(0.02)
+            yield part
+
+    assert ask("POST", content=parts(), headers={"Content-Type": "application/json"}).status_code == 200
+
+
+def test_who_waits_less_long_than_a_body_may_take_is_told_of_the_wait(ask):
+    async def slow():
+        await asyncio.sleep(1)
+        yield b"{}"
+
+    assert ask("POST", content=slow(), headers={"Kinfolk-Timeout": "0.1"}).status_code == 504
+
+
+@pytest.mark.parametrize("path", [PATH, "/v1/images/generations"])
+def test_a_body_that_does_not_come_is_refused_at_the_root_as_well(ask, monkeypatch, path):
+    monkeypatch.setattr("kinfolk.serving.app._BODY_TIMEOUT_S", 0.05)
+
+    async def slow():
+        await asyncio.sleep(1)
+        yield b"{}"
+
+    answer = ask("POST", path, content=slow(), limits={"body_timeout_s": 0.05})
+    assert answer.status_code == 408

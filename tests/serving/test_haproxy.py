@@ -24,6 +24,17 @@ def test_statistics_are_narrowed_to_the_loopback_interface_and_nothing_else(monk
     assert Path(launcher).parent.stat().st_mode & 0o077 == 0
 
 
+def test_the_head_of_a_request_must_come_in_time_in_every_part_that_serves(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", "/bin/true")
+    configuration = tmp_path / "haproxy.cfg"
+    configuration.write_text("global\n    log x\ndefaults\n    mode http\n    timeout client 75s\n")
+    launcher = haproxy_environment()["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    subprocess.run([launcher, "-db", "-f", str(configuration)], check=False)
+    lines = configuration.read_text().splitlines()
+    assert lines[2:4] == ["defaults", "    timeout http-request 15s"]
+    assert len(lines) == 6
+
+
 def test_a_folder_too_deep_for_sockets_is_refused(monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * 40)
     with pytest.raises(ConfigError, match="TMPDIR"):

@@ -19,6 +19,7 @@ from kinfolk.errors import nearest
 from kinfolk.serving import images_api, webhook
 from kinfolk.serving.access import Access, Gate
 from kinfolk.serving.bodies import FILES, FORM, read_body
+from kinfolk.serving.config import Limits
 from kinfolk.serving.endpoint import Endpoint, refused
 from kinfolk.serving.guard import ADMIN, Guard, RefusalError, fault, refusal, route
 from kinfolk.serving.host import ModelHost
@@ -31,6 +32,7 @@ from kinfolk.serving.webhook import Inbox
 
 _IMAGES_BYTES = 262_144  # of a request of the images API
 _MESSAGE_BYTES = 65_536  # of the registry
+_BODY_TIMEOUT_S = Limits().body_timeout_s  # of either
 _SERVING = {"ready", "asleep"}  # states in which a request is answered; an endpoint asleep wakes for it
 
 Images = Callable[[str, Mapping[str, Any]], Awaitable[tuple[int, dict[str, Any], dict[str, str]]]]
@@ -175,7 +177,7 @@ def _answers(ability: Ability) -> dict[int, dict[str, Any]]:
 _TIMEOUT = {
     "name": "Kinfolk-Timeout",
     "in": "header",
-    "description": "Seconds that the caller waits: what cannot be done in them is refused. Left out: the server's limit.",
+    "description": "Seconds that the caller waits: what cannot be done in them is refused. Left out: the limit.",
     "schema": {"type": "number", "exclusiveMinimum": 0},
 }
 _REFUSALS: dict[int, dict[str, Any]] = {
@@ -185,6 +187,7 @@ _REFUSALS: dict[int, dict[str, Any]] = {
     429: {"description": "The holder of the token has asked too often; Retry-After says when to come back."},
     404: {"description": "The model has no such task."},
     406: {"description": "No acceptable form of what the task gives."},
+    408: {"description": "The body did not come whole in time."},
     413: {"description": "The body is too large."},
     415: {"description": "No readable type of body."},
     422: {"description": "A setting is unknown, malformed or beyond a limit; error.field names it."},
@@ -233,7 +236,7 @@ def _add_images(app: FastAPI, listing: Listing, images: Images, max_bytes: int) 
     @app.post(images_api.ADDRESS)
     async def generate(request: Request) -> Response:
         try:
-            values = parse_json(await read_body(request, max_bytes))
+            values = parse_json(await read_body(request, max_bytes, _BODY_TIMEOUT_S))
             name = images_api.model_name(images_api.parse(values), [_route(model) for model in await listing()])
         except (RequestError, RefusalError) as error:
             status = error.status if isinstance(error, RefusalError) else 404 if error.field == "model" else 400
@@ -265,7 +268,7 @@ def _add_inbox(app: FastAPI, inbox: Inbox) -> None:
     @app.post(webhook.ADDRESS, include_in_schema=False)
     async def take(request: Request) -> Response:
         try:
-            await inbox.take(request.headers, await read_body(request, _MESSAGE_BYTES))
+            await inbox.take(request.headers, await read_body(request, _MESSAGE_BYTES, _BODY_TIMEOUT_S))
         except (RequestError, RefusalError) as error:
             return refused(error)
         return Response(status_code=204)

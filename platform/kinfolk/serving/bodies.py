@@ -1,5 +1,6 @@
 """Bodies of requests as the settings in them: JSON, a form with files, or one file with settings in the address."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
@@ -18,12 +19,20 @@ _FIELDS = 100  # of a form
 _FILE_FIELDS = ("x", "mask")
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The body, refused as soon as it is known to be too large.
+async def read_body(request: Request, max_bytes: int, within_s: float) -> bytes:
+    """The body, refused as soon as it is known to be too large, or has not come whole in ``within_s`` seconds.
 
     Raises:
-        RefusalError: 413.
+        RefusalError: 413 or 408.
     """
+    try:
+        async with asyncio.timeout(within_s):
+            return await _whole(request, max_bytes)
+    except TimeoutError:
+        raise RefusalError(408, "body", f"The body did not come whole within {within_s:g} s.") from None
+
+
+async def _whole(request: Request, max_bytes: int) -> bytes:
     parts, size = [], 0
     if int(request.headers.get("content-length") or 0) <= max_bytes:
         async for part in request.stream():

@@ -21,6 +21,7 @@ class Limits(Config):
     max_evaluations: int = Field(50_000, ge=1)  # network evaluations of one request: n times calls times cost of a call
     max_evaluations_queued: int = Field(200_000, ge=1)  # of all requests a replica holds; beyond: 503 with Retry-After
     request_timeout_s: float = Field(60.0, gt=0)  # from the first byte of the body to the last sample; beyond: 504
+    body_timeout_s: float = Field(15.0, gt=0)  # in which the body of a request must have come whole; beyond: 408
     max_body_bytes: int = Field(1_048_576, ge=1)  # of a request; beyond: 413
 
     @model_validator(mode="after")

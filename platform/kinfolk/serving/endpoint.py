@@ -97,7 +97,8 @@ def refused(error: Exception) -> Response:
         case RequestError():
             return refusal(400 if error.field == "body" else 422, str(error), error.field)
         case RefusalError():
-            return refusal(error.status, str(error), error.field)
+            leaves = {"Connection": "close"} if error.status == 408 else None  # what still comes is not read
+            return refusal(error.status, str(error), error.field, leaves)
         case OverloadError():
             return refusal(503, str(error), headers={"Retry-After": str(error.retry_after_s)})
         case SamplingError():
@@ -121,7 +122,7 @@ class Endpoint:
         try:
             timeout_s = _timeout_s(request, limits.request_timeout_s)
             async with asyncio.timeout(timeout_s):
-                body = await read_body(request, limits.max_body_bytes)
+                body = await read_body(request, limits.max_body_bytes, limits.body_timeout_s)
                 values = await settings_in(request.headers, request.query_params, body)
                 return await self._answer(partial(self._exchange, request, task, values, timeout_s), request)
         except Exception as error:

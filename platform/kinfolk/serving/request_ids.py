@@ -1,4 +1,4 @@
-"""A name for each request, in its answer and in what is logged of it. Serve gives one itself: this is for apps alone."""
+"""A name for each request, in its answer and in what is logged of it; for apps without Serve, which does the same."""
 
 import re
 import uuid
