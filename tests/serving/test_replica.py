@@ -47,7 +47,7 @@ def test_a_damaged_version_leaves_the_old_one_in_service_and_a_sound_one_follows
 
     async def scenario():
         replica = SamplingReplica(
-            ServedModel(name="toy", bundle=bundle, alias_poll_s=0.01, threads=2, rollout={"trial_s": 0}), None, ()
+            ServedModel(name="toy", bundle=bundle, alias_poll_s=0.01, num_cpus=2, rollout={"trial_s": 0}), None, ()
         )
         assert torch.get_num_threads() == 2
         app = replica.__serve_build_asgi_app__()

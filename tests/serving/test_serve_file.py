@@ -61,3 +61,19 @@ def test_no_other_site_may_read_answers_unless_it_is_named(tmp_path):
     assert load(tmp_path, GOOD).cors_origins == ()
     named = ("https://example.org", "http://localhost:3000", "http://[::1]:80", "*")
     assert load(tmp_path, f"cors_origins: {list(named)}\n{GOOD}").cors_origins == named
+
+
+@pytest.mark.parametrize(
+    ("keys", "threads"),
+    [
+        ("", 1),
+        (", num_cpus: 0.25", 1),
+        (", num_cpus: 0", 1),
+        (", num_cpus: 3.9", 3),
+        (", num_cpus: 4, threads: 1", 1),
+        (", threads: 2", 2),
+    ],
+)
+def test_a_network_call_takes_the_cpus_that_are_reserved_unless_told_otherwise(tmp_path, keys, threads):
+    (model,) = load(tmp_path, f"models: [{{name: a{keys}}}]").models
+    assert model.cpu_threads == threads

@@ -72,7 +72,7 @@ class ServedModel(Config):
     autoscaling: Autoscaling = Autoscaling()
     num_cpus: float = Field(1.0, ge=0)  # CPUs Ray reserves for each replica
     num_gpus: float = Field(0.0, ge=0)  # GPUs Ray reserves for each replica; above 0 the model runs there
-    threads: int = Field(1, ge=1)  # threads of one network call on the CPU
+    threads: int | None = Field(None, ge=1)  # of one network call on the CPU; None: as many as num_cpus, at least one
     max_rows: int = Field(32, ge=1)  # rows in one network call; the best number is measured for each model
     max_ongoing_requests: int = Field(512, ge=1)  # HTTP requests a replica holds at once, waiting ones included
     drain_timeout_s: float = Field(40.0, gt=0)  # a replica that must go may finish its requests for so long
@@ -93,6 +93,11 @@ class ServedModel(Config):
         """The limits as the batcher takes them."""
         limits = self.limits
         return BatchLimits(self.max_rows, limits.max_evaluations, limits.max_evaluations_queued)
+
+    @property
+    def cpu_threads(self) -> int:
+        """Threads of one network call on the CPU."""
+        return self.threads or max(1, int(self.num_cpus))
 
     @property
     def device(self) -> str:

@@ -37,7 +37,7 @@ class SamplingReplica:
         self, served: ServedModel, registry: Registry | None, access: Sequence[Access], origins: Sequence[str] = ()
     ) -> None:
         keep_freed_memory()
-        torch.set_num_threads(served.threads)
+        torch.set_num_threads(served.cpu_threads)
         release = locate(served, registry)
         self._host = ModelHost(served, load(served, release), release.version)
         self._registry, self._access, self._origins = registry, access, origins
