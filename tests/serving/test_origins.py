@@ -72,3 +72,49 @@ def test_a_page_of_another_site_is_told_nothing(ask, origins):
 
 def test_every_site_may_read_where_that_is_said(ask):
     assert ask("OPTIONS", origins=("*",), headers=PREFLIGHT).headers["Access-Control-Allow-Origin"] == "*"
+
+
+FORMS = [
+    {"content": b""},
+    {"files": {"x": b"1"}},
+    {"data": {"n": "1"}},
+    {"content": b"{}", "headers": {"Content-Type": "text/plain; a=application/json"}},
+    {"content": b"{}", "headers": {"Content-Type": " Text/Plain"}},
+    {"content": b'{"prompt": ""}'},  # of no type
+]
+PATHS = [PATH, "/v1/images/generations", "/v1/models/walk/interpolate"]
+
+
+def from_a_page(request, origin, **more):
+    return {**request, "headers": {"Origin": origin, **request.get("headers", {}), **more}}
+
+
+@pytest.mark.parametrize("request_", FORMS)
+@pytest.mark.parametrize("path", PATHS)
+def test_a_form_of_another_site_cannot_make_the_server_work(ask, walk, path, request_):
+    for origin in (SITE, "null", "http://test.example", "http://test:81", "http://a.test"):
+        answer = ask("POST", path, origins=(), **from_a_page(request_, origin))
+        assert (answer.status_code, answer.json()["error"]["field"]) == (403, "Origin")
+    assert not walk.module.watch.started
+
+
+def test_neither_this_site_nor_a_named_one_is_another(ask):
+    bare = {"content": b""}
+    for origin, origins in (("http://test", ()), ("https://test", ()), (SITE, (SITE,)), (SITE, ("*",))):
+        assert ask("POST", origins=origins, **from_a_page(bare, origin)).status_code == 200
+    assert ask("POST", origins=(), **from_a_page(bare, "http://TEST:8000", Host="test:8000")).status_code == 403
+    assert ask("POST", origins=(), **from_a_page(bare, "http://test:8000", Host="TEST:8000")).status_code == 200
+    assert ask("POST", origins=(), **from_a_page(bare, "null", Host="")).status_code == 403
+
+
+def test_what_a_browser_asks_for_first_and_what_only_reads_needs_no_second_refusal(ask):
+    assert ask("POST", origins=(), **from_a_page({"json": {}}, SITE)).status_code == 200
+    assert ask("GET", "/v1/models", origins=(), headers={"Origin": SITE}).status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded", "image/png"])
+def test_the_images_api_takes_json_that_says_so_and_nothing_else(ask, walk, kind):
+    headers = {"Content-Type": kind} if kind else {}
+    answer = ask("POST", "/v1/images/generations", content=b'{"prompt": ""}', headers=headers)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (415, "Content-Type")
+    assert not walk.module.watch.started

@@ -18,7 +18,7 @@ from kinfolk.contract import DataSpec, RequestError
 from kinfolk.errors import nearest
 from kinfolk.serving import images_api, webhook
 from kinfolk.serving.access import Access, Gate
-from kinfolk.serving.bodies import FILES, FORM, read_body
+from kinfolk.serving.bodies import FILES, FORM, json_in, read_body
 from kinfolk.serving.config import Limits
 from kinfolk.serving.endpoint import Endpoint, refused
 from kinfolk.serving.guard import ADMIN, Guard, RefusalError, fault, refusal, route
@@ -27,7 +27,6 @@ from kinfolk.serving.media import JSON, offered
 from kinfolk.serving.origins import open_to
 from kinfolk.serving.page import PageFile, page_files, page_routes
 from kinfolk.serving.request_ids import RequestIds
-from kinfolk.serving.schema import parse_json
 from kinfolk.serving.webhook import Inbox
 
 _IMAGES_BYTES = 262_144  # of a request of the images API
@@ -65,7 +64,7 @@ class _Guarded(FastAPI):
         """The app as it is called."""
         app = super().build_middleware_stack()
         tasks = app if self.endpoint is None else _TasksFirst(self.endpoint, app)
-        return open_to(Guard(tasks, self._gate, self._free), self._origins)
+        return open_to(Guard(tasks, self._gate, self._free, self._origins), self._origins)
 
 
 class _TasksFirst:
@@ -183,7 +182,7 @@ _TIMEOUT = {
 _REFUSALS: dict[int, dict[str, Any]] = {
     400: {"description": "The body cannot be read."},
     401: {"description": "The bearer token is missing or wrong."},
-    403: {"description": "The role of the token's holder is not enough."},
+    403: {"description": "The role of the token's holder is not enough, or a form of another site's page asks."},
     429: {"description": "The holder of the token has asked too often; Retry-After says when to come back."},
     404: {"description": "The model has no such task."},
     406: {"description": "No acceptable form of what the task gives."},
@@ -236,7 +235,7 @@ def _add_images(app: FastAPI, listing: Listing, images: Images, max_bytes: int) 
     @app.post(images_api.ADDRESS)
     async def generate(request: Request) -> Response:
         try:
-            values = parse_json(await read_body(request, max_bytes, _BODY_TIMEOUT_S))
+            values = json_in(request.headers, await read_body(request, max_bytes, _BODY_TIMEOUT_S))
             name = images_api.model_name(images_api.parse(values), [_route(model) for model in await listing()])
         except (RequestError, RefusalError) as error:
             status = error.status if isinstance(error, RefusalError) else 404 if error.field == "model" else 400

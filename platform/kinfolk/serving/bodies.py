@@ -52,7 +52,7 @@ async def settings_in(headers: Headers, query: Mapping[str, str], body: bytes) -
         RefusalError: 415, a type that is none of these.
         RequestError: the body is not what its type says.
     """
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = _kind(headers)
     if not body or kind == JSON:
         return parse_json(body)
     if kind in FILES:
@@ -61,6 +61,23 @@ async def settings_in(headers: Headers, query: Mapping[str, str], body: bytes) -
         return await _form(headers, body, max_files=_FIELDS)
     text = f"Send the body as {JSON}, as {FORM}, or as one file ({', '.join(FILES)}), and say so in 'Content-Type'."
     raise RefusalError(415, "Content-Type", text)
+
+
+def json_in(headers: Headers, body: bytes) -> dict[str, Any]:
+    """The settings of a request that takes no file.
+
+    Raises:
+        RefusalError: 415, it is not declared as JSON.
+        RequestError: it is none.
+    """
+    if body and _kind(headers) != JSON:
+        raise RefusalError(415, "Content-Type", f"Send the body as {JSON}, and say so in 'Content-Type'.")
+    return parse_json(body)
+
+
+def _kind(headers: Headers) -> str:
+    """The type of a body."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def _value(text: str) -> Any:

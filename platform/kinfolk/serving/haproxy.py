@@ -11,8 +11,9 @@ from kinfolk.errors import ConfigError
 from kinfolk.serving.request_ids import FORM
 
 # Serve writes "bind *:PORT" for its statistics pages whatever host it is given; this narrows them to the loopback
-# interface each time a configuration is loaded. It also bounds the time that a request's head
-# may take, as Serve does not, and drops names of requests that are not plain, for which Serve then makes one up. Serve calls it as: haproxy -db -f CONFIGURATION ...
+# interface each time a configuration is loaded. It also bounds the time that the head of a
+# request may take, as Serve does not, and drops names of requests that are not plain, for which Serve makes one up.
+# Serve calls it as: haproxy -db -f CONFIGURATION ...
 _LAUNCHER = """#!/bin/sh
 sed -i -E -e 's/^( *bind )[*]?:({statistics}|{metrics})$/\\1127.0.0.1:\\2/' \\
     -e '/^defaults$/a \\    timeout http-request {head_timeout_s}s' \\
