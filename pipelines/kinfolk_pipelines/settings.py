@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     storage: str | None = None  # checkpoints, a path or s3://...; None: a folder in ``state``
     ray_address: str | None = None  # None: a cluster on this machine that ends with the command
     api_token: SecretStr | None = None  # bearer token that endpoints ask for
-    api_tokens: list[Access] = []  # more of them, each with its holder's name and rate
+    api_tokens: list[Access] = []  # more of them, each with its holder's name, role and rate
     webhook_secret: SecretStr | None = None  # that MLflow signs with when it says that an alias has moved
     cpus: int | None = Field(default=None, ge=1)  # of the local cluster; None: all
 

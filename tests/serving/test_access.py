@@ -1,8 +1,9 @@
 import hmac
 
 import pytest
+from pydantic import ValidationError
 
-from kinfolk.serving.access import Access, Bucket, Gate
+from kinfolk.serving.access import Access, Bucket, Gate, holders
 
 
 def test_a_token_is_its_holders_and_nobody_elses():
@@ -50,3 +51,10 @@ def test_holders_have_rates_of_their_own_in_whole_seconds():
 
 def test_a_token_shows_in_no_text():
     assert "secret-a" not in repr(Access(name="a", token="secret-a"))
+
+
+def test_a_holder_samples_unless_an_admin():
+    assert Access(name="a", token="secret-a").role == "sample"
+    assert holders("secret")[0].role == "sample"
+    with pytest.raises(ValidationError, match="'sample' or 'admin'"):
+        Access(name="a", token="secret-a", role="owner")

@@ -2,6 +2,9 @@ import asyncio
 import io
 import json
 import random
+import socket
+import time
+from contextlib import suppress
 
 import httpx
 import numpy as np
@@ -268,3 +271,120 @@ def test_who_asks_too_often_is_told_when_to_come_back_and_others_are_answered(ma
     assert 1 <= int(often[-1].headers["Retry-After"]) <= 10
     assert "0.1 times a second" in often[-1].json()["error"]["message"]
     assert (other.status_code, health.status_code) == (200, 200)
+
+
+LOOK = "/v1/models/walk/-/look"
+PEOPLE = [Access(name="draws", token="secret-d"), Access(name="keeps", token="secret-k", role="admin")]
+
+
+@pytest.fixture
+def admin(make_host, walk):
+    """Requests to an app that asks for ``access``, with how often the registry was looked at meanwhile."""
+
+    def exchange(access, *requests, follows=True):
+        async def scenario():
+            host, looks = make_host(walk), []
+
+            async def look():
+                looks.append(host.current.version)
+
+            host.look = look if follows else None
+            transport = httpx.ASGITransport(build_app([host], access), raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                answers = [
+                    await client.request(method, path, headers={"Authorization": f"Bearer {token}"} if token else {})
+                    for method, path, token in requests
+                ]
+            await host.close()
+            return answers, len(looks)
+
+        return asyncio.run(scenario())
+
+    return exchange
+
+
+def test_an_admin_makes_the_replica_look_at_the_registry_and_nobody_else_does(admin):
+    tokens = ("secret-k", "secret-d", "wrong", None)
+    answers, looks = admin(PEOPLE, *(("POST", LOOK, token) for token in tokens))
+    assert [answer.status_code for answer in answers] == [200, 403, 401, 401]
+    assert answers[0].json() == {"version": "3", "trial": None, "stale": None}
+    assert answers[1].json()["error"]["field"] == "Authorization"
+    assert "draws has the role sample" in answers[1].json()["error"]["message"]
+    assert looks == 1
+
+
+def test_an_admin_samples_as_well_and_nothing_below_the_address_of_admins_is_told_to_others(admin):
+    requests = [("POST", PATH, "secret-k"), ("GET", LOOK, "secret-k"), ("GET", "/v1/models/walk/-/", "secret-d")]
+    answers, _ = admin(PEOPLE, *requests)
+    assert [answer.status_code for answer in answers] == [200, 405, 403]
+
+
+@pytest.mark.parametrize("path", [LOOK, "/v1/models/walk/-%2Flook", "/v1/models/walk/-/none", "/-/look"])
+def test_a_server_without_tokens_has_no_admin(admin, path):
+    (answer,), looks = admin([], ("POST", path, "secret-k"))
+    assert (answer.status_code, looks) == (403, 0)
+    assert "role: admin" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/models/walk//-/look", "/v1/models/walk/-", "/v1/models/walk/look"])
+def test_no_other_spelling_of_the_address_looks(admin, path):
+    (answer,), looks = admin([], ("POST", path, None))
+    assert (answer.status_code, looks) == (404, 0)
+
+
+def test_where_no_registry_is_followed_that_is_said(admin):
+    (answer,), _ = admin(PEOPLE, ("POST", LOOK, "secret-k"), follows=False)
+    assert answer.status_code == 404
+    assert "follows no registry" in answer.json()["error"]["message"]
+
+
+def test_a_body_that_comes_too_slowly_is_refused_and_its_connection_closed(serve, walk):
+    address = httpx.URL(serve(walk, body_timeout_s=0.3))
+
+    def answer(pauses):
+        """What comes back to a client that sends a byte after each pause, of a body that is never whole."""
+        began = time.monotonic()
+        with socket.create_connection((address.host, address.port), timeout=5) as line:
+            line.sendall(f"POST {PATH} HTTP/1.1\r\nHost: test\r\nContent-Length: 99\r\n\r\n{{".encode())
+            for pause in pauses:
+                time.sleep(pause)
+                with suppress(OSError):
+                    line.sendall(b" ")
+            text = b"".join(iter(lambda: line.recv(4096), b""))  # until the server closes
+        return text.decode(), time.monotonic() - began
+
+    for pauses in ([], [0.1] * 3):
+        text, took_s = answer(pauses)
+        assert text.startswith("HTTP/1.1 408")
+        assert '"field": "body"' in text
+        assert 0.25 < took_s < 2
+    assert httpx.post(address.join(PATH), json={}).status_code == 200
+
+
+def test_a_body_that_comes_in_parts_in_time_is_whole(ask):
+    async def parts():
+        for part in (b'{"n"', b": 2", b"}"):
+            await asyncio.sleep(0.02)
+            yield part
+
+    assert ask("POST", content=parts(), headers={"Content-Type": "application/json"}).status_code == 200
+
+
+def test_who_waits_less_long_than_a_body_may_take_is_told_of_the_wait(ask):
+    async def slow():
+        await asyncio.sleep(1)
+        yield b"{}"
+
+    assert ask("POST", content=slow(), headers={"Kinfolk-Timeout": "0.1"}).status_code == 504
+
+
+@pytest.mark.parametrize("path", [PATH, "/v1/images/generations"])
+def test_a_body_that_does_not_come_is_refused_at_the_root_as_well(ask, monkeypatch, path):
+    monkeypatch.setattr("kinfolk.serving.app._BODY_TIMEOUT_S", 0.05)
+
+    async def slow():
+        await asyncio.sleep(1)
+        yield b"{}"
+
+    answer = ask("POST", path, content=slow(), limits={"body_timeout_s": 0.05})
+    assert answer.status_code == 408

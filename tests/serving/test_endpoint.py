@@ -2,6 +2,7 @@ import asyncio
 import base64
 import io
 import json
+import time
 
 import httpx
 import numpy as np
@@ -369,3 +370,63 @@ def test_whoever_counts_hears_of_each_answer_and_of_no_refusal(make_host, walk):
         return heard
 
     assert asyncio.run(scenario()) == [("3", "sample", 6), ("3", "sample", 3), ("3", "encode", 1), ("3", "sample", 3)]
+
+
+@pytest.mark.parametrize(
+    "given", ["0", "0.0", "-1", "nan", "inf", "1e1", "", " ", "two", "2,5", "1_0", "\u0661", "60.1"]
+)
+def test_a_time_that_a_caller_cannot_wait_is_refused_and_its_header_named(ask, given):
+    answer = ask("/sample", json={}, headers=[("Kinfolk-Timeout", given.encode())])
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "Kinfolk-Timeout")
+    assert "at most 60" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("given", ["60", "0.5", "59.75", "007"])
+def test_within_the_limit_a_caller_says_how_long_to_wait(ask, given):
+    assert ask("/sample", json={}, headers={"Kinfolk-Timeout": given}).status_code == 200
+
+
+@pytest.mark.parametrize("accept", ["image/png", "text/event-stream"])
+def test_who_waits_less_long_is_answered_earlier_and_others_are_not(served, walk, accept):
+    walk.module.watch.on_call = lambda: time.sleep(0.01)
+
+    async def scenario(client):
+        body, began = {"steps": 60, "seed": 1}, time.monotonic()
+        hasty = {"Accept": accept, "Kinfolk-Timeout": "0.1"}
+        asked = [client.post("/sample", json=body, headers=each) for each in (hasty, {"Accept": accept})]
+        first = asyncio.create_task(asked[0])
+        patient = asyncio.create_task(asked[1])
+        answer, took_s = await first, time.monotonic() - began
+        return answer, took_s, await patient
+
+    hasty, took_s, patient = served(scenario)
+    assert took_s < 0.5
+    assert "Not done in time" in hasty.text
+    assert hasty.status_code == (504 if accept == "image/png" else 200)
+    assert patient.status_code == 200
+    assert "Not done in time" not in patient.text
+
+
+def test_what_cannot_be_done_in_the_time_is_refused_at_once(served, walk):
+    walk.module.watch.on_call = lambda: time.sleep(0.01)
+
+    async def scenario(client):
+        await client.post("/sample", json={"steps": 20})  # so that the speed is known
+        long = asyncio.create_task(client.post("/sample", json={"steps": 100}))
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        headers = {"Kinfolk-Timeout": "0.3"}
+        answer, took_s = await client.post("/sample", json={"steps": 100}, headers=headers), time.monotonic() - began
+        await long
+        return answer, took_s
+
+    answer, took_s = served(scenario)
+    assert answer.status_code == 503
+    assert took_s < 0.25
+
+
+def test_the_schema_tells_of_the_header(served):
+    async def scenario(client):
+        return (await client.get("/openapi.json")).json()["paths"]["/sample"]["post"]["parameters"]
+
+    assert [each["name"] for each in served(scenario)] == ["Kinfolk-Timeout"]

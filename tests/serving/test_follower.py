@@ -174,3 +174,19 @@ def test_a_registry_out_of_reach_leaves_the_version_and_is_said(alias, following
     following(scenario)
     assert not alias.loaded
     assert sum("does not answer" in record.message for record in caplog.records) == 1
+
+
+def test_a_look_that_is_asked_for_waits_for_no_turn(alias, make_walk):
+    async def scenario():
+        served = ServedModel(name="walk", alias_poll_s=1000, rollout=Rollout(trial_s=0))
+        host = ModelHost(served, make_walk(), "3")
+        follower = Follower(host, None)
+        task = asyncio.create_task(follower.follow())
+        alias.version = "4"
+        await asyncio.gather(*(follower.look() for _ in range(5)))
+        await until(lambda: host.current.version == "4")
+        task.cancel()
+        await host.close()
+
+    asyncio.run(scenario())
+    assert alias.loaded == ["4"]

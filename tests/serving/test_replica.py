@@ -2,6 +2,7 @@
 
 import asyncio
 
+import httpx
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ from kinfolk.contract import DataSpec, Model
 from kinfolk.errors import IntegrityError
 from kinfolk.rng import seeded_initialisation
 from kinfolk.serving.config import ServedModel
-from kinfolk.serving.replica import SamplingReplica
+from kinfolk.serving.replica import DirectoryReplica, SamplingReplica
 
 SPEC = DataSpec(kind="image", shape=(1, 4, 4), levels=256)
 
@@ -46,12 +47,13 @@ def test_a_damaged_version_leaves_the_old_one_in_service_and_a_sound_one_follows
 
     async def scenario():
         replica = SamplingReplica(
-            ServedModel(name="toy", bundle=bundle, alias_poll_s=0.01, threads=2, rollout={"trial_s": 0}), None, ()
+            ServedModel(name="toy", bundle=bundle, alias_poll_s=0.01, num_cpus=2, rollout={"trial_s": 0}), None, ()
         )
         assert torch.get_num_threads() == 2
         app = replica.__serve_build_asgi_app__()
         async with app.router.lifespan_context(app):
             first = (await replica.describe())["version"]
+            await replica._host.look()  # as an admin may ask
             manifest = bundle / "manifest.json"
             manifest.write_text(manifest.read_text().replace('": "', '": "0', 1))
             await until(lambda: replica._host.stale)
@@ -81,3 +83,21 @@ def test_a_replica_does_not_start_on_a_damaged_bundle(save):
 
     with pytest.raises(IntegrityError, match=r"spec\.json"):
         asyncio.run(scenario())
+
+
+def test_the_replica_and_the_root_let_pages_of_named_sites_read(save):
+    site = "https://site.example"
+
+    async def asked(app, path):
+        headers = {"Origin": site, "Access-Control-Request-Method": "GET"}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return (await client.options(path, headers=headers)).headers["Access-Control-Allow-Origin"]
+
+    async def scenario():
+        replica = SamplingReplica(ServedModel(name="toy", bundle=save(0)), None, (), (site,))
+        root = DirectoryReplica([], None, (), (site,))
+        told = [await asked(each.__serve_build_asgi_app__(), "/") for each in (replica, root)]
+        await replica._host.close()
+        return told
+
+    assert asyncio.run(scenario()) == [site] * 2

@@ -34,6 +34,9 @@ def test_a_serve_file_is_read_with_defaults(tmp_path):
         ("models: [{name: a, limits: {max_evaluations: 10, max_evaluations_queued: 5}}]", "max_evaluations=10"),
         ("models: [{name: a, autoscaling: {min_replicas: 3, max_replicas: 2}}]", "min_replicas=3"),
         ("port: 70000\nmodels: [{name: a}]", "port"),
+        ("cors_origins: ['https://*.example.org']\nmodels: [{name: a}]", "cors_origins"),
+        ("cors_origins: ['https://example.org/']\nmodels: [{name: a}]", "cors_origins"),
+        ("cors_origins: [example.org]\nmodels: [{name: a}]", "cors_origins"),
         ("- a", "mapping"),
         ("models: [", "YAML"),
     ],
@@ -52,3 +55,25 @@ def test_the_serve_file_that_ships_is_valid_and_closed_to_the_network():
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.yaml"):
         load_serve_file(tmp_path / "none.yaml")
+
+
+def test_no_other_site_may_read_answers_unless_it_is_named(tmp_path):
+    assert load(tmp_path, GOOD).cors_origins == ()
+    named = ("https://example.org", "http://localhost:3000", "http://[::1]:80", "*")
+    assert load(tmp_path, f"cors_origins: {list(named)}\n{GOOD}").cors_origins == named
+
+
+@pytest.mark.parametrize(
+    ("keys", "threads"),
+    [
+        ("", 1),
+        (", num_cpus: 0.25", 1),
+        (", num_cpus: 0", 1),
+        (", num_cpus: 3.9", 3),
+        (", num_cpus: 4, threads: 1", 1),
+        (", threads: 2", 2),
+    ],
+)
+def test_a_network_call_takes_the_cpus_that_are_reserved_unless_told_otherwise(tmp_path, keys, threads):
+    (model,) = load(tmp_path, f"models: [{{name: a{keys}}}]").models
+    assert model.cpu_threads == threads

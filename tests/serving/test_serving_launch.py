@@ -57,8 +57,9 @@ def test_the_serve_file_reaches_serve():
         name="a", num_cpus=0.5, num_gpus=1, max_ongoing_requests=33, drain_timeout_s=6, autoscaling=scale
     )
     registry = object()
-    bound = _application(served, registry, "secret")._bound_deployment
-    assert bound.init_args == (served, registry, "secret")
+    file = file_of(served, cors_origins=["https://a.example"])
+    bound = _application(served, file, registry, "secret")._bound_deployment
+    assert bound.init_args == (served, registry, "secret", ("https://a.example",))
     assert bound.ray_actor_options["num_cpus"] == 0.5
     assert bound.ray_actor_options["num_gpus"] == 1
     assert bound.max_ongoing_requests == 33
@@ -74,15 +75,23 @@ def test_the_serve_file_reaches_serve():
 
 def test_a_model_that_may_sleep_starts_awake():
     served = ServedModel(name="a", autoscaling=Autoscaling(min_replicas=0))
-    given = _application(served, None, None)._bound_deployment._deployment_config.autoscaling_config
+    given = _application(served, file_of(served), None, ())._bound_deployment._deployment_config.autoscaling_config
     assert (given.min_replicas, given.initial_replicas) == (0, 1)
 
 
 def test_the_root_takes_no_cpu_and_knows_the_token():
-    models = [ServedModel(name="a")]
-    bound = _directory(models, None, "secret")._bound_deployment
-    assert bound.init_args == (models, None, "secret")
+    file = file_of(ServedModel(name="a"), cors_origins=["https://a.example"])
+    bound = _directory(file, None, "secret")._bound_deployment
+    assert bound.init_args == (file.models, None, "secret", ("https://a.example",))
     assert bound.ray_actor_options["num_cpus"] == 0
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_what_is_logged_is_json_and_requests_only_where_that_is_wanted(wanted):
+    file = file_of(ServedModel(name="a"), access_log=wanted)
+    for bound in (_application(file.models[0], file, None, ()), _directory(file, None, ())):
+        logging = bound._bound_deployment._deployment_config.logging_config
+        assert (logging["encoding"], logging["enable_access_log"]) == ("JSON", wanted)
 
 
 def test_two_routes_to_one_model_are_two_applications():

@@ -1,9 +1,10 @@
-"""Who may ask, and how often: bearer tokens with a rate."""
+"""Who may ask, for what, and how often: bearer tokens with a role and a rate."""
 
 import hmac
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from pydantic import Field, SecretStr
 
@@ -15,6 +16,7 @@ class Access(Config):
 
     name: str = Field(min_length=1, max_length=100)  # of the holder, for the log
     token: SecretStr = Field(min_length=1)
+    role: Literal["sample", "admin"] = "sample"  # an admin may also ask for what is below /-/ of a model
     requests_per_s: float | None = Field(None, gt=0)  # on average, of each replica; None: as many as it takes
     burst: int = Field(20, ge=1)  # requests that may come at once
 

@@ -18,17 +18,20 @@ from kinfolk.contract import DataSpec, RequestError
 from kinfolk.errors import nearest
 from kinfolk.serving import images_api, webhook
 from kinfolk.serving.access import Access, Gate
-from kinfolk.serving.bodies import FILES, FORM, read_body
+from kinfolk.serving.bodies import FILES, FORM, json_in, read_body
+from kinfolk.serving.config import Limits
 from kinfolk.serving.endpoint import Endpoint, refused
-from kinfolk.serving.guard import Guard, RefusalError, fault, refusal, route
+from kinfolk.serving.guard import ADMIN, Guard, RefusalError, fault, refusal, route
 from kinfolk.serving.host import ModelHost
 from kinfolk.serving.media import JSON, offered
+from kinfolk.serving.origins import open_to
 from kinfolk.serving.page import PageFile, page_files, page_routes
-from kinfolk.serving.schema import parse_json
+from kinfolk.serving.request_ids import RequestIds
 from kinfolk.serving.webhook import Inbox
 
 _IMAGES_BYTES = 262_144  # of a request of the images API
 _MESSAGE_BYTES = 65_536  # of the registry
+_BODY_TIMEOUT_S = Limits().body_timeout_s  # of either
 _SERVING = {"ready", "asleep"}  # states in which a request is answered; an endpoint asleep wakes for it
 
 Images = Callable[[str, Mapping[str, Any]], Awaitable[tuple[int, dict[str, Any], dict[str, str]]]]
@@ -50,15 +53,18 @@ async def _fault(*_: object) -> Response:
 class _Guarded(FastAPI):
     """An app behind the guard, which stands before all that FastAPI does for a request."""
 
-    def __init__(self, title: str, gate: Gate, free: Sequence[str], lifespan: Lifespan | None) -> None:
+    def __init__(
+        self, title: str, gate: Gate, free: Sequence[str], origins: Sequence[str], lifespan: Lifespan | None
+    ) -> None:
         super().__init__(title=title, docs_url=None, redoc_url=None, lifespan=lifespan)
-        self._gate, self._free = gate, free
+        self._gate, self._free, self._origins = gate, free, origins
         self.endpoint: Endpoint | None = None  # of tasks: as most requests are for one, they go straight there
 
     def build_middleware_stack(self) -> ASGIApp:
         """The app as it is called."""
         app = super().build_middleware_stack()
-        return Guard(app if self.endpoint is None else _TasksFirst(self.endpoint, app), self._gate, self._free)
+        tasks = app if self.endpoint is None else _TasksFirst(self.endpoint, app)
+        return open_to(Guard(tasks, self._gate, self._free, self._origins), self._origins)
 
 
 class _TasksFirst:
@@ -80,12 +86,13 @@ class _TasksFirst:
 def _bare_app(
     title: str,
     access: Sequence[Access],
+    origins: Sequence[str],
     lifespan: Lifespan | None = None,
     page: Mapping[str, PageFile] = MappingProxyType({}),
     free: Sequence[str] = (),
 ) -> _Guarded:
     """An app with its health; ``page`` are files that anyone may have, by their paths, ``free`` other such paths."""
-    app = _Guarded(title, Gate(access), (*page, *free), lifespan)
+    app = _Guarded(title, Gate(access), (*page, *free), origins, lifespan)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _fault)
     app.router.routes.extend(page_routes(page))
@@ -146,6 +153,7 @@ def _openapi(app: FastAPI, host: ModelHost) -> dict[str, Any]:
             "post": {
                 "summary": name,
                 "operationId": name,
+                "parameters": [_TIMEOUT],
                 "requestBody": {"content": content, "required": bool(service.ability.needs)},
                 "responses": {str(status): said for status, said in _answers(service.ability).items()},
             }
@@ -165,12 +173,20 @@ def _answers(ability: Ability) -> dict[int, dict[str, Any]]:
     }
 
 
+_TIMEOUT = {
+    "name": "Kinfolk-Timeout",
+    "in": "header",
+    "description": "Seconds that the caller waits: what cannot be done in them is refused. Left out: the limit.",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
+}
 _REFUSALS: dict[int, dict[str, Any]] = {
     400: {"description": "The body cannot be read."},
     401: {"description": "The bearer token is missing or wrong."},
+    403: {"description": "The role of the token's holder is not enough, or a form of another site's page asks."},
     429: {"description": "The holder of the token has asked too often; Retry-After says when to come back."},
     404: {"description": "The model has no such task."},
     406: {"description": "No acceptable form of what the task gives."},
+    408: {"description": "The body did not come whole in time."},
     413: {"description": "The body is too large."},
     415: {"description": "No readable type of body."},
     422: {"description": "A setting is unknown, malformed or beyond a limit; error.field names it."},
@@ -179,9 +195,14 @@ _REFUSALS: dict[int, dict[str, Any]] = {
 }
 
 
-def endpoint_app(host: ModelHost, access: Sequence[Access] = (), lifespan: Lifespan | None = None) -> FastAPI:
-    """One model's app, to be mounted at its path: ``/TASK``, ``/``, ``/openapi.json``, ``/healthz``, ``/readyz``."""
-    app = _bare_app(f"Kinfolk: {host.served.name}", access, lifespan)
+def endpoint_app(
+    host: ModelHost, access: Sequence[Access] = (), lifespan: Lifespan | None = None, origins: Sequence[str] = ()
+) -> FastAPI:
+    """One model's app, to be mounted at its path: ``/TASK``, ``/``, ``/openapi.json``, ``/healthz``, ``/readyz``.
+
+    For an admin also ``/-/look``; no task has an address of two parts. Pages of ``origins`` may read the answers.
+    """
+    app = _bare_app(f"Kinfolk: {host.served.name}", access, origins, lifespan)
     app.endpoint = endpoint = Endpoint(host)
     app.openapi = lambda: _openapi(app, host)  # type: ignore[method-assign]
 
@@ -193,6 +214,14 @@ def endpoint_app(host: ModelHost, access: Sequence[Access] = (), lifespan: Lifes
     async def readyz(response: Response) -> dict[str, str]:
         response.status_code = 200 if host.ready else 503
         return {"status": _state(host)}
+
+    @app.post(f"{ADMIN}look")
+    async def look() -> dict[str, Any]:
+        if host.look is None:
+            raise HTTPException(404, "This server follows no registry: there is nothing to look at.")
+        await host.look()
+        trial = host.trial and host.trial.version.version
+        return {"version": host.current.version, "trial": trial, "stale": host.stale}
 
     async def answer(request: Request) -> Response:
         return await endpoint.answer(request, request.path_params["task"])
@@ -208,7 +237,7 @@ def _add_images(app: FastAPI, listing: Listing, images: Images, max_bytes: int) 
     @app.post(images_api.ADDRESS, openapi_extra={"requestBody": body})
     async def generate(request: Request) -> Response:
         try:
-            values = parse_json(await read_body(request, max_bytes))
+            values = json_in(request.headers, await read_body(request, max_bytes, _BODY_TIMEOUT_S))
             name = images_api.model_name(images_api.parse(values), [_route(model) for model in await listing()])
         except (RequestError, RefusalError) as error:
             status = error.status if isinstance(error, RefusalError) else 404 if error.field == "model" else 400
@@ -240,21 +269,25 @@ def _add_inbox(app: FastAPI, inbox: Inbox) -> None:
     @app.post(webhook.ADDRESS, include_in_schema=False)
     async def take(request: Request) -> Response:
         try:
-            await inbox.take(request.headers, await read_body(request, _MESSAGE_BYTES))
+            await inbox.take(request.headers, await read_body(request, _MESSAGE_BYTES, _BODY_TIMEOUT_S))
         except (RequestError, RefusalError) as error:
             return refused(error)
         return Response(status_code=204)
 
 
 def directory_app(
-    listing: Listing, images: Images, access: Sequence[Access] = (), inbox: Inbox | None = None
+    listing: Listing,
+    images: Images,
+    access: Sequence[Access] = (),
+    inbox: Inbox | None = None,
+    origins: Sequence[str] = (),
 ) -> FastAPI:
     """The app at the root: the playground, the list of models, their health, and 404 for models there are not.
 
     ``images`` answers a request of OpenAI's images API for the model of a name; ``inbox`` takes what the registry says,
-    signed and so without a token.
+    signed and so without a token; pages of ``origins`` may read the answers.
     """
-    app = _bare_app("Kinfolk", access, page=page_files(), free=(webhook.ADDRESS,) if inbox else ())
+    app = _bare_app("Kinfolk", access, origins, page=page_files(), free=(webhook.ADDRESS,) if inbox else ())
     _add_images(app, listing, images, _IMAGES_BYTES)
     if inbox is not None:
         _add_inbox(app, inbox)
@@ -278,15 +311,20 @@ def directory_app(
     return app
 
 
-def build_app(hosts: Sequence[ModelHost], access: Sequence[Access] = ()) -> FastAPI:
-    """Every endpoint in one process, without Ray, for models embedded in another program, which closes the hosts."""
+def build_app(hosts: Sequence[ModelHost], access: Sequence[Access] = (), origins: Sequence[str] = ()) -> FastAPI:
+    """Every endpoint in one process, without Ray, for models embedded in another program, which closes the hosts.
+
+    Pages of ``origins`` may read the answers.
+    """
 
     async def listing() -> list[dict[str, Any]]:
         return [describe(host) for host in hosts]
 
     by_route = {host.served.path.rpartition("/")[2]: host for host in hosts}
     app = FastAPI(openapi_url=None)
+    app.add_middleware(RequestIds)
     for host in hosts:
-        app.mount(host.served.path, endpoint_app(host, access))
-    app.mount("", directory_app(listing, lambda name, values: images_of(by_route[name], values), access))
+        app.mount(host.served.path, endpoint_app(host, access, origins=origins))
+    root = directory_app(listing, lambda name, values: images_of(by_route[name], values), access, origins=origins)
+    app.mount("", root)
     return app

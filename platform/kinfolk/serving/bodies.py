@@ -1,5 +1,6 @@
 """Bodies of requests as the settings in them: JSON, a form with files, or one file with settings in the address."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
@@ -18,12 +19,20 @@ _FIELDS = 100  # of a form
 _FILE_FIELDS = ("x", "mask")
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The body, refused as soon as it is known to be too large.
+async def read_body(request: Request, max_bytes: int, within_s: float) -> bytes:
+    """The body, refused as soon as it is known to be too large, or has not come whole in ``within_s`` seconds.
 
     Raises:
-        RefusalError: 413.
+        RefusalError: 413 or 408.
     """
+    try:
+        async with asyncio.timeout(within_s):
+            return await _whole(request, max_bytes)
+    except TimeoutError:
+        raise RefusalError(408, "body", f"The body did not come whole within {within_s:g} s.") from None
+
+
+async def _whole(request: Request, max_bytes: int) -> bytes:
     parts, size = [], 0
     if int(request.headers.get("content-length") or 0) <= max_bytes:
         async for part in request.stream():
@@ -43,7 +52,7 @@ async def settings_in(headers: Headers, query: Mapping[str, str], body: bytes) -
         RefusalError: 415, a type that is none of these.
         RequestError: the body is not what its type says.
     """
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = _kind(headers)
     if not body or kind == JSON:
         return parse_json(body)
     if kind in FILES:
@@ -52,6 +61,23 @@ async def settings_in(headers: Headers, query: Mapping[str, str], body: bytes) -
         return await _form(headers, body, max_files=_FIELDS)
     text = f"Send the body as {JSON}, as {FORM}, or as one file ({', '.join(FILES)}), and say so in 'Content-Type'."
     raise RefusalError(415, "Content-Type", text)
+
+
+def json_in(headers: Headers, body: bytes) -> dict[str, Any]:
+    """The settings of a request that takes no file.
+
+    Raises:
+        RefusalError: 415, it is not declared as JSON.
+        RequestError: it is none.
+    """
+    if body and _kind(headers) != JSON:
+        raise RefusalError(415, "Content-Type", f"Send the body as {JSON}, and say so in 'Content-Type'.")
+    return parse_json(body)
+
+
+def _kind(headers: Headers) -> str:
+    """The type of a body."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def _value(text: str) -> Any:

@@ -1,12 +1,14 @@
 """The serve file: which registered models stand behind HTTP, on how many replicas, within what limits."""
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
 from kinfolk.config import parse, read_mapping
 from kinfolk.contract import Config
 from kinfolk.serving.batcher import BatchLimits
+from kinfolk.serving.origins import ORIGIN
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 _ALIAS = r"^[A-Za-z][A-Za-z0-9_-]{0,49}$"
@@ -19,6 +21,7 @@ class Limits(Config):
     max_evaluations: int = Field(50_000, ge=1)  # network evaluations of one request: n times calls times cost of a call
     max_evaluations_queued: int = Field(200_000, ge=1)  # of all requests a replica holds; beyond: 503 with Retry-After
     request_timeout_s: float = Field(60.0, gt=0)  # from the first byte of the body to the last sample; beyond: 504
+    body_timeout_s: float = Field(15.0, gt=0)  # in which the body of a request must have come whole; beyond: 408
     max_body_bytes: int = Field(1_048_576, ge=1)  # of a request; beyond: 413
 
     @model_validator(mode="after")
@@ -69,7 +72,7 @@ class ServedModel(Config):
     autoscaling: Autoscaling = Autoscaling()
     num_cpus: float = Field(1.0, ge=0)  # CPUs Ray reserves for each replica
     num_gpus: float = Field(0.0, ge=0)  # GPUs Ray reserves for each replica; above 0 the model runs there
-    threads: int = Field(1, ge=1)  # threads of one network call on the CPU
+    threads: int | None = Field(None, ge=1)  # of one network call on the CPU; None: as many as num_cpus, at least one
     max_rows: int = Field(32, ge=1)  # rows in one network call; the best number is measured for each model
     max_ongoing_requests: int = Field(512, ge=1)  # HTTP requests a replica holds at once, waiting ones included
     drain_timeout_s: float = Field(40.0, gt=0)  # a replica that must go may finish its requests for so long
@@ -92,6 +95,11 @@ class ServedModel(Config):
         return BatchLimits(self.max_rows, limits.max_evaluations, limits.max_evaluations_queued)
 
     @property
+    def cpu_threads(self) -> int:
+        """Threads of one network call on the CPU."""
+        return self.threads or max(1, int(self.num_cpus))
+
+    @property
     def device(self) -> str:
         """Where the model runs."""
         return "cuda" if self.num_gpus > 0 else "cpu"
@@ -102,6 +110,9 @@ class ServeFile(Config):
 
     host: str = "127.0.0.1"  # the interface that is listened on; another one opens the endpoints to the network
     port: int = Field(8000, ge=1, le=65535)  # TCP
+    access_log: bool = False  # a line of JSON for each request, with its X-Request-ID, in Ray's log folder
+    # Sites, such as https://example.org, whose pages may read answers in a browser; "*": all; none by default.
+    cors_origins: tuple[Annotated[str, Field(pattern=ORIGIN)], ...] = ()
     models: list[ServedModel] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import re
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from kinfolk.serving.schema import Asked, ask, check_values
 _INLINE_ELEMENTS = 65_536  # larger answers are encoded on another thread, so that they hold up nobody
 _PREVIEWS, _MOST_PREVIEWS = 10, 100  # of one request
 _SHOWN = 60  # characters of a refused value that an error repeats
+_TIMEOUT = "Kinfolk-Timeout"  # seconds that a caller waits for an answer
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,7 @@ class Exchange:
     kind: str  # media type of the answer
     etag: str | None  # of the answer; None where the same request gives another next time
     previews: int
+    timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +80,25 @@ def _previews(request: Request) -> int:
     return int(text)
 
 
+def _timeout_s(request: Request, most_s: float) -> float:
+    """How long the caller waits; as long as the serve file allows where it does not say."""
+    text = request.headers.get(_TIMEOUT)
+    if text is None:
+        return most_s
+    if not _SECONDS.fullmatch(text) or not 0 < float(text) <= most_s:
+        message = f"{_TIMEOUT} is {text[:_SHOWN]!r}: use seconds above 0, at most {most_s:g}, such as 2.5."
+        raise RequestError(_TIMEOUT, message)
+    return float(text)
+
+
 def refused(error: Exception) -> Response:
     """What a request that could not be answered is told; faults that are not foreseen are raised again."""
     match error:
         case RequestError():
             return refusal(400 if error.field == "body" else 422, str(error), error.field)
         case RefusalError():
-            return refusal(error.status, str(error), error.field)
+            leaves = {"Connection": "close"} if error.status == 408 else None  # what still comes is not read
+            return refusal(error.status, str(error), error.field, leaves)
         case OverloadError():
             return refusal(503, str(error), headers={"Retry-After": str(error.retry_after_s)})
         case SamplingError():
@@ -104,10 +120,11 @@ class Endpoint:
         """What the task gives, or the refusal that says what to change."""
         limits = self.host.served.limits
         try:
-            async with asyncio.timeout(limits.request_timeout_s):
-                body = await read_body(request, limits.max_body_bytes)
+            timeout_s = _timeout_s(request, limits.request_timeout_s)
+            async with asyncio.timeout(timeout_s):
+                body = await read_body(request, limits.max_body_bytes, limits.body_timeout_s)
                 values = await settings_in(request.headers, request.query_params, body)
-                return await self._answer(partial(self._exchange, request, task, values), request)
+                return await self._answer(partial(self._exchange, request, task, values, timeout_s), request)
         except Exception as error:
             return refused(error)
 
@@ -125,8 +142,9 @@ class Endpoint:
 
         Raises whatever ``refused`` has an answer for.
         """
-        exchange_with = partial(self._checked, "sample", values, PNG, 0)
-        async with asyncio.timeout(self.host.served.limits.request_timeout_s):
+        timeout_s = self.host.served.limits.request_timeout_s
+        exchange_with = partial(self._checked, "sample", values, PNG, 0, timeout_s)
+        async with asyncio.timeout(timeout_s):
             exchange, outcome = await self._outcome(exchange_with(self.host.choose()), exchange_with)
         spec = exchange.version.model.spec
         return [draw(sample[None], spec) for sample in outcome.samples]
@@ -156,27 +174,31 @@ class Endpoint:
             raise RefusalError(404, "task", text)
         return service
 
-    def _exchange(self, request: Request, task: str, values: Mapping[str, Any], version: Version) -> Exchange:
+    def _exchange(
+        self, request: Request, task: str, values: Mapping[str, Any], timeout_s: float, version: Version
+    ) -> Exchange:
         """The request checked against a version; nothing is awaited, so that it goes on being in service."""
         offers, accept = offered(self._service(version, task).ability), request.headers.get("accept", "")
         kind = negotiate(accept, offers)
         if kind is None:
             text = f"{task} of this model can be had as {', '.join(offers)}; Accept is {accept[:_SHOWN]!r}."
             raise RefusalError(406, "Accept", text)
-        return self._checked(task, values, kind, _previews(request) if kind == EVENTS else 0, version)
+        return self._checked(task, values, kind, _previews(request) if kind == EVENTS else 0, timeout_s, version)
 
-    def _checked(self, task: str, values: Mapping[str, Any], kind: str, previews: int, version: Version) -> Exchange:
+    def _checked(
+        self, task: str, values: Mapping[str, Any], kind: str, previews: int, timeout_s: float, version: Version
+    ) -> Exchange:
         service, served = self._service(version, task), self.host.served
         check_values(values, service.body)
         asked = ask(version.model, service.ability, values, served.limits.max_n)
         etag = etag_of(served.name, version, task, kind, values) if asked.repeatable and kind != EVENTS else None
-        return Exchange(version, service, asked, kind, etag, previews)
+        return Exchange(version, service, asked, kind, etag, previews, timeout_s)
 
     def _take(self, exchange: Exchange, on_preview: Callable[[Preview], None] | None = None) -> Job:
         return exchange.version.batcher.take(
             exchange.asked.request,
             exchange.service.ability.name,
-            within_s=self.host.served.limits.request_timeout_s,
+            within_s=exchange.timeout_s,
             previews=exchange.previews,
             on_preview=on_preview,
         )
@@ -221,7 +243,7 @@ class Endpoint:
     async def _events(self, streamed: Streamed, again: Callable[[], Exchange]) -> AsyncGenerator[bytes, None]:
         """Previews until the samples are done, then those; or what went wrong."""
         try:
-            async with asyncio.timeout(self.host.served.limits.request_timeout_s):
+            async with asyncio.timeout(streamed.exchange.timeout_s):
                 try:
                     async with aclosing(self._told(streamed)) as events:
                         async for each in events:

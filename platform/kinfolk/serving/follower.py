@@ -22,6 +22,7 @@ class Follower:
         self._wanted = ""  # the version that the alias means, as it was looked up last
         self._refused: dict[str, str] = {}  # that version, and why it is not tried again while it is wanted
         self._rollout: asyncio.Task[None] | None = None
+        self._looking = asyncio.Lock()  # an answer of the registry is never laid over a later one
 
     @property
     def _served(self) -> ServedModel:
@@ -32,10 +33,15 @@ class Follower:
         try:
             while True:
                 await self._wait(self._served.alias_poll_s)
-                await self._look()
+                await self.look()
         finally:
             if self._rollout is not None:
                 self._rollout.cancel()
+
+    async def look(self) -> None:
+        """Look where the alias points now; a new version begins to be rolled out, which takes a while."""
+        async with self._looking:
+            await self._look()
 
     async def _look(self) -> None:
         try:

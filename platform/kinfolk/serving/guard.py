@@ -7,10 +7,19 @@ from collections.abc import Collection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kinfolk.serving.access import Gate
+from kinfolk.serving.access import Access, Gate
+from kinfolk.serving.origins import stranger
+from kinfolk.serving.request_ids import request_id
 
 _LOG = logging.getLogger(__name__)
 _FREE = ("/healthz", "/readyz")  # a load balancer asks without a token
+_SHOWN = 60  # characters of a refused value that an error repeats
+ADMIN = "/-/"  # what is below it takes a token of the role admin
+
+_NO_ADMIN = (
+    "This takes a token of the role admin, and the server has no tokens: "
+    "set api_tokens: [{name: NAME, token: TOKEN, role: admin}] in its settings. Everyone else will then need one too."
+)
 
 
 class RefusalError(Exception):
@@ -41,11 +50,12 @@ def route(scope: Scope) -> str:
 class Guard:
     """ASGI middleware that lets through those who may ask, and turns faults into a plain 500.
 
-    ``free`` are paths that are answered without a token, beside those of health.
+    ``free`` are paths that are answered without a token, beside those of health; forms on pages of other sites than
+    ``origins`` cannot make the server work.
     """
 
-    def __init__(self, app: ASGIApp, gate: Gate, free: Collection[str] = ()) -> None:
-        self._app, self._gate, self._free = app, gate, frozenset((*_FREE, *free))
+    def __init__(self, app: ASGIApp, gate: Gate, free: Collection[str] = (), origins: Collection[str] = ()) -> None:
+        self._app, self._gate, self._free, self._origins = app, gate, frozenset((*_FREE, *free)), origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection."""
@@ -61,12 +71,26 @@ class Guard:
 
     def _refused(self, scope: Scope) -> Response | None:
         """What is answered to those who may not ask, or not yet."""
-        if self._gate.open or route(scope) in self._free:
+        path, headers = route(scope), dict(scope["headers"])
+        if scope["method"] == "POST" and (site := stranger(headers, self._origins)):
+            text = (
+                f"A form on a page of {site[:_SHOWN]!r} may not ask this: the server's cors_origins has no such site."
+            )
+            return refusal(403, text, "Origin")
+        if self._gate.open:
+            return refusal(403, _NO_ADMIN, "Authorization") if path.startswith(ADMIN) else None
+        if path in self._free:
             return None
-        holder = self._gate.holder(dict(scope["headers"]).get(b"authorization", b""))
+        holder = self._gate.holder(headers.get(b"authorization", b""))
         if holder is None:
             text = "A bearer token is needed: send the header 'Authorization: Bearer TOKEN'."
             return refusal(401, text, "Authorization", {"WWW-Authenticate": "Bearer"})
+        return self._refused_to(holder, path)
+
+    def _refused_to(self, holder: Access, path: str) -> Response | None:
+        if path.startswith(ADMIN) and holder.role != "admin":
+            text = f"{holder.name} has the role {holder.role}; this takes a token of the role admin."
+            return refusal(403, text, "Authorization")
         wait_s = self._gate.retry_after_s(holder)
         if not wait_s:
             return None
@@ -84,7 +108,7 @@ class Guard:
         try:
             await self._app(scope, receive, watched)
         except Exception:
-            _LOG.exception("A request failed.")
+            _LOG.exception("Request %s failed.", request_id(scope))
             if started and not finished:
                 raise
             if not started:

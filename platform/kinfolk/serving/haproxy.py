@@ -8,13 +8,23 @@ from pathlib import Path
 
 from kinfolk.cluster import free_port
 from kinfolk.errors import ConfigError
+from kinfolk.serving.request_ids import FORM
 
 # Serve writes "bind *:PORT" for its statistics pages whatever host it is given; this narrows them to the loopback
-# interface each time a configuration is loaded. Serve calls it as: haproxy -db -f CONFIGURATION ...
+# interface each time a configuration is loaded. It also bounds the time that the head of a
+# request may take, as Serve does not, and drops names of requests that are not plain, for which Serve makes one up.
+# Serve calls it as: haproxy -db -f CONFIGURATION ...
 _LAUNCHER = """#!/bin/sh
-sed -i -E 's/^( *bind )[*]?:({statistics}|{metrics})$/\\1127.0.0.1:\\2/' "$3" || exit 1
+sed -i -E -e 's/^( *bind )[*]?:({statistics}|{metrics})$/\\1127.0.0.1:\\2/' \\
+    -e '/^defaults$/a \\    timeout http-request {head_timeout_s}s' \\
+    -e '/^frontend http_frontend$/a \\    {plain_ids}' "$3" || exit 1
 exec '{binary}' "$@"
 """
+_PLAIN_IDS = (
+    "http-request del-header x-request-id "
+    f"unless {{ req.hdr_cnt(x-request-id) eq 1 }} {{ req.fhdr(x-request-id) -m reg {FORM} }}"
+)
+_HEAD_TIMEOUT_S = 15
 # HAProxy takes socket paths of 97 characters; Serve puts 57 (a node's id) and /metrics.sock below our /kf-xxxxxxxx.
 _LONGEST_PARENT = 97 - 57 - len("/metrics.sock") - len("/kf-xxxxxxxx")
 
@@ -39,7 +49,14 @@ def haproxy_environment() -> dict[str, str]:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     statistics, metrics = free_port(), free_port()
     launcher = folder / "haproxy"
-    launcher.write_text(_LAUNCHER.format(statistics=statistics, metrics=metrics, binary=get_haproxy_binary()))
+    told = {
+        "head_timeout_s": _HEAD_TIMEOUT_S,
+        "statistics": statistics,
+        "metrics": metrics,
+        "binary": get_haproxy_binary(),
+        "plain_ids": _PLAIN_IDS,
+    }
+    launcher.write_text(_LAUNCHER.format(**told))
     launcher.chmod(stat.S_IRWXU)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",

@@ -5,7 +5,7 @@ stays; if not, it takes over after a while, and the one before finishes what it 
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from pydantic import BaseModel
@@ -67,6 +67,7 @@ class ModelHost:
         self.current = _in_service(served, model, version)
         self.trial: Trial | None = None
         self.stale: str | None = None  # why the version in service may not be the one that is wanted
+        self.look: Callable[[], Awaitable[None]] | None = None  # at the registry, now; None: nobody follows one
         self.on_answer: Callable[[Version, str, Outcome], None] = lambda *_: None  # told of each, and its task
         self._retiring: set[asyncio.Task[None]] = set()
 

@@ -24,7 +24,6 @@ __all__ = [
 _HEALTH_CHECK_S = 2.0  # between two looks at a replica
 _ROOT_REQUESTS = 1000  # replicas that wait to hear of aliases are among them
 _LOOK_BACK_S = 11.0  # in which requests under way are averaged; Serve wants more than its 10 s between two reports
-_LOGGING = LoggingConfig(enable_access_log=False)
 
 
 class ServingError(KinfolkError):
@@ -56,7 +55,14 @@ def check_cpus(file: ServeFile) -> None:
         )
 
 
-def _application(served: ServedModel, registry: Registry | None, access: Sequence[Access]) -> serve.Application:
+def _logging(file: ServeFile) -> LoggingConfig:
+    """Lines of JSON; Serve puts the X-Request-ID into those of a request, which it also gives and answers with."""
+    return LoggingConfig(encoding="JSON", enable_access_log=file.access_log)
+
+
+def _application(
+    served: ServedModel, file: ServeFile, registry: Registry | None, access: Sequence[Access]
+) -> serve.Application:
     scale = served.autoscaling
     return serve.deployment(
         serve.ingress()(SamplingReplica),
@@ -79,17 +85,17 @@ def _application(served: ServedModel, registry: Registry | None, access: Sequenc
         max_surge_percent=100,  # a new replica answers before the old one goes
         graceful_shutdown_timeout_s=served.drain_timeout_s,
         health_check_period_s=_HEALTH_CHECK_S,
-        logging_config=_LOGGING,
-    ).bind(served, registry, access)
+        logging_config=_logging(file),
+    ).bind(served, registry, access, file.cors_origins)
 
 
-def _directory(models: Sequence[ServedModel], registry: Registry | None, access: Sequence[Access]) -> serve.Application:
+def _directory(file: ServeFile, registry: Registry | None, access: Sequence[Access]) -> serve.Application:
     return serve.deployment(
         serve.ingress()(DirectoryReplica),
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=_ROOT_REQUESTS,
-        logging_config=_LOGGING,
-    ).bind(models, registry, access)
+        logging_config=_logging(file),
+    ).bind(file.models, registry, access, file.cors_origins)
 
 
 def serve_models(
@@ -114,14 +120,14 @@ def serve_models(
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": file.host, "port": file.port},
-        logging_config=_LOGGING,
+        logging_config=_logging(file),
     )
     targets = [
-        serve.RunTarget(_application(model, registry, access), application_name(model), model.path)
+        serve.RunTarget(_application(model, file, registry, access), application_name(model), model.path)
         for model in file.models
     ]
     try:
-        serve.run_many([*targets, serve.RunTarget(_directory(file.models, registry, access), DIRECTORY, "/")])
+        serve.run_many([*targets, serve.RunTarget(_directory(file, registry, access), DIRECTORY, "/")])
     except RuntimeError as error:
         serve.shutdown()
         raise ServingError(f"The models did not come up: {error}") from None

@@ -33,22 +33,25 @@ _STATES = {"RUNNING": "ready", "DEPLOYING": "starting", "NOT_STARTED": "starting
 class SamplingReplica:
     """One replica of one model. Serve makes it an ASGI ingress and calls every method."""
 
-    def __init__(self, served: ServedModel, registry: Registry | None, access: Sequence[Access]) -> None:
+    def __init__(
+        self, served: ServedModel, registry: Registry | None, access: Sequence[Access], origins: Sequence[str] = ()
+    ) -> None:
         keep_freed_memory()
-        torch.set_num_threads(served.threads)
+        torch.set_num_threads(served.cpu_threads)
         release = locate(served, registry)
         self._host = ModelHost(served, load(served, release), release.version)
-        self._registry, self._access = registry, access
+        self._registry, self._access, self._origins = registry, access, origins
         self._load, self._moves = Load(), 0
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return endpoint_app(self._host, self._access, self._life)
+        return endpoint_app(self._host, self._access, self._life, self._origins)
 
     @asynccontextmanager
     async def _life(self, _: FastAPI) -> AsyncIterator[None]:
         meters = Meters(self._host)
         self._host.on_answer = meters.answered
         follower = Follower(self._host, self._registry, self._wait)
+        self._host.look = follower.look
         running = [asyncio.create_task(work) for work in (follower.follow(), meters.run())]
         yield
         for work in running:
@@ -89,8 +92,14 @@ class SamplingReplica:
 class DirectoryReplica:
     """The root: lists what is served and where."""
 
-    def __init__(self, models: list[ServedModel], registry: Registry | None, access: Sequence[Access]) -> None:
-        self._models, self._access = models, access
+    def __init__(
+        self,
+        models: Sequence[ServedModel],
+        registry: Registry | None,
+        access: Sequence[Access],
+        origins: Sequence[str] = (),
+    ) -> None:
+        self._models, self._access, self._origins = models, access, origins
         secret = None if registry is None else registry.secret
         self._inbox = None if secret is None else Inbox(secret.get_secret_value())
         self._listed: list[dict[str, Any]] = []
@@ -98,7 +107,7 @@ class DirectoryReplica:
         self._listing_lock = asyncio.Lock()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return directory_app(self._listing, self._images, self._access, self._inbox)
+        return directory_app(self._listing, self._images, self._access, self._inbox, self._origins)
 
     async def moves(self, name: str, seen: int, timeout_s: float) -> int:
         """How often aliases of a model have moved, once that is not ``seen``, or after ``timeout_s``."""
