@@ -7,23 +7,22 @@ from types import MappingProxyType
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from kinfolk.abilities import Ability
 from kinfolk.contract import DataSpec, RequestError
 from kinfolk.errors import nearest
 from kinfolk.serving import images_api, webhook
 from kinfolk.serving.access import Access, Gate
-from kinfolk.serving.bodies import FILES, FORM, json_in, read_body
+from kinfolk.serving.bodies import json_in, read_body
 from kinfolk.serving.config import Limits
 from kinfolk.serving.endpoint import Endpoint, refused
 from kinfolk.serving.guard import ADMIN, Guard, RefusalError, fault, refusal, route
 from kinfolk.serving.host import ModelHost
-from kinfolk.serving.media import JSON, offered
+from kinfolk.serving.media import offered
+from kinfolk.serving.openapi import openapi
 from kinfolk.serving.origins import open_to
 from kinfolk.serving.page import PageFile, page_files, page_routes
 from kinfolk.serving.request_ids import RequestIds
@@ -141,60 +140,6 @@ def _data(spec: DataSpec | None) -> dict[str, Any] | None:
     return None if spec is None else spec.model_dump(exclude_none=True)
 
 
-def _openapi(app: FastAPI, host: ModelHost) -> dict[str, Any]:
-    """The schema of the app with a path for each task of the version in service, and its request body."""
-    schema = get_openapi(title=app.title, version="1", routes=app.routes)
-    components = schema.setdefault("components", {}).setdefault("schemas", {})
-    for name, service in host.current.services.items():
-        body = service.body.model_json_schema(ref_template="#/components/schemas/{model}")
-        components.update(body.pop("$defs", {}))
-        content = {JSON: {"schema": body}, **_file_bodies(service.ability)}
-        schema["paths"][f"/{name}"] = {
-            "post": {
-                "summary": name,
-                "operationId": name,
-                "parameters": [_TIMEOUT],
-                "requestBody": {"content": content, "required": bool(service.ability.needs)},
-                "responses": {str(status): said for status, said in _answers(service.ability).items()},
-            }
-        }
-    return schema
-
-
-def _file_bodies(ability: Ability) -> dict[str, Any]:
-    return {} if ability.takes is None else {kind: {"schema": {"type": "string"}} for kind in (FORM, *FILES)}
-
-
-def _answers(ability: Ability) -> dict[int, dict[str, Any]]:
-    return {
-        200: {"description": "What the task gives.", "content": {kind: {} for kind in offered(ability)}},
-        304: {"description": "The client has this answer already."},
-        **_REFUSALS,
-    }
-
-
-_TIMEOUT = {
-    "name": "Kinfolk-Timeout",
-    "in": "header",
-    "description": "Seconds that the caller waits: what cannot be done in them is refused. Left out: the limit.",
-    "schema": {"type": "number", "exclusiveMinimum": 0},
-}
-_REFUSALS: dict[int, dict[str, Any]] = {
-    400: {"description": "The body cannot be read."},
-    401: {"description": "The bearer token is missing or wrong."},
-    403: {"description": "The role of the token's holder is not enough, or a form of another site's page asks."},
-    429: {"description": "The holder of the token has asked too often; Retry-After says when to come back."},
-    404: {"description": "The model has no such task."},
-    406: {"description": "No acceptable form of what the task gives."},
-    408: {"description": "The body did not come whole in time."},
-    413: {"description": "The body is too large."},
-    415: {"description": "No readable type of body."},
-    422: {"description": "A setting is unknown, malformed or beyond a limit; error.field names it."},
-    503: {"description": "Too much is queued; Retry-After says when to come back."},
-    504: {"description": "Not done in time."},
-}
-
-
 def endpoint_app(
     host: ModelHost, access: Sequence[Access] = (), lifespan: Lifespan | None = None, origins: Sequence[str] = ()
 ) -> FastAPI:
@@ -204,7 +149,7 @@ def endpoint_app(
     """
     app = _bare_app(f"Kinfolk: {host.served.name}", access, origins, lifespan)
     app.endpoint = endpoint = Endpoint(host)
-    app.openapi = lambda: _openapi(app, host)  # type: ignore[method-assign]
+    app.openapi = lambda: openapi(app, host)  # type: ignore[method-assign]
 
     @app.get("/")
     async def described() -> dict[str, Any]:

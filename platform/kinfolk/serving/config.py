@@ -8,10 +8,10 @@ from pydantic import Field, field_validator, model_validator
 from kinfolk.config import parse, read_mapping
 from kinfolk.contract import Config
 from kinfolk.serving.batcher import BatchLimits
-from kinfolk.serving.origins import ORIGIN
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 _ALIAS = r"^[A-Za-z][A-Za-z0-9_-]{0,49}$"
+_ORIGIN = r"^(\*|https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?)$"  # in lower case, as browsers write it
 
 
 class Limits(Config):
@@ -112,7 +112,7 @@ class ServeFile(Config):
     port: int = Field(8000, ge=1, le=65535)  # TCP
     access_log: bool = False  # a line of JSON for each request, with its X-Request-ID, in Ray's log folder
     # Sites, such as https://example.org, whose pages may read answers in a browser; "*": all; none by default.
-    cors_origins: tuple[Annotated[str, Field(pattern=ORIGIN)], ...] = ()
+    cors_origins: tuple[Annotated[str, Field(pattern=_ORIGIN)], ...] = ()
     models: list[ServedModel] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -9,8 +9,6 @@ from collections.abc import Collection, Mapping, Sequence
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-# Lower case, as browsers write it; "*" are all sites.
-ORIGIN = r"^(\*|https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?)$"
 _SENT = ("Accept", "Authorization", "Content-Type", "If-None-Match", "Kinfolk-Timeout", "X-Request-ID")
 _FACTS = ("Model", "Version", "Family", "Task", "Seed", "Unit", "Calls", "Evaluations", "Queued-Ms", "Computed-Ms")
 _READ = ("ETag", "Retry-After", "WWW-Authenticate", "X-Request-ID", *(f"Kinfolk-{fact}" for fact in _FACTS))
