@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kinfolk.serving.access import Gate
 
 _LOG = logging.getLogger(__name__)
-_FREE = ("/healthz", "/readyz")  # a load balancer asks without a token
+HEALTH = ("/healthz", "/readyz")  # a load balancer asks without a token
 
 
 class RefusalError(Exception):
@@ -45,7 +45,7 @@ class Guard:
     """
 
     def __init__(self, app: ASGIApp, gate: Gate, free: Collection[str] = ()) -> None:
-        self._app, self._gate, self._free = app, gate, frozenset((*_FREE, *free))
+        self._app, self._gate, self._free = app, gate, frozenset((*HEALTH, *free))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection."""
