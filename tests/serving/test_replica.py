@@ -10,8 +10,8 @@ from kinfolk.bundle import save_bundle
 from kinfolk.contract import DataSpec, Model
 from kinfolk.errors import IntegrityError
 from kinfolk.rng import seeded_initialisation
-from kinfolk.serving.config import ServedModel
-from kinfolk.serving.replica import DirectoryReplica, SamplingReplica
+from kinfolk.serving.config import ServedModel, Shared
+from kinfolk.serving.replica import DirectoryReplica, SamplingReplica, SharedReplica
 
 SPEC = DataSpec(kind="image", shape=(1, 4, 4), levels=256)
 
@@ -72,6 +72,28 @@ def test_a_damaged_version_leaves_the_old_one_in_service_and_a_sound_one_follows
     assert stale["version"] == first
     assert not fresh["stale"]
     assert fresh["version"] != first
+
+
+def test_a_shared_replica_answers_for_each_model_and_is_replaced_when_one_has_died(save):
+    models = [ServedModel(name=name, bundle=save(0), shared=True) for name in ("a", "b")]
+
+    async def scenario():
+        replica = SharedReplica(Shared(memory_mb=0.01, threads=2), models, None, ())
+        assert torch.get_num_threads() == 2
+        app = replica.__serve_build_asgi_app__()
+        async with app.router.lifespan_context(app):
+            first = await replica.describe("a"), await replica.describe("b")
+            assert (await replica.images({"prompt": "a cat"}, "a"))[0] == 400
+            await replica.check_health()
+            await replica._pool.hosts["b"].current.batcher.close()
+            with pytest.raises(RuntimeError, match="of b has stopped"):
+                await replica.check_health()
+        await until(lambda: len(asyncio.all_tasks()) == 1)
+        return first
+
+    a, b = asyncio.run(scenario())
+    assert (a["name"], b["name"], b["state"]) == ("a", "b", "ready")
+    assert a["tasks"]["sample"]["address"] == "/v1/models/a/sample"
 
 
 def test_a_replica_does_not_start_on_a_damaged_bundle(save):

@@ -33,6 +33,10 @@ def test_a_serve_file_is_read_with_defaults(tmp_path):
         ("models: [{name: a, route: 'b/../c'}]", "pattern"),
         ("models: [{name: a, limits: {max_evaluations: 10, max_evaluations_queued: 5}}]", "max_evaluations=10"),
         ("models: [{name: a, autoscaling: {min_replicas: 3, max_replicas: 2}}]", "min_replicas=3"),
+        ("models: [{name: a, shared: true}]", "a is shared, and there is no section 'shared': add one with memory_mb"),
+        ("shared: {memory_mb: 9}\nmodels: [{name: a}]", "it is for models with shared: true"),
+        ("shared: {memory_mb: 0}\nmodels: [{name: a, shared: true}]", "memory_mb"),
+        ("shared: {}\nmodels: [{name: a, shared: true}]", "memory_mb"),
         ("port: 70000\nmodels: [{name: a}]", "port"),
         ("cors_origins: ['https://*.example.org']\nmodels: [{name: a}]", "cors_origins"),
         ("cors_origins: ['https://example.org/']\nmodels: [{name: a}]", "cors_origins"),
@@ -44,6 +48,37 @@ def test_a_serve_file_is_read_with_defaults(tmp_path):
 def test_a_mistake_is_named(tmp_path, text, says):
     with pytest.raises(ConfigError, match=says):
         load(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "num_cpus: 2",
+        "num_gpus: 1",
+        "threads: 2",
+        "max_ongoing_requests: 9",
+        "drain_timeout_s: 9",
+        "autoscaling: {max_replicas: 2}",
+    ],
+)
+def test_what_belongs_to_a_replica_is_refused_at_a_model_that_shares_one(tmp_path, setting):
+    text = f"shared: {{memory_mb: 9}}\nmodels: [{{name: a, shared: true, {setting}}}]"
+    with pytest.raises(ConfigError, match=f"{setting[:7]}.* would have no effect: it is for a model with a replica of"):
+        load(tmp_path, text)
+    load(tmp_path, text.replace("shared: true, ", "").replace("models: [", "models: [{name: b, shared: true}, "))
+
+
+def test_a_shared_model_has_what_its_replica_has_and_limits_of_its_own(tmp_path):
+    file = load(
+        tmp_path,
+        "shared: {memory_mb: 9, num_gpus: 0.5, drain_timeout_s: 7, threads: 3}\n"
+        "models: [{name: a, shared: true, max_rows: 5}, {name: b}]",
+    )
+    assert [model.name for model in file.own] == ["b"]
+    (model,) = file.sharing
+    settled = file.shared.settled(model)
+    assert (settled.device, settled.drain_timeout_s, settled.threads, settled.max_rows) == ("cuda", 7, 3, 5)
+    assert settled.path == "/v1/models/a"
 
 
 def test_the_serve_file_that_ships_is_valid_and_closed_to_the_network():

@@ -21,8 +21,9 @@ from kinfolk.errors import ConfigError
 from kinfolk.rng import seeded_initialisation
 from kinfolk.sampling import sample
 from kinfolk.serving.access import holders
-from kinfolk.serving.config import ServedModel, ServeFile
+from kinfolk.serving.config import ServedModel, ServeFile, Shared
 from kinfolk.serving.launch import Registry, serve_models, stop_serving
+from kinfolk.serving.shared import bytes_of
 from kinfolk.serving.webhook import ADDRESS
 
 SPEC = DataSpec(kind="image", shape=(1, 8, 8), levels=17)
@@ -50,7 +51,10 @@ def served(ray_cluster, toy_folder, tmp_path_factory):
     entry = ServedModel(name="toy", bundle=bundle, num_cpus=0.5, alias_poll_s=0.5, drain_timeout_s=5)
     told = entry.model_copy(update={"name": "told", "alias_poll_s": 600.0})  # looks when it is told to
     registry = Registry("unused", str(bundle.parent), secret=SecretStr("between them"))
-    serve_models(ServeFile(port=port, models=[entry, told]), registry, access=holders("secret"))
+    turns = [ServedModel(name=name, bundle=bundle, shared=True) for name in ("left", "right")]
+    one = Shared(memory_mb=1.5 * bytes_of(model) / 1e6, num_cpus=0.5, drain_timeout_s=5)
+    file = ServeFile(port=port, models=[entry, told, *turns], shared=one)
+    serve_models(file, registry, access=holders("secret"))
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
         yield client, model, bundle
     stop_serving()
@@ -67,7 +71,7 @@ def test_pixels_over_http_are_those_of_the_sampler(served):
 
 def test_the_root_lists_models_and_routes_by_the_longest_path(served):
     client, _, _ = served
-    model, _ = client.get("/v1/models", headers=TOKEN).json()["models"]
+    model, *_ = client.get("/v1/models", headers=TOKEN).json()["models"]
     assert (model["name"], model["state"], model["address"]) == ("toy", "ready", "/v1/models/toy")
     assert client.get("/readyz").json() == {"status": "ready"}
     assert client.get("/v1/models/toy/readyz").json() == {"status": "ready"}
@@ -79,6 +83,21 @@ def test_the_root_lists_models_and_routes_by_the_longest_path(served):
     unknown = client.post("/v1/models/toi/sample", headers=TOKEN)
     assert unknown.status_code == 404
     assert "Did you mean 'toy'" in unknown.json()["error"]["message"]
+
+
+def test_models_that_share_a_replica_take_turns_at_their_own_addresses(served):
+    client, _, _ = served
+    for name in ("left", "right", "left"):
+        answer = client.post(f"/v1/models/{name}/sample", json={"seed": 3}, headers=NPY)
+        assert answer.headers["Kinfolk-Model"] == name
+        time.sleep(1.1)  # a list is answered again for a second
+        listed = {each["name"]: each["state"] for each in client.get("/v1/models", headers=TOKEN).json()["models"]}
+        assert (listed["left"], listed["right"])[:: 1 if name == "left" else -1] == ("ready", "unloaded")
+    assert client.get("/v1/models/right", headers=TOKEN).json()["state"] == "unloaded"
+    assert client.get("/v1/models/right/readyz").status_code == 200
+    assert client.get("/v1/models/right/readyz", headers=TOKEN).json() == {"status": "unloaded"}
+    drawn = client.post("/v1/images/generations", json={"model": "right", "prompt": "1"}, headers=TOKEN)
+    assert "told nothing" in drawn.json()["error"]["message"]
 
 
 def test_refusals_reach_the_client_as_they_are(served):

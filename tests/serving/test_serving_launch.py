@@ -9,8 +9,8 @@ from ray.serve.schema import ApplicationStatus
 from kinfolk.bundle import save_bundle
 from kinfolk.errors import ConfigError, KinfolkError
 from kinfolk.serving import launch, replica
-from kinfolk.serving.config import Autoscaling, ServedModel, ServeFile
-from kinfolk.serving.launch import ServingError, _application, _directory, check_cpus, check_idle, serve_models
+from kinfolk.serving.config import Autoscaling, ServedModel, ServeFile, Shared
+from kinfolk.serving.launch import ServingError, _application, _directory, _shared, check_cpus, check_idle, serve_models
 from kinfolk.serving.replica import DirectoryReplica, application_name
 
 
@@ -32,6 +32,14 @@ def test_replicas_to_start_with_must_fit_the_cluster(monkeypatch, cpus, replicas
             ConfigError, match=r"2 models .* want [\d.]+ CPUs to start; the cluster has 3\. Lower num_cpus"
         ):
             check_cpus(file)
+
+
+def test_the_shared_replica_counts_once(monkeypatch):
+    monkeypatch.setattr(launch.ray, "cluster_resources", lambda: {"CPU": 3.0})
+    sharing = [ServedModel(name=f"s{number}", shared=True) for number in range(9)]
+    check_cpus(file_of(ServedModel(name="a"), *sharing, shared=Shared(memory_mb=9, num_cpus=2)))
+    with pytest.raises(ConfigError, match=r"want 3\.5 CPUs"):
+        check_cpus(file_of(ServedModel(name="a"), *sharing, shared=Shared(memory_mb=9, num_cpus=2.5)))
 
 
 @pytest.mark.parametrize("proxies", [{}, {"node": "HEALTHY"}])
@@ -71,6 +79,20 @@ def test_the_serve_file_reaches_serve():
     assert (given.min_replicas, given.initial_replicas, given.max_replicas) == (2, 2, 5)
     assert given.policy.policy_kwargs == {"target_queue_s": 7, "target_busy": 0.5}
     assert (given.upscale_delay_s, given.downscale_delay_s) == (3, 4)
+
+
+def test_the_shared_replica_is_one_and_has_what_the_section_says():
+    section = Shared(memory_mb=9, num_cpus=0.5, num_gpus=1, max_ongoing_requests=33, drain_timeout_s=6)
+    file = file_of(
+        ServedModel(name="a", shared=True), ServedModel(name="b"), shared=section, cors_origins=["https://a.org"]
+    )
+    bound = _shared(file, None, "secret")._bound_deployment
+    assert bound.init_args == (section, [file.models[0]], None, "secret", ("https://a.org",))
+    assert (bound.ray_actor_options["num_cpus"], bound.ray_actor_options["num_gpus"]) == (0.5, 1)
+    assert (bound.max_ongoing_requests, bound.max_queued_requests) == (33, 33)
+    config = bound._deployment_config
+    assert (config.num_replicas, config.autoscaling_config) == (1, None)
+    assert config.graceful_shutdown_timeout_s == 6
 
 
 def test_a_model_that_may_sleep_starts_awake():
@@ -140,6 +162,23 @@ def test_every_model_has_its_address_and_the_root_the_rest(serving, bundle):
     ]
 
 
+def test_models_that_share_a_replica_are_one_application_above_their_addresses(serving, bundle):
+    sharing = [ServedModel(name=name, bundle=bundle, shared=True) for name in ("b", "c")]
+    file = file_of(ServedModel(name="a", bundle=bundle), *sharing, shared=Shared(memory_mb=9))
+    assert serve_models(file).keys() == {"/v1/models/a", "/v1/models/b", "/v1/models/c"}
+    assert serving.done[-1] == (
+        "run",
+        [("model-a", "/v1/models/a"), ("shared", "/v1/models"), ("directory", "/")],
+    )
+
+
+def test_a_model_larger_than_what_is_shared_starts_nothing(serving, bundle):
+    model = ServedModel(name="a", bundle=bundle, shared=True)
+    with pytest.raises(ConfigError, match=r"a takes [\d.]+ MB, .* may take 1e-05 MB"):
+        serve_models(file_of(model, shared=Shared(memory_mb=0.00001)))
+    assert not serving.done
+
+
 def test_what_cannot_be_served_starts_nothing(serving, bundle, tmp_path):
     with pytest.raises(ConfigError, match="want 5 CPUs to start; the cluster has 4"):
         serve_models(file_of(ServedModel(name="c", bundle=bundle, num_cpus=5)))
@@ -183,7 +222,7 @@ class Root:
         return SimpleNamespace(applications=self._applications)
 
     def listing(self):
-        return asyncio.run(self.replica._listing())
+        return asyncio.run(self.replica.listing())
 
 
 async def described():
@@ -229,11 +268,23 @@ def test_a_replica_that_dies_meanwhile_hides_no_other(monkeypatch):
     assert second["state"] == "ready"
 
 
+def test_of_a_shared_replica_one_model_is_asked_for_by_its_route(monkeypatch):
+    async def answer(*asked):
+        return {"state": asked}
+
+    root = Root(monkeypatch, {"shared": application(ApplicationStatus.RUNNING, 1)}, answer)
+    root.models[1:] = [ServedModel(name="b", route="c", shared=True)]
+    assert root.listing()[1] == {"state": ("c",)}
+    handle = SimpleNamespace(images=SimpleNamespace(remote=answer))
+    monkeypatch.setattr(replica.serve, "get_app_handle", {"shared": handle}.get)
+    assert asyncio.run(root.replica._images("c", {"prompt": "1"})) == {"state": ({"prompt": "1"}, "c")}
+
+
 def test_a_listing_is_answered_again_for_a_second(monkeypatch):
     root = Root(monkeypatch, {}, described)
 
     async def twice():
-        return await asyncio.gather(root.replica._listing(), root.replica._listing())
+        return await asyncio.gather(root.replica.listing(), root.replica.listing())
 
     asyncio.run(twice())
     assert root.looks == 1

@@ -52,7 +52,7 @@ class ModelRecord:
 
     name: str  # as registered
     address: str  # path; its last part is what a client asks for the model by
-    state: str  # ready, asleep (a request wakes it), starting, busy, stopping or failed
+    state: str  # ready, asleep or unloaded (a request wakes it), starting, busy, stopping or failed
     version: str | None = None
     stale: bool = False  # a newer version is wanted and cannot be served
     family: str | None = None

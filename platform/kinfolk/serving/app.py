@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from types import MappingProxyType
 from typing import Any
 
@@ -17,11 +17,11 @@ from kinfolk.errors import nearest
 from kinfolk.serving import images_api, webhook
 from kinfolk.serving.access import Access, Gate
 from kinfolk.serving.bodies import json_in, read_body
-from kinfolk.serving.config import Limits
+from kinfolk.serving.config import MODELS, Limits
 from kinfolk.serving.endpoint import Endpoint, refused
 from kinfolk.serving.guard import ADMIN, Guard, RefusalError, fault, refusal, route
 from kinfolk.serving.host import ModelHost
-from kinfolk.serving.media import offered
+from kinfolk.serving.media import JSON, offered
 from kinfolk.serving.openapi import openapi
 from kinfolk.serving.origins import open_to
 from kinfolk.serving.page import PageFile, page_files, page_routes
@@ -31,7 +31,7 @@ from kinfolk.serving.webhook import Inbox
 _IMAGES_BYTES = 262_144  # of a request of the images API
 _MESSAGE_BYTES = 65_536  # of the registry
 _BODY_TIMEOUT_S = Limits().body_timeout_s  # of either
-_SERVING = {"ready", "asleep"}  # states in which a request is answered; an endpoint asleep wakes for it
+_SERVING = {"ready", "asleep", "unloaded"}  # states in which a request is answered; the last two wait for a start
 
 Images = Callable[[str, Mapping[str, Any]], Awaitable[tuple[int, dict[str, Any], dict[str, str]]]]
 Listing = Callable[[], Awaitable[list[dict[str, Any]]]]  # what ``describe`` says of every model
@@ -49,7 +49,7 @@ async def _fault(*_: object) -> Response:
     return fault()
 
 
-class _Guarded(FastAPI):
+class Guarded(FastAPI):
     """An app behind the guard, which stands before all that FastAPI does for a request."""
 
     def __init__(
@@ -57,17 +57,17 @@ class _Guarded(FastAPI):
     ) -> None:
         super().__init__(title=title, docs_url=None, redoc_url=None, lifespan=lifespan)
         self._gate, self._free, self._origins = gate, free, origins
-        self.endpoint: Endpoint | None = None  # of tasks: as most requests are for one, they go straight there
+        # What looks at a request first, right behind the guard.
+        self.before: Callable[[ASGIApp], ASGIApp] = lambda app: app
 
     def build_middleware_stack(self) -> ASGIApp:
         """The app as it is called."""
-        app = super().build_middleware_stack()
-        tasks = app if self.endpoint is None else _TasksFirst(self.endpoint, app)
-        return open_to(Guard(tasks, self._gate, self._free, self._origins), self._origins)
+        app = self.before(super().build_middleware_stack())
+        return open_to(Guard(app, self._gate, self._free, self._origins), self._origins)
 
 
 class _TasksFirst:
-    """``POST /TASK`` is answered by the endpoint, anything else by the app."""
+    """``POST /TASK``, as most requests are, goes straight to the endpoint, anything else to the app."""
 
     def __init__(self, endpoint: Endpoint, app: ASGIApp) -> None:
         self._endpoint, self._app = endpoint, app
@@ -82,16 +82,16 @@ class _TasksFirst:
         await self._app(scope, receive, send)
 
 
-def _bare_app(
+def bare_app(
     title: str,
     access: Sequence[Access],
     origins: Sequence[str],
     lifespan: Lifespan | None = None,
     page: Mapping[str, PageFile] = MappingProxyType({}),
     free: Sequence[str] = (),
-) -> _Guarded:
+) -> Guarded:
     """An app with its health; ``page`` are files that anyone may have, by their paths, ``free`` other such paths."""
-    app = _Guarded(title, Gate(access), (*page, *free), origins, lifespan)
+    app = Guarded(title, Gate(access), (*page, *free), origins, lifespan)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _fault)
     app.router.routes.extend(page_routes(page))
@@ -104,12 +104,18 @@ def _bare_app(
 
 
 def _state(host: ModelHost) -> str:
+    if not host.loaded:
+        return "unloaded"
     return "ready" if host.ready else "stopping"
 
 
 def describe(host: ModelHost) -> dict[str, Any]:
     """Name, addresses, state, what version is in service, and how busy it is."""
-    served, current = host.served, host.current
+    served = host.served
+    if not host.loaded:
+        now = {"name": served.name, "address": served.path, "state": _state(host), "stale": host.stale}
+        return {**host.remembered, **now}
+    current = host.current
     tasks = {
         name: {
             "address": f"{served.path}/{name}",
@@ -147,8 +153,9 @@ def endpoint_app(
 
     For an admin also ``/-/look``; no task has an address of two parts. Pages of ``origins`` may read the answers.
     """
-    app = _bare_app(f"Kinfolk: {host.served.name}", access, origins, lifespan)
-    app.endpoint = endpoint = Endpoint(host)
+    app = bare_app(f"Kinfolk: {host.served.name}", access, origins, lifespan)
+    endpoint = Endpoint(host)
+    app.before = lambda rest: _TasksFirst(endpoint, rest)
     app.openapi = lambda: openapi(app, host)  # type: ignore[method-assign]
 
     @app.get("/")
@@ -157,7 +164,7 @@ def endpoint_app(
 
     @app.get("/readyz")
     async def readyz(response: Response) -> dict[str, str]:
-        response.status_code = 200 if host.ready else 503
+        response.status_code = 200 if _state(host) in _SERVING else 503
         return {"status": _state(host)}
 
     @app.post(f"{ADMIN}look")
@@ -195,13 +202,16 @@ def _route(model: Mapping[str, Any]) -> str:
     return str(model["address"].rpartition("/")[2])
 
 
-async def images_of(host: ModelHost, values: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """What OpenAI's images API answers for a model: status, body, headers."""
-    version = host.current
+async def images_of(
+    held: AbstractAsyncContextManager[ModelHost], values: Mapping[str, Any]
+) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """What OpenAI's images API answers for the model whose host is entered: status, body, headers."""
     try:
         asked = images_api.parse(values)
-        settings = images_api.settings_for(asked, version.model.tasks.conditions, version.model.spec)
-        return 200, images_api.answer(asked, await Endpoint(host).pictures(settings)), {}
+        async with held as host:
+            model = host.current.model
+            settings = images_api.settings_for(asked, model.tasks.conditions, model.spec)
+            return 200, images_api.answer(asked, await Endpoint(host).pictures(settings)), {}
     except Exception as error:
         refused_ = refused(error)
         field, retry = getattr(error, "field", None), refused_.headers.get("Retry-After")
@@ -220,6 +230,20 @@ def _add_inbox(app: FastAPI, inbox: Inbox) -> None:
         return Response(status_code=204)
 
 
+def add_models(app: FastAPI, listing: Listing, address: str) -> None:
+    """The list of models, at an address within the app, and below it 404 for models there are not."""
+
+    @app.get(address or "/")
+    async def models() -> dict[str, Any]:
+        return {"models": await listing()}
+
+    @app.api_route(f"{address}/{{name}}/{{_:path}}", methods=["GET", "POST"], include_in_schema=False)
+    async def unknown(name: str) -> Response:
+        known = [_route(model) for model in await listing()]
+        text = f"No model is served as {name[:60]!r}.{nearest(name, known)} Models: {', '.join(known) or 'none'}."
+        return refusal(404, text, "name")
+
+
 def directory_app(
     listing: Listing,
     images: Images,
@@ -232,26 +256,18 @@ def directory_app(
     ``images`` answers a request of OpenAI's images API for the model of a name; ``inbox`` takes what the registry says,
     signed and so without a token; pages of ``origins`` may read the answers.
     """
-    app = _bare_app("Kinfolk", access, origins, page=page_files(), free=(webhook.ADDRESS,) if inbox else ())
+    app = bare_app("Kinfolk", access, origins, page=page_files(), free=(webhook.ADDRESS,) if inbox else ())
     _add_images(app, listing, images, _IMAGES_BYTES)
     if inbox is not None:
         _add_inbox(app, inbox)
 
-    @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        return {"models": await listing()}
+    add_models(app, listing, MODELS)
 
     @app.get("/readyz")
     async def readyz(response: Response) -> dict[str, str]:
         ready = all(model["state"] in _SERVING for model in await listing())
         response.status_code = 200 if ready else 503
         return {"status": "ready" if ready else "not every model answers"}
-
-    @app.api_route("/v1/models/{name}/{_:path}", methods=["GET", "POST"], include_in_schema=False)
-    async def unknown(name: str) -> Response:
-        known = [_route(model) for model in await listing()]
-        text = f"No model is served as {name[:60]!r}.{nearest(name, known)} Models: {', '.join(known) or 'none'}."
-        return refusal(404, text, "name")
 
     return app
 
@@ -270,6 +286,9 @@ def build_app(hosts: Sequence[ModelHost], access: Sequence[Access] = (), origins
     app.add_middleware(RequestIds)
     for host in hosts:
         app.mount(host.served.path, endpoint_app(host, access, origins=origins))
-    root = directory_app(listing, lambda name, values: images_of(by_route[name], values), access, origins=origins)
-    app.mount("", root)
+
+    def images(name: str, values: Mapping[str, Any]) -> Awaitable[tuple[int, dict[str, Any], dict[str, str]]]:
+        return images_of(nullcontext(by_route[name]), values)
+
+    app.mount("", directory_app(listing, images, access, origins=origins))
     return app

@@ -1,5 +1,6 @@
 """The serve file: which registered models stand behind HTTP, on how many replicas, within what limits."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -7,8 +8,11 @@ from pydantic import Field, field_validator, model_validator
 
 from kinfolk.config import parse, read_mapping
 from kinfolk.contract import Config
+from kinfolk.errors import no_effect
 from kinfolk.serving.batcher import BatchLimits
 
+_OF_A_REPLICA = ("autoscaling", "num_cpus", "num_gpus", "threads", "max_ongoing_requests", "drain_timeout_s")
+MODELS = "/v1/models"  # the address of the list of models, and the start of theirs
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 _ALIAS = r"^[A-Za-z][A-Za-z0-9_-]{0,49}$"
 _ORIGIN = r"^(\*|https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?)$"  # in lower case, as browsers write it
@@ -68,6 +72,7 @@ class ServedModel(Config):
     alias_poll_s: float = Field(10.0, gt=0)  # how often a replica looks where the alias points now
     bundle: Path | None = None  # a bundle folder to serve as it is, in place of a registered version
     route: str = Field("", pattern=rf"^$|{_NAME}")  # its place in the address; empty: the name
+    shared: bool = False  # it has no replica of its own, but takes turns in the one of the section ``shared``
     rollout: Rollout = Rollout()
     autoscaling: Autoscaling = Autoscaling()
     num_cpus: float = Field(1.0, ge=0)  # CPUs Ray reserves for each replica
@@ -78,6 +83,10 @@ class ServedModel(Config):
     drain_timeout_s: float = Field(40.0, gt=0)  # a replica that must go may finish its requests for so long
     limits: Limits = Limits()
 
+    def idle(self) -> Mapping[str, str]:
+        """What a shared model has from the replica that it is in."""
+        return dict.fromkeys(_OF_A_REPLICA, "a model with a replica of its own") if self.shared else {}
+
     @field_validator("bundle")
     @classmethod
     def _absolute(cls, bundle: Path | None) -> Path | None:
@@ -86,7 +95,7 @@ class ServedModel(Config):
     @property
     def path(self) -> str:
         """The part of the address before ``/sample``."""
-        return f"/v1/models/{self.route or self.name}"
+        return f"{MODELS}/{self.route or self.name}"
 
     @property
     def batch_limits(self) -> BatchLimits:
@@ -105,6 +114,21 @@ class ServedModel(Config):
         return "cuda" if self.num_gpus > 0 else "cpu"
 
 
+class Shared(Config):
+    """The one replica in which small models take turns: those used least recently make room for one asked for."""
+
+    memory_mb: float = Field(gt=0)  # 10^6 bytes; of weights that are held at once, where the replica computes
+    num_cpus: float = Field(1.0, ge=0)  # CPUs Ray reserves for the replica
+    num_gpus: float = Field(0.0, ge=0)  # GPUs Ray reserves for the replica; above 0 the models run there
+    threads: int = Field(1, ge=1)  # threads of one network call on the CPU
+    max_ongoing_requests: int = Field(512, ge=1)  # HTTP requests the replica holds at once, of all models together
+    drain_timeout_s: float = Field(40.0, gt=0)  # it may finish its requests for so long when it must go
+
+    def settled(self, model: ServedModel) -> ServedModel:
+        """A shared model's entry with what it has from the replica."""
+        return model.model_copy(update={name: getattr(self, name) for name in _OF_A_REPLICA if name != "autoscaling"})
+
+
 class ServeFile(Config):
     """Everything that is served from one address."""
 
@@ -114,12 +138,34 @@ class ServeFile(Config):
     # Sites, such as https://example.org, whose pages may read answers in a browser; "*": all; none by default.
     cors_origins: tuple[Annotated[str, Field(pattern=_ORIGIN)], ...] = ()
     models: list[ServedModel] = Field(min_length=1)
+    shared: Shared | None = None  # what the models with ``shared: true`` have together
+
+    @property
+    def own(self) -> list[ServedModel]:
+        """Models with replicas of their own."""
+        return [model for model in self.models if not model.shared]
+
+    @property
+    def sharing(self) -> list[ServedModel]:
+        """Models that share a replica."""
+        return [model for model in self.models if model.shared]
 
     @model_validator(mode="after")
     def _distinct(self) -> "ServeFile":
         paths = [model.path for model in self.models]
         if twice := [path for path in paths if paths.count(path) > 1]:
             raise ValueError(f"two models have the address {twice[0]}; give one of them another route")
+        return self
+
+    @model_validator(mode="after")
+    def _shared_by_some(self) -> "ServeFile":
+        if self.shared is None and self.sharing:
+            raise ValueError(
+                f"{self.sharing[0].name} is shared, and there is no section 'shared': add one with memory_mb, "
+                "or leave 'shared' out of the model"
+            )
+        if self.shared is not None and not self.sharing:
+            raise ValueError(no_effect("the section 'shared'", "models with shared: true"))
         return self
 
 

@@ -4,23 +4,32 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from kinfolk.contract import Model
 from kinfolk.errors import RegistryError
+from kinfolk.serving.batcher import OverloadError
 from kinfolk.serving.config import ServedModel
 from kinfolk.serving.host import ModelHost
-from kinfolk.serving.versions import Registry, load, obtain, tell, wanted
+from kinfolk.serving.versions import Registry, Release, load, obtain, tell, wanted
 
 _LOG = logging.getLogger(__name__)
 
+Loading = Callable[[ServedModel, Release], Awaitable[Model]]
 Waiting = Callable[[float], Awaitable[None]]  # returns after so many seconds, or when an alias has moved
 
 
-class Follower:
-    """Follows for as long as ``follow`` runs."""
+async def _load(served: ServedModel, release: Release) -> Model:
+    return await asyncio.to_thread(load, served, release)
 
-    def __init__(self, host: ModelHost, registry: Registry | None, wait: Waiting = asyncio.sleep) -> None:
-        self._host, self._registry, self._wait = host, registry, wait
+
+class Follower:
+    """Follows for as long as ``follow`` runs; what ``load`` raises as an OverloadError it may give the next time."""
+
+    def __init__(
+        self, host: ModelHost, registry: Registry | None, wait: Waiting = asyncio.sleep, load: Loading = _load
+    ) -> None:
+        self._host, self._registry, self._wait, self._load = host, registry, wait, load
         self._wanted = ""  # the version that the alias means, as it was looked up last
-        self._refused: dict[str, str] = {}  # that version, and why it is not tried again while it is wanted
+        self.refused: dict[str, str] = {}  # that version, and why it is not tried again while it is wanted
         self._rollout: asyncio.Task[None] | None = None
         self._looking = asyncio.Lock()  # an answer of the registry is never laid over a later one
 
@@ -35,8 +44,12 @@ class Follower:
                 await self._wait(self._served.alias_poll_s)
                 await self.look()
         finally:
-            if self._rollout is not None:
-                self._rollout.cancel()
+            self.stop()
+
+    def stop(self) -> None:
+        """Give up what is being rolled out."""
+        if self._rollout is not None:
+            self._rollout.cancel()
 
     async def look(self) -> None:
         """Look where the alias points now; a new version begins to be rolled out, which takes a while."""
@@ -50,23 +63,23 @@ class Follower:
             self._cannot_be_had(error)
             return
         if version != self._wanted:
-            self._wanted, self._refused = version, {}
+            self._wanted, self.refused = version, {}
         trial = self._host.trial
         if trial is not None and trial.version.version != version:
             trial.end(f"the alias {self._served.alias} has moved on")
         if version == self._host.current.version:
             self._host.stale = None
-        elif version in self._refused:
-            self._host.stale = self._refused[version]
+        elif version in self.refused:
+            self._host.stale = self.refused[version]
         elif self._rollout is None or self._rollout.done():
             self._rollout = asyncio.create_task(self._roll_out(version))
 
     async def _roll_out(self, version: str) -> None:
         try:
             release = await asyncio.to_thread(obtain, self._served, self._registry, version)
-            model = await asyncio.to_thread(load, self._served, release)
+            model = await self._load(self._served, release)
             refused = await self._host.roll_out(model, version)
-        except RegistryError as error:  # it may answer the next time
+        except (RegistryError, OverloadError) as error:  # it may be had the next time
             self._cannot_be_had(error)
             return
         except Exception as error:
@@ -80,7 +93,7 @@ class Follower:
             return
         before = self._host.current.version
         reason = f"{self._served.name} stays at version {before}, version {version} is not served: {refused}"
-        self._refused[version] = reason
+        self.refused[version] = reason
         self._say(reason)
         await asyncio.to_thread(tell, self._served, self._registry, version, refused)
 

@@ -12,9 +12,10 @@ from kinfolk.serving.origins import stranger
 from kinfolk.serving.request_ids import request_id
 
 _LOG = logging.getLogger(__name__)
-_FREE = ("/healthz", "/readyz")  # a load balancer asks without a token
-_SHOWN = 60  # characters of a refused value that an error repeats
+HEALTH = ("/healthz", "/readyz")  # a load balancer asks without a token
 ADMIN = "/-/"  # what is below it takes a token of the role admin
+_SHOWN = 60  # characters of a refused value that an error repeats
+_ADMITTED = "kinfolk.admitted"  # of a request that another guard has let through
 
 _NO_ADMIN = (
     "This takes a token of the role admin, and the server has no tokens: "
@@ -55,7 +56,7 @@ class Guard:
     """
 
     def __init__(self, app: ASGIApp, gate: Gate, free: Collection[str] = (), origins: Collection[str] = ()) -> None:
-        self._app, self._gate, self._free, self._origins = app, gate, frozenset((*_FREE, *free)), origins
+        self._app, self._gate, self._free, self._origins = app, gate, frozenset((*HEALTH, *free)), origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection."""
@@ -67,10 +68,12 @@ class Guard:
         elif refused := self._refused(scope):
             await refused(scope, receive, send)
         else:
-            await self._shielded(scope, receive, send)
+            await self._shielded({**scope, _ADMITTED: True}, receive, send)
 
     def _refused(self, scope: Scope) -> Response | None:
-        """What is answered to those who may not ask, or not yet."""
+        """What is answered to those who may not ask, or not yet; nothing where another guard has let them through."""
+        if scope.get(_ADMITTED):
+            return None
         path, headers = route(scope), dict(scope["headers"])
         if scope["method"] == "POST" and (site := stranger(headers, self._origins)):
             text = (
@@ -78,7 +81,7 @@ class Guard:
             )
             return refusal(403, text, "Origin")
         if self._gate.open:
-            return refusal(403, _NO_ADMIN, "Authorization") if path.startswith(ADMIN) else None
+            return refusal(403, _NO_ADMIN, "Authorization") if ADMIN in path else None
         if path in self._free:
             return None
         holder = self._gate.holder(headers.get(b"authorization", b""))
@@ -88,7 +91,7 @@ class Guard:
         return self._refused_to(holder, path)
 
     def _refused_to(self, holder: Access, path: str) -> Response | None:
-        if path.startswith(ADMIN) and holder.role != "admin":
+        if ADMIN in path and holder.role != "admin":
             text = f"{holder.name} has the role {holder.role}; this takes a token of the role admin."
             return refusal(403, text, "Authorization")
         wait_s = self._gate.retry_after_s(holder)

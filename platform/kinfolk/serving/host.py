@@ -5,8 +5,9 @@ stays; if not, it takes over after a while, and the one before finishes what it 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -62,14 +63,26 @@ def _in_service(served: ServedModel, model: Model, version: str) -> Version:
 class ModelHost:
     """Holds the versions of one model that answer requests; used in one event loop."""
 
-    def __init__(self, served: ServedModel, model: Model, version: str) -> None:
+    def __init__(self, served: ServedModel, model: Model | None = None, version: str = "") -> None:
         self.served = served
-        self.current = _in_service(served, model, version)
+        self._current = None if model is None else _in_service(served, model, version)
         self.trial: Trial | None = None
         self.stale: str | None = None  # why the version in service may not be the one that is wanted
         self.look: Callable[[], Awaitable[None]] | None = None  # at the registry, now; None: nobody follows one
+        self.remembered: Mapping[str, Any] = {}  # what was said of a model that was unloaded
         self.on_answer: Callable[[Version, str, Outcome], None] = lambda *_: None  # told of each, and its task
         self._retiring: set[asyncio.Task[None]] = set()
+
+    @property
+    def loaded(self) -> bool:
+        """Whether a model is held; all else but ``load`` and ``close`` is for a host that holds one."""
+        return self._current is not None
+
+    @property
+    def current(self) -> Version:
+        """The version in service."""
+        assert self._current is not None
+        return self._current
 
     @property
     def ready(self) -> bool:
@@ -79,7 +92,8 @@ class ModelHost:
     @property
     def versions(self) -> list[Version]:
         """Those that answer requests."""
-        return [self.current] if self.trial is None else [self.current, self.trial.version]
+        trial = [] if self.trial is None else [self.trial.version]
+        return trial if self._current is None else [self._current, *trial]
 
     def choose(self) -> Version:
         """The version that answers the next request: every so many times the one on trial."""
@@ -113,7 +127,7 @@ class ModelHost:
                 trial.end("its sampling thread has stopped")
         self.trial = None
         if trial.refused is None:
-            self.current, leaving = trial.version, self.current
+            self._current, leaving = trial.version, self.current
         else:
             leaving = trial.version
         self._retire(leaving)
@@ -125,7 +139,20 @@ class ModelHost:
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
+    def load(self, model: Model, version: str) -> None:
+        """Hold ``model``, where none was held."""
+        assert self._current is None
+        self._current = _in_service(self.served, model, version)
+
+    async def unload(self) -> None:
+        """Let go of the model; nobody may be rolling out another one."""
+        leaving, self._current, self.trial = self.versions, None, None
+        await self._close(leaving)
+
     async def close(self) -> None:
         """Finish what was taken and take no more."""
-        closing = [version.batcher.close(self.served.drain_timeout_s) for version in self.versions]
+        await self._close(self.versions)
+
+    async def _close(self, versions: Sequence[Version]) -> None:
+        closing = [version.batcher.close(self.served.drain_timeout_s) for version in versions]
         await asyncio.gather(*closing, *self._retiring)

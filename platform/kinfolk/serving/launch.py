@@ -9,8 +9,16 @@ from ray.serve.schema import LoggingConfig
 
 from kinfolk.errors import ConfigError, KinfolkError
 from kinfolk.serving.access import Access
-from kinfolk.serving.config import ServedModel, ServeFile
-from kinfolk.serving.replica import DIRECTORY, DirectoryReplica, SamplingReplica, application_name
+from kinfolk.serving.config import MODELS, ServedModel, ServeFile
+from kinfolk.serving.replica import (
+    DIRECTORY,
+    SHARED,
+    DirectoryReplica,
+    SamplingReplica,
+    SharedReplica,
+    application_name,
+)
+from kinfolk.serving.shared import bytes_in, bytes_of, check_fits
 from kinfolk.serving.versions import Registry, Release, load, locate
 
 __all__ = [
@@ -46,7 +54,8 @@ def check_cpus(file: ServeFile) -> None:
     Raises:
         ConfigError: with what is wanted and what the cluster has.
     """
-    need = sum(model.num_cpus * max(model.autoscaling.min_replicas, 1) for model in file.models)
+    need = sum(model.num_cpus * max(model.autoscaling.min_replicas, 1) for model in file.own)
+    need += 0 if file.shared is None else file.shared.num_cpus
     have = ray.cluster_resources().get("CPU", 0)
     if need > have:
         raise ConfigError(
@@ -89,6 +98,21 @@ def _application(
     ).bind(served, registry, access, file.cors_origins)
 
 
+def _shared(file: ServeFile, registry: Registry | None, access: Sequence[Access]) -> serve.Application:
+    shared = file.shared
+    assert shared is not None
+    return serve.deployment(
+        serve.ingress()(SharedReplica),
+        ray_actor_options={"num_cpus": shared.num_cpus, "num_gpus": shared.num_gpus},
+        max_ongoing_requests=shared.max_ongoing_requests,
+        max_queued_requests=shared.max_ongoing_requests,
+        max_surge_percent=100,
+        graceful_shutdown_timeout_s=shared.drain_timeout_s,
+        health_check_period_s=_HEALTH_CHECK_S,
+        logging_config=_logging(file),
+    ).bind(shared, file.sharing, registry, access, file.cors_origins)
+
+
 def _directory(file: ServeFile, registry: Registry | None, access: Sequence[Access]) -> serve.Application:
     return serve.deployment(
         serve.ingress()(DirectoryReplica),
@@ -115,8 +139,13 @@ def serve_models(
     check_idle()
     check_cpus(file)
     releases = {model.path: locate(model, registry) for model in file.models}
-    for model in file.models:
+    for model in file.own:
         load(model, releases[model.path])
+    for model in file.sharing:
+        assert file.shared is not None
+        release = releases[model.path]
+        check_fits(file.shared, model.name, bytes_in(release.folder))
+        check_fits(file.shared, model.name, bytes_of(load(file.shared.settled(model), release)))
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": file.host, "port": file.port},
@@ -124,8 +153,10 @@ def serve_models(
     )
     targets = [
         serve.RunTarget(_application(model, file, registry, access), application_name(model), model.path)
-        for model in file.models
+        for model in file.own
     ]
+    if file.shared is not None:
+        targets.append(serve.RunTarget(_shared(file, registry, access), SHARED, MODELS))
     try:
         serve.run_many([*targets, serve.RunTarget(_directory(file, registry, access), DIRECTORY, "/")])
     except RuntimeError as error:

@@ -1,11 +1,11 @@
-"""The Ray Serve deployments: for each model the replica that samples and answers HTTP itself, and one at the root."""
+"""The Ray Serve deployments: for each model, or several, the replica that samples and answers HTTP, and the root's."""
 
 import asyncio
 import logging
 import math
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,18 +16,45 @@ from kinfolk.memory import keep_freed_memory
 from kinfolk.serving.access import Access
 from kinfolk.serving.app import describe, directory_app, endpoint_app, images_of
 from kinfolk.serving.autoscaling import Load
-from kinfolk.serving.config import ServedModel
+from kinfolk.serving.config import ServedModel, Shared
 from kinfolk.serving.follower import Follower
 from kinfolk.serving.host import ModelHost
 from kinfolk.serving.meters import Meters
+from kinfolk.serving.shared import Pool, Running, shared_app
 from kinfolk.serving.versions import Registry, load, locate
 from kinfolk.serving.webhook import Inbox
 
 _LOG = logging.getLogger(__name__)
 _ANSWER_TIMEOUT_S = 2.0  # for a replica to say what it serves
 _LISTING_AGE_S = 1.0  # for so long a list is answered again, so that nobody can make replicas busy by asking for it
-DIRECTORY = "directory"  # the name of the root's Serve application
+DIRECTORY, SHARED = "directory", "shared"  # names of the Serve applications of the root and of the shared models
 _STATES = {"RUNNING": "ready", "DEPLOYING": "starting", "NOT_STARTED": "starting", "DELETING": "stopping"}
+
+
+def _metered(host: ModelHost) -> Running:
+    meters = Meters(host)
+    host.on_answer = meters.answered
+    return meters.run
+
+
+class _Ear:
+    """Hears from the root when an alias of one model has moved."""
+
+    def __init__(self, name: str, registry: Registry | None) -> None:
+        self._name, self._registry, self._moves = name, registry, 0
+
+    async def wait(self, seconds: float) -> None:
+        """Until an alias of the model has moved, if the registry says so; for ``seconds`` at most."""
+        until = time.monotonic() + seconds
+        if self._registry is not None and self._registry.secret is not None:
+            try:
+                moves = serve.get_app_handle(DIRECTORY).moves.remote(self._name, self._moves, seconds)
+                before, self._moves = self._moves, await asyncio.wait_for(moves, seconds + _ANSWER_TIMEOUT_S)
+                if before != self._moves:
+                    return
+            except Exception as error:  # the root is being replaced
+                _LOG.warning("%s does not hear of aliases: %r", self._name, error)
+        await asyncio.sleep(max(until - time.monotonic(), 0))
 
 
 class SamplingReplica:
@@ -41,35 +68,20 @@ class SamplingReplica:
         release = locate(served, registry)
         self._host = ModelHost(served, load(served, release), release.version)
         self._registry, self._access, self._origins = registry, access, origins
-        self._load, self._moves = Load(), 0
+        self._load = Load()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return endpoint_app(self._host, self._access, self._life, self._origins)
 
     @asynccontextmanager
     async def _life(self, _: FastAPI) -> AsyncIterator[None]:
-        meters = Meters(self._host)
-        self._host.on_answer = meters.answered
-        follower = Follower(self._host, self._registry, self._wait)
+        follower = Follower(self._host, self._registry, _Ear(self._host.served.name, self._registry).wait)
         self._host.look = follower.look
-        running = [asyncio.create_task(work) for work in (follower.follow(), meters.run())]
+        running = [asyncio.create_task(work()) for work in (follower.follow, _metered(self._host))]
         yield
         for work in running:
             work.cancel()
         await self._host.close()
-
-    async def _wait(self, seconds: float) -> None:
-        """Until an alias of this model has moved, if the registry says so; for ``seconds`` at most."""
-        until = time.monotonic() + seconds
-        if self._registry is not None and self._registry.secret is not None:
-            try:
-                moves = serve.get_app_handle(DIRECTORY).moves.remote(self._host.served.name, self._moves, seconds)
-                before, self._moves = self._moves, await asyncio.wait_for(moves, seconds + _ANSWER_TIMEOUT_S)
-                if before != self._moves:
-                    return
-            except Exception as error:  # the root is being replaced
-                _LOG.warning("%s does not hear of aliases: %r", self._host.served.name, error)
-        await asyncio.sleep(max(until - time.monotonic(), 0))
 
     async def check_health(self) -> None:
         """Let Serve replace this replica when its sampling thread has died."""
@@ -82,11 +94,49 @@ class SamplingReplica:
 
     async def images(self, values: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, str]]:
         """The answer of OpenAI's images API."""
-        return await images_of(self._host, values)
+        return await images_of(nullcontext(self._host), values)
 
     async def describe(self) -> dict[str, Any]:
         """What the list of models shows of this one."""
         return describe(self._host)
+
+
+class SharedReplica:
+    """The one replica of several models, which are in its memory when they are asked for."""
+
+    def __init__(
+        self,
+        shared: Shared,
+        models: Sequence[ServedModel],
+        registry: Registry | None,
+        access: Sequence[Access],
+        origins: Sequence[str] = (),
+    ) -> None:
+        keep_freed_memory()
+        torch.set_num_threads(shared.threads)
+        self._pool = Pool(shared, models, registry, lambda name: _Ear(name, registry).wait, _metered)
+        self._access, self._origins = access, origins
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return shared_app(self._pool, self._listing, self._access, self._origins)
+
+    async def _listing(self) -> list[dict[str, Any]]:
+        """The root's, as the address of the list leads here."""
+        listed: list[dict[str, Any]] = await serve.get_app_handle(DIRECTORY).listing.remote()
+        return listed
+
+    async def check_health(self) -> None:
+        """Let Serve replace this replica when a sampling thread has died."""
+        if dead := [host.served.name for host in self._pool.hosts.values() if host.loaded and not host.ready]:
+            raise RuntimeError(f"The batcher of {dead[0]} has stopped.")
+
+    async def images(self, values: dict[str, Any], name: str) -> tuple[int, dict[str, Any], dict[str, str]]:
+        """The answer of OpenAI's images API for one of the models."""
+        return await images_of(self._pool.lease(name), values)
+
+    async def describe(self, name: str) -> dict[str, Any]:
+        """What the list of models shows of one."""
+        return describe(self._pool.hosts[name])
 
 
 class DirectoryReplica:
@@ -107,7 +157,7 @@ class DirectoryReplica:
         self._listing_lock = asyncio.Lock()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return directory_app(self._listing, self._images, self._access, self._inbox, self._origins)
+        return directory_app(self.listing, self._images, self._access, self._inbox, self._origins)
 
     async def moves(self, name: str, seen: int, timeout_s: float) -> int:
         """How often aliases of a model have moved, once that is not ``seen``, or after ``timeout_s``."""
@@ -117,10 +167,11 @@ class DirectoryReplica:
         """Let a replica of the model answer; one that sleeps is woken."""
         served = next(model for model in self._models if model.path.rpartition("/")[2] == route)
         answered: tuple[int, dict[str, Any], dict[str, str]]
-        answered = await serve.get_app_handle(application_name(served)).images.remote(dict(values))
+        answered = await serve.get_app_handle(application_name(served)).images.remote(dict(values), *_whose(served))
         return answered
 
-    async def _listing(self) -> list[dict[str, Any]]:
+    async def listing(self) -> list[dict[str, Any]]:
+        """What is said of every model."""
         async with self._listing_lock:
             if time.monotonic() - self._listed_at > _LISTING_AGE_S:
                 status = await asyncio.to_thread(serve.status)
@@ -138,7 +189,9 @@ class DirectoryReplica:
             return facts | {"state": "asleep" if state == "ready" else state}
         try:
             handle = serve.get_app_handle(application_name(served))
-            described: dict[str, Any] = await asyncio.wait_for(handle.describe.remote(), _ANSWER_TIMEOUT_S)
+            described: dict[str, Any] = await asyncio.wait_for(
+                handle.describe.remote(*_whose(served)), _ANSWER_TIMEOUT_S
+            )
         except Exception as error:  # a replica that dies meanwhile must not hide the others
             _LOG.warning("%s did not say what it serves: %r", served.name, error)
             return facts | {"state": "busy"}
@@ -147,4 +200,9 @@ class DirectoryReplica:
 
 def application_name(served: ServedModel) -> str:
     """The name of a model's Serve application."""
-    return f"model-{served.route or served.name}"
+    return SHARED if served.shared else f"model-{served.route or served.name}"
+
+
+def _whose(served: ServedModel) -> Sequence[str]:
+    """What a replica of several models is told beside what it is asked."""
+    return [served.route or served.name] if served.shared else []

@@ -91,7 +91,7 @@ function asleep(model) {
     "p",
     { class: "empty" },
     `${routeOf(model)} is ${model.state}. `,
-    model.state === "asleep" ? button("Wake it", start) : null,
+    ["asleep", "unloaded"].includes(model.state) ? button("Wake it", start) : null,
   );
 }
 

@@ -1,0 +1,497 @@
+"""Models that take turns in the memory of one replica, without Serve."""
+
+import asyncio
+import base64
+import gc
+import io
+import logging
+import threading
+import weakref
+from contextlib import asynccontextmanager
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+from kinfolk.bundle import save_bundle
+from kinfolk.contract import Model
+from kinfolk.errors import ConfigError, KinfolkError, RegistryError
+from kinfolk.sampling import sample
+from kinfolk.serving import follower, shared
+from kinfolk.serving.access import Access, holders
+from kinfolk.serving.app import images_of
+from kinfolk.serving.batcher import OverloadError
+from kinfolk.serving.config import Limits, Rollout, ServedModel, Shared
+from kinfolk.serving.shared import Pool, bytes_in, bytes_of, check_fits, shared_app
+from kinfolk.serving.versions import Release
+from kinfolk.training.state import build
+
+MB = 10**6
+NPY = {"Accept": "application/x-npy"}
+
+
+class Store:
+    """What is registered: the version of each model and its size, and what comes of looking it up and loading it."""
+
+    def __init__(self, monkeypatch, make_walk, folder):
+        self.version, self.mb, self.fault, self.faults = {}, {}, None, {}
+        self.loaded, self.noted, self.models, self.gate = [], [], {}, threading.Event()
+        self.make_walk, self.folder = make_walk, folder
+        self.gate.set()
+        for name in ("wanted", "obtain", "load"):
+            monkeypatch.setattr(shared, name, getattr(self, name))
+            monkeypatch.setattr(follower, name, getattr(self, name))
+        monkeypatch.setattr(follower, "tell", lambda served, registry, version, why: self.noted.append((version, why)))
+
+    def wanted(self, served, registry):
+        if self.fault:
+            raise self.fault
+        return self.version.get(served.name, "1")
+
+    def obtain(self, served, registry, version):
+        folder = self.folder / f"{served.name}-{version}"
+        folder.mkdir(exist_ok=True)
+        with (folder / "model.safetensors").open("wb") as file:
+            file.truncate(self._size(folder.name))
+        return Release(version, folder)
+
+    def load(self, served, release):
+        name = release.folder.name
+        self.gate.wait(10)
+        self.loaded.append(name)
+        if name in self.faults:
+            raise self.faults[name]
+        model = self.models[name] = self.make_walk()
+        ballast = torch.zeros(self._size(name) - bytes_of(model), dtype=torch.uint8)
+        model.module.register_buffer("ballast", ballast)
+        return model
+
+    def _size(self, name):
+        return int(self.mb.get(name, 1) * MB)
+
+
+@pytest.fixture
+def store(monkeypatch, make_walk, tmp_path):
+    return Store(monkeypatch, make_walk, tmp_path)
+
+
+@asynccontextmanager
+async def pool_of(names, memory_mb=2.5, **settings):
+    """A pool in which nothing has been loaded since the start but the last models that fit."""
+    rollout = Rollout(trial_s=0.02, max_failures=0)
+    given = {"alias_poll_s": 60.0, "rollout": rollout, **settings}
+    pool = Pool(Shared(memory_mb=memory_mb), [ServedModel(name=name, shared=True, **given) for name in names], None)
+    async with pool.life():
+        yield pool
+
+
+def held(pool):
+    return "".join(name for name, host in pool.hosts.items() if host.loaded)
+
+
+async def ask(pool, names):
+    for name in names:
+        async with pool.lease(name):
+            pass
+
+
+async def until(condition):
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+def test_at_the_start_each_model_is_loaded_once_and_the_last_that_fit_stay(store):
+    async def scenario():
+        async with pool_of("abcd") as pool:
+            assert held(pool) == "cd"
+            assert set(pool.hosts["a"].remembered["tasks"]) >= {"sample", "inpaint"}
+
+    asyncio.run(scenario())
+    assert store.loaded == ["a-1", "b-1", "c-1", "d-1"]
+
+
+def test_the_least_recently_used_makes_room_and_is_loaded_again_when_asked_for(store):
+    async def scenario():
+        async with pool_of("abcd", 3.5) as pool:
+            await ask(pool, "bcda")  # at the start a had made room for d, and now b does for a
+            assert held(pool) == "acd"
+            await ask(pool, "cb")  # d is the one that was not asked for since
+            assert held(pool) == "abc"
+
+    asyncio.run(scenario())
+    assert store.loaded == ["a-1", "b-1", "c-1", "d-1", "a-1", "b-1"]
+
+
+def test_as_many_are_unloaded_as_a_large_one_needs(store):
+    store.mb = {"large-1": 2}
+
+    async def scenario():
+        async with pool_of(["large", "a", "b", "c"], 3.0) as pool:
+            await ask(pool, ["b", "c", "a", "large"])
+            assert held(pool) == "largea"
+
+    asyncio.run(scenario())
+
+
+def test_a_model_with_a_request_under_way_is_never_unloaded(store):
+    async def scenario():
+        async with pool_of("abc") as pool:
+            async with pool.lease("b") as host:  # the least recently used
+                await ask(pool, "ca")
+                assert host.loaded
+                assert held(pool) == "ab"
+                async with pool.lease("a"):
+                    with pytest.raises(OverloadError, match="no room for c beside the models at work") as caught:
+                        await ask(pool, "c")
+                    assert caught.value.retry_after_s == 1
+                    assert held(pool) == "ab"
+            await ask(pool, "c")  # b was held for longer than a
+            assert held(pool) == "bc"
+
+    asyncio.run(scenario())
+
+
+def test_where_room_cannot_be_made_nothing_is_unloaded(store):
+    store.mb = {"large-1": 2}
+
+    async def scenario():
+        async with pool_of(["large", "a", "b"]) as pool, pool.lease("a"):
+            with pytest.raises(OverloadError):
+                await ask(pool, ["large"])
+            assert held(pool) == "ab"
+
+    asyncio.run(scenario())
+
+
+def test_those_who_ask_together_wait_for_one_loading_which_outlasts_one_who_leaves(store):
+    async def scenario():
+        async with pool_of("abc") as pool:
+            store.loaded.clear()
+            store.gate.clear()
+            asking = [asyncio.create_task(ask(pool, "a")) for _ in range(3)]
+            await asyncio.sleep(0.01)
+            asking[0].cancel()
+            store.gate.set()
+            await asyncio.gather(*asking, return_exceptions=True)
+            assert held(pool) == "ac"
+            assert asking[0].cancelled()
+
+    asyncio.run(scenario())
+    assert store.loaded == ["a-1"]
+
+
+def test_one_who_waits_too_long_for_a_loading_is_told(store):
+    async def scenario():
+        async with pool_of("abc", limits=Limits(request_timeout_s=0.02)) as pool:
+            store.gate.clear()
+            with pytest.raises(TimeoutError):
+                await ask(pool, "a")
+            store.gate.set()
+            await until(lambda: held(pool) == "ac")
+
+    asyncio.run(scenario())
+
+
+def test_what_never_fits_is_refused_with_what_it_takes():
+    check_fits(Shared(memory_mb=1.5), "a", int(1.5 * MB))
+    with pytest.raises(ConfigError, match=r"a takes 1\.6 MB, .* may take 1\.5 MB\. Raise memory_mb"):
+        check_fits(Shared(memory_mb=1.5), "a", int(1.6 * MB))
+
+
+def test_a_model_that_cannot_be_loaded_hides_no_other_and_is_tried_when_asked_for(store, caplog):
+    store.faults["a-1"] = KinfolkError("its files were altered")
+
+    async def scenario():
+        async with pool_of("ab") as pool:
+            assert held(pool) == "b"
+            with pytest.raises(OverloadError, match="a cannot be loaded now: try again in 10 s"):
+                await ask(pool, "a")
+            assert "its files were altered" in pool.hosts["a"].stale
+            del store.faults["a-1"]
+            await ask(pool, "a")
+            assert held(pool) == "ab"
+            assert pool.hosts["a"].stale is None
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(scenario())
+    assert "its files were altered" in caplog.text
+
+
+def test_the_size_of_a_model_is_that_of_its_weights_and_its_parents(make_walk):
+    walk, child = make_walk(), make_walk()
+    walk.module.register_buffer("mean", torch.zeros(5, dtype=torch.float64))
+    child = Model(child.family, child.config, child.spec, child.module, {"teacher": walk})
+    assert (bytes_of(walk), bytes_of(child)) == (44, 48)
+
+
+def test_the_size_of_a_bundle_is_that_of_the_model_before_it_is_loaded(toy, digits, tmp_path):
+    model = build(toy, toy.config(), digits.spec, 0)
+    child = Model(model.family, model.config, model.spec, model.module, {"teacher": model})
+    save_bundle(child, tmp_path / "bundle", {"much": "said" * 1000})
+    assert bytes_in(tmp_path / "bundle") == bytes_of(child) == 2 * bytes_of(model)
+    (tmp_path / "bundle" / "model.safetensors").write_bytes(b"\xff" * 9)
+    assert bytes_in(tmp_path / "bundle") == bytes_of(model)
+
+
+def test_what_was_unloaded_is_freed_at_once(store):
+    async def scenario():
+        async with pool_of("abc") as pool:
+            await ask(pool, "bc")
+            seen = weakref.ref(store.models.pop("b-1").module)
+            gc.collect()
+            gc.disable()
+            try:
+                await ask(pool, "a")
+                assert held(pool) == "ac"
+                await until(lambda: seen() is None)
+            finally:
+                gc.enable()
+
+    asyncio.run(scenario())
+
+
+def test_the_alias_is_looked_up_again_when_a_model_is_loaded_again(store):
+    async def scenario():
+        async with pool_of("abc") as pool:
+            store.version["a"] = "2"
+            await ask(pool, "a")
+            return pool.hosts["a"].current.version
+
+    assert asyncio.run(scenario()) == "2"
+
+
+@pytest.mark.parametrize("fault", [RegistryError("no answer"), None])
+def test_where_the_wanted_version_cannot_be_had_the_one_before_is_loaded(store, fault):
+    store.faults = {"a-2": KinfolkError("altered")}
+
+    async def scenario():
+        async with pool_of("abc") as pool:
+            store.version["a"], store.fault = "2", fault
+            await ask(pool, "a")
+            return pool.hosts["a"].current.version, pool.hosts["a"].stale
+
+    found, stale = asyncio.run(scenario())
+    assert found == "1"
+    assert ("no answer" if fault else "altered") in stale
+
+
+def test_a_loaded_model_follows_its_alias_and_others_make_room_for_the_trial(store):
+    async def scenario():
+        async with pool_of("ab", alias_poll_s=0.005) as pool:
+            await ask(pool, "ba")
+            store.version["a"] = "2"
+            await until(lambda: pool.hosts["a"].current.version == "2")
+            assert held(pool) == "a"
+            await ask(pool, "b")
+            assert held(pool) == "ab"
+
+    asyncio.run(scenario())
+
+
+def test_a_version_beyond_the_memory_is_refused_at_the_roll_out_and_not_loaded_later(store):
+    store.mb["a-2"] = 3
+
+    async def scenario():
+        async with pool_of("abc", alias_poll_s=0.005) as pool:
+            await ask(pool, "a")
+            store.version["a"] = "2"
+            await until(lambda: store.noted)
+            assert pool.hosts["a"].current.version == "1"
+            await ask(pool, "bc")
+            assert held(pool) == "bc"
+            store.mb["a-2"] = 1  # even so: it was refused
+            await ask(pool, "a")
+            await asyncio.sleep(0.05)
+            assert pool.hosts["a"].current.version == "1"
+            assert "a takes 3 MB" in pool.hosts["a"].stale
+
+    asyncio.run(scenario())
+    assert [version for version, _ in store.noted] == ["2"]
+    assert "a takes 3 MB" in store.noted[0][1]
+    assert "a-2" not in store.loaded
+
+
+def test_a_version_without_room_for_its_trial_is_not_refused(store):
+    """It is tried again, and there at the latest when the model is loaded anew."""
+
+    async def scenario():
+        async with pool_of("ab", 1.5, alias_poll_s=0.005) as pool:
+            await ask(pool, "a")
+            store.version["a"] = "2"
+            await until(lambda: pool.hosts["a"].stale)
+            assert "no room for a" in pool.hosts["a"].stale
+            await ask(pool, "ba")
+            assert pool.hosts["a"].current.version == "2"
+
+    asyncio.run(scenario())
+    assert not store.noted
+
+
+def test_a_model_that_is_unloaded_on_trial_ends_both_versions(store):
+    async def scenario():
+        async with pool_of("abc", 3.2, alias_poll_s=0.005, rollout=Rollout(trial_s=60)) as pool:
+            await ask(pool, "c")
+            store.version["c"] = "2"
+            await until(lambda: pool.hosts["c"].trial)
+            batchers = [version.batcher for version in pool.hosts["c"].versions]
+            await ask(pool, "ab")
+            assert held(pool) == "ab"
+            assert [batcher.alive for batcher in batchers] == [False, False]
+            await ask(pool, "c")
+            assert [version.version for version in pool.hosts["c"].versions] == ["2"]
+
+    before = threading.active_count()
+    asyncio.run(scenario())
+    assert threading.active_count() <= before
+
+
+async def list_of(pool):
+    return [shared.describe(host) for host in pool.hosts.values()]
+
+
+@asynccontextmanager
+async def client_of(pool, token=None, others=(), origins=()):
+    """Shared models over HTTP, mounted where Serve has them."""
+    app = shared_app(pool, lambda: list_of(pool), (*holders(token), *others), origins)
+    transport = httpx.ASGITransport(app, root_path="/v1/models", raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test/v1/models") as client:
+        yield client
+
+
+@pytest.fixture
+def over_http(store):
+    """Run a scenario with a client, and the pool behind it, in which b and c of three models are loaded."""
+
+    def run(scenario, token=None, others=(), origins=(), **settings):
+        async def everything():
+            async with pool_of("abc", **settings) as pool, client_of(pool, token, others, origins) as client:
+                return await scenario(client, pool)
+
+        return asyncio.run(everything())
+
+    return run
+
+
+def test_samples_of_a_model_that_was_unloaded_are_those_of_the_sampler(over_http, walk):
+    async def scenario(client, pool):
+        assert "a" not in held(pool)
+        return await client.post("/a/sample", json={"n": 5, "seed": 7, "steps": 4}, headers=NPY)
+
+    answer = over_http(scenario)
+    assert answer.status_code == 200
+    assert answer.headers["Kinfolk-Model"] == "a"
+    assert np.array_equal(
+        np.load(io.BytesIO(answer.content)), walk.spec.to_uint8(sample(walk, 5, 7, None, {"steps": 4}))
+    )
+
+
+def test_what_an_unloaded_model_is_can_be_read_without_loading_it(over_http, store):
+    async def scenario(client, pool):
+        store.loaded.clear()
+        told = [(await client.get(path)).json() for path in ("/a", "/b", "/a/", "/a/readyz", "/a/healthz")]
+        assert not store.loaded
+        return told
+
+    a, b, again, ready, health = over_http(scenario)
+    assert (a["state"], b["state"], ready["status"], health["status"]) == ("unloaded", "ready", "unloaded", "alive")
+    assert a["address"] == "/v1/models/a"
+    assert again == a
+    assert a["tasks"]["sample"]["address"] == "/v1/models/a/sample"
+    assert a["tasks"].keys() == b["tasks"].keys()
+
+
+def test_the_schema_of_each_model_is_below_its_address(over_http):
+    async def scenario(client, pool):
+        return [(await client.get(f"/{name}/openapi.json")).json() for name in "ab"]
+
+    for name, schema in zip("ab", over_http(scenario), strict=True):
+        assert schema["info"]["title"] == f"Kinfolk: {name}"
+        assert "/sample" in schema["paths"]
+
+
+def test_the_list_and_what_is_unknown_are_answered_as_the_root_does(over_http):
+    async def scenario(client, pool):
+        listed = (await client.get("http://test/v1/models")).json()["models"]
+        return listed, await client.post("/aa/sample"), await client.get("/aa/readyz")
+
+    listed, *unknown = over_http(scenario)
+    assert [(each["name"], each["state"]) for each in listed] == [("a", "unloaded"), ("b", "ready"), ("c", "ready")]
+    for answer in unknown:
+        assert answer.status_code == 404
+        assert "Did you mean 'a'? Models: a, b, c." in answer.json()["error"]["message"]
+
+
+def test_nobody_without_a_token_has_a_model_loaded(over_http, store):
+    async def scenario(client, pool):
+        store.loaded.clear()
+        refused = [await client.post("/a/sample"), await client.get("/a/openapi.json"), await client.get("/a")]
+        free = [await client.get("/a/readyz"), await client.get("/a/healthz")]
+        assert not store.loaded
+        allowed = await client.post("/a/sample", headers={"Authorization": "Bearer secret"})
+        return [each.status_code for each in (*refused, *free, allowed)]
+
+    assert over_http(scenario, token="secret") == [401, 401, 401, 200, 200, 200]
+
+
+def test_an_admin_alone_may_have_a_replica_look_at_the_alias_of_a_model(over_http, store):
+    async def scenario(client, pool):
+        store.version["c"] = "2"
+        keys = [{"Authorization": f"Bearer {key}"} for key in ("secret", "of-the-admin")]
+        sampler, admin = [await client.post("/c/-/look", headers=key) for key in keys]
+        await until(lambda: pool.hosts["c"].current.version == "2")
+        return sampler.status_code, admin.status_code
+
+    people = [Access(name="ann", token="of-the-admin", role="admin")]
+    assert over_http(scenario, "secret", people, memory_mb=4) == (403, 200)
+
+
+def test_forms_of_other_sites_are_refused_unless_the_serve_file_names_the_site(over_http):
+    async def scenario(client, pool):
+        forms = [{"Origin": site, "Content-Type": "text/plain"} for site in ("https://a.org", "https://b.org")]
+        return [(await client.post("/b/sample", headers=form)).status_code for form in forms]
+
+    assert over_http(scenario, origins=["https://a.org"]) == [200, 403]
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+def test_while_all_that_is_loaded_is_at_work_one_more_is_told_when_to_come_back(over_http, store, accept):
+    async def scenario(client, pool):
+        watches = [store.models[f"{name}-1"].module.watch for name in "bc"]
+        for watch in watches:
+            watch.gate.clear()
+        asked = [asyncio.create_task(client.post(f"/{name}/sample", headers={"Accept": accept})) for name in "bc"]
+        await until(lambda: all(watch.entered.is_set() for watch in watches))
+        busy = await client.post("/a/sample")
+        for watch in watches:
+            watch.gate.set()
+        done = await asyncio.gather(*asked)
+        return busy, done, await client.post("/a/sample")
+
+    busy, done, later = over_http(scenario)
+    assert (busy.status_code, busy.headers["Retry-After"]) == (503, "1")
+    assert [each.status_code for each in (*done, later)] == [200, 200, 200]
+
+
+def test_a_model_that_cannot_be_loaded_now_is_a_503_that_shows_nothing_of_the_cause(over_http, store):
+    async def scenario(client, pool):
+        store.fault, pool._places["a"].had = RegistryError("tracking.internal does not answer"), None
+        return await client.post("/a/sample")
+
+    answer = over_http(scenario)
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "10")
+    assert "internal" not in answer.text
+
+
+def test_the_images_api_loads_the_model_and_says_when_to_come_back(over_http, store):
+    async def scenario(client, pool):
+        drawn = await images_of(pool.lease("a"), {"prompt": "3", "seed": 1})
+        async with pool.lease("a"), pool.lease("c"):
+            return drawn, await images_of(pool.lease("b"), {"prompt": "3"})
+
+    (status, told, _), (busy, why, headers) = over_http(scenario)
+    assert status == 200
+    assert base64.b64decode(told["data"][0]["b64_json"]).startswith(b"\x89PNG")
+    assert (busy, headers) == (503, {"Retry-After": "1"})
+    assert "no room for b" in why["error"]["message"]
