@@ -273,6 +273,7 @@ def demo(
     typer.echo(f"report     {done.report}\nsamples    {done.samples}")
     for endpoint in done.endpoints:
         typer.echo(f"endpoint   {endpoint}")
+    typer.echo(f"playground {done.endpoints[0].partition('/v1/')[0]}/")
     typer.echo(f"MLflow     {done.mlflow.address}\nRay        {done.dashboard}")
     try:
         if stay and sys.stdout.isatty():
