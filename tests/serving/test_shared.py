@@ -77,11 +77,12 @@ def store(monkeypatch, make_walk, tmp_path):
 
 
 @asynccontextmanager
-async def pool_of(names, memory_mb=2.5, **settings):
+async def pool_of(names, memory_mb=2.5, metered=lambda _: lambda: asyncio.sleep(0), **settings):
     """A pool in which nothing has been loaded since the start but the last models that fit."""
     rollout = Rollout(trial_s=0.02, max_failures=0)
     given = {"alias_poll_s": 60.0, "rollout": rollout, **settings}
-    pool = Pool(Shared(memory_mb=memory_mb), [ServedModel(name=name, shared=True, **given) for name in names], None)
+    models = [ServedModel(name=name, shared=True, **given) for name in names]
+    pool = Pool(Shared(memory_mb=memory_mb), models, None, metered=metered)
     async with pool.life():
         yield pool
 
@@ -345,6 +346,45 @@ def test_a_model_that_is_unloaded_on_trial_ends_both_versions(store):
     before = threading.active_count()
     asyncio.run(scenario())
     assert threading.active_count() <= before
+
+
+def test_a_trial_that_ends_as_its_model_is_unloaded_puts_nothing_in_service(store):
+    async def scenario():
+        async with pool_of("ab", 3.5, alias_poll_s=0.005, rollout=Rollout(trial_s=60)) as pool:
+            host = pool.hosts["a"]
+            store.version["a"] = "2"
+            await until(lambda: host.trial)
+            host.trial.over.set()
+            await pool._unload(pool._places["a"])
+            await asyncio.sleep(0.02)
+            assert not host.loaded
+            await ask(pool, "a")
+            assert host.current.version == "2"
+
+    asyncio.run(scenario())
+
+
+def test_what_goes_on_for_a_model_goes_on_while_it_is_loaded(store):
+    async def scenario():
+        running = []
+
+        def metered(host):
+            async def run():
+                running.append(host.served.name)
+                try:
+                    await asyncio.sleep(60)
+                finally:
+                    running.remove(host.served.name)
+
+            return run
+
+        async with pool_of("abc", metered=metered) as pool:
+            for names in ("b", "c", "a", "b"):
+                await ask(pool, names)
+                await until(lambda: "".join(sorted(running)) == held(pool))
+        await until(lambda: not running)
+
+    asyncio.run(scenario())
 
 
 async def list_of(pool):
