@@ -54,24 +54,6 @@ def test_what_was_done_is_told_once_and_how_things_stand_each_time(kept, make_ho
     assert kept["kinfolk_evaluations_per_second"].told[-1][0] > 0
 
 
-def test_a_model_that_is_loaded_anew_is_counted_from_the_start(kept, make_host, make_walk):
-    async def scenario():
-        host = make_host(make_walk())
-        meters = Meters(host)
-        for steps in (5, 3):
-            if not host.loaded:
-                host.load(make_walk(), "3")
-            telling = asyncio.create_task(meters.run())
-            await host.current.batcher.run(make_request(host.current.model, n=2, options={"steps": steps}))
-            await asyncio.sleep(0)
-            meters._tell(host.current)
-            telling.cancel()
-            await host.unload()
-
-    asyncio.run(scenario())
-    assert kept["kinfolk_evaluations_total"].total == 16
-
-
 def test_an_answer_is_counted_with_its_times_in_seconds(kept, make_host, walk):
     async def scenario():
         host = make_host(walk)

@@ -89,6 +89,7 @@ def test_models_that_share_a_replica_take_turns_at_their_own_addresses(served):
     client, _, _ = served
     for name in ("left", "right", "left"):
         answer = client.post(f"/v1/models/{name}/sample", json={"seed": 3}, headers=NPY)
+        assert answer.status_code == 200, answer.text
         assert answer.headers["Kinfolk-Model"] == name
         time.sleep(1.1)  # a list is answered again for a second
         listed = {each["name"]: each["state"] for each in client.get("/v1/models", headers=TOKEN).json()["models"]}

@@ -36,6 +36,7 @@ class Store:
 
     def __init__(self, monkeypatch, make_walk, folder):
         self.version, self.mb, self.fault, self.faults = {}, {}, None, {}
+        self.grown = {}  # what turns out to be larger in memory than in its file
         self.loaded, self.noted, self.models, self.gate = [], [], {}, threading.Event()
         self.make_walk, self.folder = make_walk, folder
         self.gate.set()
@@ -63,7 +64,7 @@ class Store:
         if name in self.faults:
             raise self.faults[name]
         model = self.models[name] = self.make_walk()
-        ballast = torch.zeros(self._size(name) - bytes_of(model), dtype=torch.uint8)
+        ballast = torch.zeros(int(self.grown.get(name, 0) * MB) or self._size(name) - 4, dtype=torch.uint8)
         model.module.register_buffer("ballast", ballast)
         return model
 
@@ -77,11 +78,12 @@ def store(monkeypatch, make_walk, tmp_path):
 
 
 @asynccontextmanager
-async def pool_of(names, memory_mb=2.5, **settings):
+async def pool_of(names, memory_mb=2.5, metered=lambda _: lambda: asyncio.sleep(0), **settings):
     """A pool in which nothing has been loaded since the start but the last models that fit."""
     rollout = Rollout(trial_s=0.02, max_failures=0)
     given = {"alias_poll_s": 60.0, "rollout": rollout, **settings}
-    pool = Pool(Shared(memory_mb=memory_mb), [ServedModel(name=name, shared=True, **given) for name in names], None)
+    models = [ServedModel(name=name, shared=True, **given) for name in names]
+    pool = Pool(Shared(memory_mb=memory_mb), models, None, metered=metered)
     async with pool.life():
         yield pool
 
@@ -198,6 +200,18 @@ def test_what_never_fits_is_refused_with_what_it_takes():
     check_fits(Shared(memory_mb=1.5), "a", int(1.5 * MB))
     with pytest.raises(ConfigError, match=r"a takes 1\.6 MB, .* may take 1\.5 MB\. Raise memory_mb"):
         check_fits(Shared(memory_mb=1.5), "a", int(1.6 * MB))
+
+
+def test_a_model_that_turns_out_larger_has_more_room_made_or_is_refused(store):
+    store.grown = {"a-1": 2.2, "b-1": 2.6}
+
+    async def scenario():
+        async with pool_of("abcd") as pool:
+            assert "b takes 2.6 MB" in pool.hosts["b"].stale
+            await ask(pool, "a")
+            assert held(pool) == "a"
+
+    asyncio.run(scenario())
 
 
 def test_a_model_that_cannot_be_loaded_hides_no_other_and_is_tried_when_asked_for(store, caplog):
@@ -347,6 +361,46 @@ def test_a_model_that_is_unloaded_on_trial_ends_both_versions(store):
     assert threading.active_count() <= before
 
 
+def test_a_trial_that_ends_as_its_model_is_unloaded_puts_nothing_in_service(store):
+    async def scenario():
+        async with pool_of("ab", 3.5, alias_poll_s=0.005, rollout=Rollout(trial_s=60)) as pool:
+            host = pool.hosts["a"]
+            store.version["a"] = "2"
+            await until(lambda: host.trial)
+            host.trial.over.set()
+            await pool._unload(pool._places["a"])
+            await asyncio.sleep(0.02)
+            assert not host.loaded
+            assert pool._places["a"].follower._rollout.cancelled()
+            await ask(pool, "a")
+            assert host.current.version == "2"
+
+    asyncio.run(scenario())
+
+
+def test_what_goes_on_for_a_model_goes_on_while_it_is_loaded(store):
+    async def scenario():
+        running = []
+
+        def metered(host):
+            async def run():
+                running.append(host.served.name)
+                try:
+                    await asyncio.sleep(60)
+                finally:
+                    running.remove(host.served.name)
+
+            return run
+
+        async with pool_of("abc", metered=metered) as pool:
+            for names in ("b", "c", "a", "b"):
+                await ask(pool, names)
+                await until(lambda: "".join(sorted(running)) == held(pool))
+        await until(lambda: not running)
+
+    asyncio.run(scenario())
+
+
 async def list_of(pool):
     return [shared.describe(host) for host in pool.hosts.values()]
 
@@ -487,6 +541,7 @@ def test_a_model_that_cannot_be_loaded_now_is_a_503_that_shows_nothing_of_the_ca
 def test_the_images_api_loads_the_model_and_says_when_to_come_back(over_http, store):
     async def scenario(client, pool):
         drawn = await images_of(pool.lease("a"), {"prompt": "3", "seed": 1})
+        await ask(pool, "bca")  # it was let go
         async with pool.lease("a"), pool.lease("c"):
             return drawn, await images_of(pool.lease("b"), {"prompt": "3"})
 

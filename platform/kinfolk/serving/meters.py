@@ -47,7 +47,6 @@ class Meters:
 
     async def run(self) -> None:
         """Tell how things stand, every second."""
-        self._told.clear()  # a model that is loaded anew counts from zero
         while True:
             for version in self._host.versions:
                 self._tell(version)
