@@ -40,6 +40,13 @@ def test_a_rate_holds_on_average_and_a_burst_goes_through():
     assert [bucket.wait_s() for _ in range(6)][4:] == [0.0, pytest.approx(0.5)]
 
 
+def test_holders_of_one_name_do_not_share_a_rate():
+    free, bound = Access(name="ann", token="a"), Access(name="ann", token="b", requests_per_s=0.1, burst=1)
+    gate = Gate([free, bound])
+    assert [gate.retry_after_s(gate.holder(b"Bearer b")) for _ in range(2)] == [0, 10]
+    assert [gate.retry_after_s(gate.holder(b"Bearer a")) for _ in range(5)] == [0] * 5
+
+
 def test_holders_have_rates_of_their_own_in_whole_seconds():
     now = [0.0]
     slow = Access(name="slow", token="secret-s", requests_per_s=0.3, burst=1)

@@ -116,6 +116,8 @@ def test_a_form_and_an_address_hold_settings(served):
 
     form, query = served(scenario)
     assert form.headers["Kinfolk-Seed"] == "7"
+    pasted = served(lambda client: client.post("/sample", files={"n": (None, '2, "seed": 7')}))
+    assert (pasted.status_code, pasted.json()["error"]["field"]) == (422, "n")
     assert query.json()["values"] == [pytest.approx(3 + PIXELS.mean() / 127.5 - 1, abs=1e-5)]
 
 
@@ -334,6 +336,45 @@ def test_a_reader_who_leaves_a_stream_frees_its_rows(make_host, walk):
     requests, calls = asyncio.run(scenario())
     assert requests == 0
     assert calls < 200
+
+
+def test_a_slow_reader_misses_previews_which_are_kept_nowhere(make_host, walk, monkeypatch):
+    monkeypatch.setattr("kinfolk.serving.endpoint._HELD_ELEMENTS", 1)
+    sent = []
+
+    async def scenario():
+        host = make_host(walk)
+        app, asked = build_app([host]), asyncio.Event()
+
+        async def receive():
+            if asked.is_set():
+                await asyncio.sleep(100)
+            asked.set()
+            return {"type": "http.request", "body": b'{"steps": 100, "seed": 1}', "more_body": False}
+
+        async def send(message):
+            if message.get("body"):
+                sent.append(message["body"].decode())
+            if len(sent) == 1:
+                await asyncio.sleep(0.8)  # while all rows go on
+
+        path = "/v1/models/walk/sample"
+        scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "root_path": ""}
+        headers = [(b"accept", b"text/event-stream"), (b"content-type", b"application/json")]
+        more = {
+            "query_string": b"previews=100",
+            "http_version": "1.1",
+            "scheme": "http",
+            "asgi": {"spec_version": "2.4"},
+        }
+        await app({**scope, **more, "headers": headers}, receive, send)
+        await host.close()
+
+    walk.module.watch.on_call = lambda: time.sleep(0.005)
+    asyncio.run(scenario())
+    names = [each.split()[1] for each in sent]
+    assert names[-1] == "done"
+    assert len(names) < 10
 
 
 def test_requests_for_the_same_task_share_a_call(served, walk):

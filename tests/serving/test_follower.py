@@ -1,5 +1,6 @@
 import asyncio
 import logging
+import threading
 
 import pytest
 
@@ -16,6 +17,8 @@ class Alias:
 
     def __init__(self, monkeypatch, make_walk, tmp_path):
         self.version, self.fault, self.faults = "3", None, {}
+        self.loading = threading.Event()
+        self.loading.set()
         self.loaded, self.noted, self.make_walk, self.folder = [], [], make_walk, tmp_path
         self.damaged = {}
         monkeypatch.setattr(module, "wanted", self.wanted)
@@ -35,6 +38,7 @@ class Alias:
 
     def load(self, served, release):
         self.loaded.append(release.version)
+        self.loading.wait(10)
         if release.version in self.faults:
             raise self.faults[release.version]
         return self.make_walk()
@@ -136,6 +140,23 @@ def test_an_alias_that_moves_on_ends_the_trial(alias, following):
         await until(lambda: host.trial is not None)
         alias.version = "3"
         await until(lambda: host.trial is None)
+        assert host.current.version == "3"
+
+    following(scenario, trial_s=60)
+    assert not alias.noted
+
+
+def test_a_version_that_is_no_longer_wanted_once_it_is_loaded_is_not_tried(alias, following):
+    async def scenario(host):
+        alias.loading.clear()
+        alias.version = "4"
+        await until(lambda: alias.loaded)
+        alias.version = "3"
+        await asyncio.sleep(0.05)
+        alias.loading.set()
+        for _ in range(20):
+            await asyncio.sleep(0.005)
+            assert host.trial is None
         assert host.current.version == "3"
 
     following(scenario, trial_s=60)

@@ -116,6 +116,57 @@ def test_what_a_version_on_trial_fails_the_one_before_answers_and_stays(make_hos
     assert trial is None
 
 
+def test_requests_that_a_version_fails_just_after_its_trial_are_answered_too(make_hosted, make_walk):
+    async def scenario():
+        served = ServedModel(name="walk", max_rows=1, rollout=Rollout(trial_s=30))  # one after the other fails
+        host = ModelHost(served, make_walk(), "3")
+        broken = make_walk()
+        broken.module.weight.data.fill_(float("nan"))
+        transport = httpx.ASGITransport(build_app([host]), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test/v1/models/walk") as client:
+            task = await rolled_out(host, broken)
+            asking = (client.post("/sample", json={"seed": seed}, headers=NPY) for seed in range(6))
+            answers = await asyncio.gather(*asking)
+        refused = await task
+        await host.close()
+        return answers, refused
+
+    answers, refused = asyncio.run(scenario())
+    assert [(answer.status_code, answer.headers["Kinfolk-Version"]) for answer in answers] == [(200, "3")] * 6
+    assert refused
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_version_that_answers_nothing_on_trial_does_not_take_over(make_walk, leaves):
+    """A request that its client gave up says nothing of the version."""
+
+    async def scenario():
+        served = ServedModel(
+            name="walk", rollout=Rollout(trial_s=0.05), limits=Limits(request_timeout_s=0.3), drain_timeout_s=0.1
+        )
+        host, stuck = ModelHost(served, make_walk(), "3"), make_walk()
+        transport = httpx.ASGITransport(build_app([host]), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test/v1/models/walk") as client:
+            task = await rolled_out(host, stuck)
+            stuck.module.watch.gate.clear()
+            asking = asyncio.create_task(client.post("/sample", json={"seed": 1}))
+            if leaves:
+                await asyncio.sleep(0.02)
+                asking.cancel()
+            status = (await asyncio.gather(asking, return_exceptions=True))[0]
+            refused = await task
+        stuck.module.watch.gate.set()
+        await host.close()
+        return getattr(status, "status_code", None), refused
+
+    status, refused = asyncio.run(scenario())
+    if leaves:
+        assert refused is None
+    else:
+        assert status == 504
+        assert "answered no request" in refused
+
+
 def test_a_stream_that_fails_on_trial_goes_on_with_the_version_before(make_hosted, make_walk):
     async def scenario():
         host = make_hosted(make_walk(), trial_s=30, max_failures=9)

@@ -4,8 +4,9 @@ import base64
 import httpx
 import pytest
 
-from kinfolk.contract import DataSpec
+from kinfolk.contract import DataSpec, RequestError
 from kinfolk.serving.app import build_app
+from kinfolk.serving.images_api import parse, settings_for
 
 
 @pytest.fixture
@@ -96,3 +97,9 @@ def test_a_fault_of_the_model_is_the_servers(ask):
 def test_a_model_without_classes_or_pictures_says_so(ask, make_walk):
     vectors = make_walk(DataSpec(kind="vector", shape=(3,), classes=10))
     assert ask({"prompt": "3"}, model=vectors).json()["error"]["param"] == "model"
+
+
+def test_a_model_of_two_channels_draws_no_pictures():
+    with pytest.raises(RequestError, match="not pictures") as refused:
+        settings_for(parse({"prompt": "1"}), frozenset({"label"}), DataSpec(kind="image", shape=(2, 8, 8), classes=3))
+    assert refused.value.field == "model"

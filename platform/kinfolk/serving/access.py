@@ -51,8 +51,8 @@ class Gate:
         self._holders = tuple(holders)
         self._headers = [f"Bearer {holder.token.get_secret_value()}".encode() for holder in holders]
         self._buckets = {
-            holder.name: Bucket(holder.requests_per_s, holder.burst, clock)
-            for holder in holders
+            id(holder): Bucket(holder.requests_per_s, holder.burst, clock)
+            for holder in self._holders
             if holder.requests_per_s is not None
         }
 
@@ -71,5 +71,5 @@ class Gate:
 
     def retry_after_s(self, holder: Access) -> int:
         """0 where the holder may ask now, and has; else the whole seconds until then."""
-        bucket = self._buckets.get(holder.name)
+        bucket = self._buckets.get(id(holder))
         return 0 if bucket is None else math.ceil(bucket.wait_s())

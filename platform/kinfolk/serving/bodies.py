@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
+from pydantic_core import from_json
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -33,8 +34,10 @@ async def read_body(request: Request, max_bytes: int, within_s: float) -> bytes:
 
 
 async def _whole(request: Request, max_bytes: int) -> bytes:
-    parts, size = [], 0
-    if int(request.headers.get("content-length") or 0) <= max_bytes:
+    parts, size, length = [], 0, request.headers.get("content-length", "0")
+    if not length.isdecimal():
+        raise RequestError("body", f"Content-Length is {length[:60]!r}: send the number of bytes.")
+    if int(length) <= max_bytes:
         async for part in request.stream():
             size += len(part)
             if size > max_bytes:
@@ -83,8 +86,8 @@ def _kind(headers: Headers) -> str:
 def _value(text: str) -> Any:
     """A setting that was given as text: JSON where it is, else the text itself."""
     try:
-        return parse_json(b'{"value": ' + text.encode() + b"}")["value"]
-    except (RequestError, KeyError, UnicodeEncodeError):
+        return from_json(text, allow_inf_nan=False)
+    except ValueError:
         return text
 
 

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import re
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
+from torch import Tensor
 
 from kinfolk.contract import RequestError
 from kinfolk.errors import nearest
@@ -23,7 +25,9 @@ from kinfolk.serving.host import ModelHost, Service, Version
 from kinfolk.serving.media import EVENTS, PNG, encode, event, negotiate, offered, shown
 from kinfolk.serving.schema import Asked, ask, check_values
 
+_WHOLE = 0.9  # share of the time a request may take after which one that is given up counts as late
 _INLINE_ELEMENTS = 65_536  # larger answers are encoded on another thread, so that they hold up nobody
+_HELD_ELEMENTS = 1_048_576  # of previews of one request that wait to be sent
 _PREVIEWS, _MOST_PREVIEWS = 10, 100  # of one request
 _SHOWN = 60  # characters of a refused value that an error repeats
 _TIMEOUT = "Kinfolk-Timeout"  # seconds that a caller waits for an answer
@@ -49,7 +53,8 @@ class Streamed:
 
     exchange: Exchange
     job: Job
-    queue: asyncio.Queue[Preview | None]  # None: the request has ended
+    previews: asyncio.Queue[Preview | None]  # that were not sent yet; None: the request has ended
+    until_s: float  # when it must have ended, by the event loop's clock
 
 
 def etag_of(name: str, version: Version, task: str, kind: str, values: Mapping[str, Any]) -> str:
@@ -162,8 +167,13 @@ class Endpoint:
         return again, await self._finished(again, self._take(again))
 
     async def _finished(self, exchange: Exchange, job: Job) -> Outcome:
-        outcome = await exchange.version.batcher.finished(job)
-        self.host.on_answer(exchange.version, exchange.service.ability.name, outcome)
+        try:
+            outcome = await exchange.version.batcher.finished(job)
+        except asyncio.CancelledError:
+            if time.perf_counter() - job.taken_at >= _WHOLE * self.host.served.limits.request_timeout_s:
+                self.host.late(exchange.version)
+            raise
+        self.host.answered(exchange.version, exchange.service.ability.name, outcome)
         return outcome
 
     def _service(self, version: Version, task: str) -> Service:
@@ -231,39 +241,56 @@ class Endpoint:
 
     def _stream(self, exchange: Exchange, again: Callable[[], Exchange]) -> Response:
         """Events; the request is taken, or refused, before the first of them."""
-        first = self._begin(exchange)
+        first = self._begin(exchange, asyncio.get_running_loop().time() + exchange.timeout_s)
         return StreamingResponse(self._events(first, again), headers={"Cache-Control": "no-store"}, media_type=EVENTS)
 
-    def _begin(self, exchange: Exchange) -> Streamed:
-        queue: asyncio.Queue[Preview | None] = asyncio.Queue()
-        job = self._take(exchange, queue.put_nowait)
-        job.future.add_done_callback(lambda _: queue.put_nowait(None))
-        return Streamed(exchange, job, queue)
+    def _begin(self, exchange: Exchange, until_s: float) -> Streamed:
+        previews: asyncio.Queue[Preview | None] = asyncio.Queue()
+
+        def put(preview: Preview) -> None:
+            held = max(_HELD_ELEMENTS // preview.samples.numel(), 1)
+            while previews.qsize() >= held:  # who reads more slowly than rows advance misses some
+                previews.get_nowait()
+            previews.put_nowait(preview)
+
+        job = self._take(exchange, put)
+        job.future.add_done_callback(lambda _: previews.put_nowait(None))
+        return Streamed(exchange, job, previews, until_s)
 
     async def _events(self, streamed: Streamed, again: Callable[[], Exchange]) -> AsyncGenerator[bytes, None]:
         """Previews until the samples are done, then those; or what went wrong."""
         try:
-            async with asyncio.timeout(streamed.exchange.timeout_s):
-                try:
-                    async with aclosing(self._told(streamed)) as events:
-                        async for each in events:
-                            yield each
-                except SamplingError as error:
-                    if not self.host.blame(streamed.exchange.version, error):
-                        raise
-                    async with aclosing(self._told(self._begin(again()))) as events:
-                        async for each in events:
-                            yield each
+            try:
+                async with aclosing(self._told(streamed)) as events:
+                    async for each in events:
+                        yield each
+            except SamplingError as error:
+                if not self.host.blame(streamed.exchange.version, error):
+                    raise
+                async with aclosing(self._told(self._begin(again(), streamed.until_s))) as events:
+                    async for each in events:
+                        yield each
         except Exception as error:
             yield event("error", json.loads(bytes(refused(error).body)))
 
     async def _told(self, streamed: Streamed) -> AsyncGenerator[bytes, None]:
-        exchange, batcher = streamed.exchange, streamed.exchange.version.batcher
-        spec = exchange.service.ability.gives
+        exchange = streamed.exchange
         try:
-            while (preview := await streamed.queue.get()) is not None:
-                yield event("preview", {"call": preview.call, "calls": preview.calls, **shown(preview.samples, spec)})
-            outcome = await self._finished(exchange, streamed.job)
-            yield event("done", {**self._facts(exchange, outcome), **shown(outcome.samples, spec)})
+            while (preview := await self._next_preview(streamed)) is not None:
+                facts = {"call": preview.call, "calls": preview.calls}
+                yield event("preview", {**facts, **await _shown(preview.samples, exchange)})
+            async with asyncio.timeout_at(streamed.until_s):
+                outcome = await self._finished(exchange, streamed.job)
+            yield event("done", {**self._facts(exchange, outcome), **await _shown(outcome.samples, exchange)})
         finally:
-            batcher.leave(streamed.job)
+            exchange.version.batcher.leave(streamed.job)
+
+    async def _next_preview(self, streamed: Streamed) -> Preview | None:
+        async with asyncio.timeout_at(streamed.until_s):
+            return await streamed.previews.get()
+
+
+async def _shown(samples: Tensor, exchange: Exchange) -> dict[str, Any]:
+    spec = exchange.service.ability.gives
+    large = samples.numel() > _INLINE_ELEMENTS
+    return await asyncio.to_thread(shown, samples, spec) if large else shown(samples, spec)

@@ -78,7 +78,8 @@ class Follower:
         try:
             release = await asyncio.to_thread(obtain, self._served, self._registry, version)
             model = await self._load(self._served, release)
-            refused = await self._host.roll_out(model, version)
+            moved_on = version != self._wanted
+            refused = "the alias has moved on" if moved_on else await self._host.roll_out(model, version)
         except (RegistryError, OverloadError) as error:  # it may be had the next time
             self._cannot_be_had(error)
             return

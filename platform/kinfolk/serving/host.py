@@ -5,6 +5,7 @@ stays; if not, it takes over after a while, and the one before finishes what it 
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,8 @@ from kinfolk.contract import Model
 from kinfolk.serving.batcher import Batcher, Outcome
 from kinfolk.serving.config import ServedModel
 from kinfolk.serving.schema import body_model
+
+_JUDGING_S = 0.05  # how often it is looked whether a version on trial has answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,8 @@ class Trial:
 
     version: Version
     asked: int = 0  # requests since it began, of either version
+    answered: int = 0  # of those that this version has, with what they asked for
+    late: int = 0  # of those, not done in the time that the serve file allows
     failures: int = 0
     refused: str | None = None  # why it is not to take over
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -103,15 +108,25 @@ class ModelHost:
         trial.asked += 1
         return trial.version if int(trial.asked * share) > int((trial.asked - 1) * share) else self.current
 
+    def answered(self, version: Version, task: str, outcome: Outcome) -> None:
+        """A request got what it asked for of ``version``."""
+        if self.trial is not None and self.trial.version is version:
+            self.trial.answered += 1
+        self.on_answer(version, task, outcome)
+
+    def late(self, version: Version) -> None:
+        """A request was not done by ``version`` in the time that the serve file allows."""
+        if self.trial is not None and self.trial.version is version:
+            self.trial.late += 1
+
     def blame(self, version: Version, error: Exception) -> bool:
         """A request failed on ``version``; whether another one is there to answer it."""
         trial = self.trial
-        if trial is None or trial.version is not version:
-            return False
-        trial.failures += 1
-        if trial.failures > self.served.rollout.max_failures:
-            trial.end(f"{trial.failures} of its requests failed on trial: {error}")
-        return True
+        if trial is not None and trial.version is version:
+            trial.failures += 1
+            if trial.failures > self.served.rollout.max_failures:
+                trial.end(f"{trial.failures} of its requests failed on trial: {error}")
+        return version is not self._current
 
     async def roll_out(self, model: Model, version: str) -> str | None:
         """Let ``model`` take over after its trial; why it did not, or None.
@@ -123,8 +138,7 @@ class ModelHost:
             async with asyncio.timeout(self.served.rollout.trial_s):
                 await trial.over.wait()
         except TimeoutError:
-            if not trial.version.batcher.alive:
-                trial.end("its sampling thread has stopped")
+            await self._judge(trial)
         self.trial = None
         if trial.refused is None:
             self._current, leaving = trial.version, self.current
@@ -132,6 +146,16 @@ class ModelHost:
             leaving = trial.version
         self._retire(leaving)
         return trial.refused
+
+    async def _judge(self, trial: Trial) -> None:
+        """End a trial whose version cannot work, or has not answered a request in the time that one may take."""
+        if not trial.version.batcher.alive:
+            trial.end("its sampling thread has stopped")
+        batcher, until = trial.version.batcher, time.monotonic() + self.served.limits.request_timeout_s
+        while batcher.requests and not (trial.answered or trial.over.is_set()) and time.monotonic() < until:
+            await asyncio.sleep(_JUDGING_S)
+        if not trial.answered and (trial.late or batcher.requests):
+            trial.end("it has answered no request in the time that one may take")
 
     def _retire(self, version: Version) -> None:
         """Let a version finish what it has begun."""

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kinfolk.contract import DataSpec, RequestError
 from kinfolk.errors import nearest
+from kinfolk.pictures import picturable
 
 ADDRESS = "/v1/images/generations"
 _MOST = 10  # pictures of one request, as in the original
@@ -97,8 +98,9 @@ def settings_for(asked: Asked, conditions: Collection[str], spec: DataSpec) -> d
     Raises:
         RequestError: the prompt or the size is not one that the model can serve.
     """
-    if spec.kind != "image":
-        raise RequestError("model", f"This model draws {spec.kind} samples, not pictures: use its own address.")
+    if spec.kind != "image" or not picturable(spec):
+        what = f"{spec.kind} samples of shape {spec.shape}"
+        raise RequestError("model", f"This model draws {what}, not pictures: use its own address.")
     size = f"{spec.shape[-1]}x{spec.shape[-2]}"
     if asked.size not in (None, "auto", size):
         raise RequestError("size", f"size={asked.size[:60]!r}: this model draws {size}. Use that, or auto.")

@@ -11,8 +11,11 @@ from typing import Any
 import torch
 from fastapi import FastAPI
 from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError
 
 from kinfolk.memory import keep_freed_memory
+from kinfolk.serving import images_api
 from kinfolk.serving.access import Access
 from kinfolk.serving.app import describe, directory_app, endpoint_app, images_of
 from kinfolk.serving.autoscaling import Load
@@ -167,7 +170,14 @@ class DirectoryReplica:
         """Let a replica of the model answer; one that sleeps is woken."""
         served = next(model for model in self._models if model.path.rpartition("/")[2] == route)
         answered: tuple[int, dict[str, Any], dict[str, str]]
-        answered = await serve.get_app_handle(application_name(served)).images.remote(dict(values), *_whose(served))
+        try:
+            asking = serve.get_app_handle(application_name(served)).images.remote(dict(values), *_whose(served))
+            answered = await asyncio.wait_for(asking, served.limits.request_timeout_s + _ANSWER_TIMEOUT_S)
+        except TimeoutError:
+            return 504, images_api.error("Not done in time: ask for less, or later.", 504), {}
+        except (BackPressureError, RayActorError):
+            text = f"{served.name} cannot take this now: try again in 1 s."
+            return 503, images_api.error(text, 503), {"Retry-After": "1"}
         return answered
 
     async def listing(self) -> list[dict[str, Any]]:
