@@ -10,7 +10,16 @@ from kinfolk.bundle import save_bundle
 from kinfolk.errors import ConfigError, KinfolkError
 from kinfolk.serving import launch, replica
 from kinfolk.serving.config import Autoscaling, ServedModel, ServeFile, Shared
-from kinfolk.serving.launch import ServingError, _application, _directory, _shared, check_cpus, check_idle, serve_models
+from kinfolk.serving.launch import (
+    ServingError,
+    _application,
+    _directory,
+    _looked_at,
+    _shared,
+    check_idle,
+    check_room,
+    serve_models,
+)
 from kinfolk.serving.replica import DirectoryReplica, application_name
 
 
@@ -26,20 +35,34 @@ def test_replicas_to_start_with_must_fit_the_cluster(monkeypatch, cpus, replicas
     scale = Autoscaling(min_replicas=replicas, max_replicas=9)
     file = file_of(ServedModel(name="a", num_cpus=cpus, autoscaling=scale), ServedModel(name="b", num_cpus=1.0))
     if fits:
-        check_cpus(file)
+        check_room(file)
     else:
         with pytest.raises(
             ConfigError, match=r"2 models .* want [\d.]+ CPUs to start; the cluster has 3\. Lower num_cpus"
         ):
-            check_cpus(file)
+            check_room(file)
+
+
+def test_gpus_must_be_there_too(monkeypatch):
+    monkeypatch.setattr(launch.ray, "cluster_resources", lambda: {"CPU": 3.0, "GPU": 1.0})
+    check_room(file_of(ServedModel(name="a", num_gpus=0.5), ServedModel(name="b", num_gpus=0.5)))
+    with pytest.raises(ConfigError, match=r"want 1\.5 GPUs to start; the cluster has 1\. Lower num_gpus"):
+        check_room(file_of(ServedModel(name="a", num_gpus=1), ServedModel(name="b", num_gpus=0.5)))
+
+
+def test_models_for_gpus_are_looked_at_without_one(monkeypatch):
+    seen = []
+    monkeypatch.setattr(launch, "load", lambda served, release: seen.append(served.device))
+    _looked_at(ServedModel(name="a", num_gpus=1), None)
+    assert seen == ["cpu"]
 
 
 def test_the_shared_replica_counts_once(monkeypatch):
     monkeypatch.setattr(launch.ray, "cluster_resources", lambda: {"CPU": 3.0})
     sharing = [ServedModel(name=f"s{number}", shared=True) for number in range(9)]
-    check_cpus(file_of(ServedModel(name="a"), *sharing, shared=Shared(memory_mb=9, num_cpus=2)))
+    check_room(file_of(ServedModel(name="a"), *sharing, shared=Shared(memory_mb=9, num_cpus=2)))
     with pytest.raises(ConfigError, match=r"want 3\.5 CPUs"):
-        check_cpus(file_of(ServedModel(name="a"), *sharing, shared=Shared(memory_mb=9, num_cpus=2.5)))
+        check_room(file_of(ServedModel(name="a"), *sharing, shared=Shared(memory_mb=9, num_cpus=2.5)))
 
 
 @pytest.mark.parametrize("proxies", [{}, {"node": "HEALTHY"}])

@@ -7,6 +7,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import LoggingConfig
 
+from kinfolk.contract import Model
 from kinfolk.errors import ConfigError, KinfolkError
 from kinfolk.serving.access import Access
 from kinfolk.serving.config import MODELS, ServedModel, ServeFile
@@ -48,20 +49,27 @@ def check_idle() -> None:
         raise ConfigError("This Ray serves models already. Stop that first (stop_serving), or use another Ray.")
 
 
-def check_cpus(file: ServeFile) -> None:
+def check_room(file: ServeFile) -> None:
     """Refuse more replicas than the cluster can hold, where Serve would wait for ever.
 
     Raises:
         ConfigError: with what is wanted and what the cluster has.
     """
-    need = sum(model.num_cpus * max(model.autoscaling.min_replicas, 1) for model in file.own)
-    need += 0 if file.shared is None else file.shared.num_cpus
-    have = ray.cluster_resources().get("CPU", 0)
-    if need > have:
-        raise ConfigError(
-            f"The {len(file.models)} models of the serve file want {need:g} CPUs to start; the cluster has {have:g}. "
-            "Lower num_cpus or min_replicas, or serve fewer models."
-        )
+    resources = ray.cluster_resources()
+    for kind, setting in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
+        need = sum(getattr(model, setting) * max(model.autoscaling.min_replicas, 1) for model in file.own)
+        need += 0 if file.shared is None else getattr(file.shared, setting)
+        have = resources.get(kind, 0)
+        if need > have:
+            raise ConfigError(
+                f"The {len(file.models)} models of the serve file want {need:g} {kind}s to start; the cluster has "
+                f"{have:g}. Lower {setting} or min_replicas, or serve fewer models."
+            )
+
+
+def _looked_at(served: ServedModel, release: Release) -> Model:
+    """The model on the CPU: where replicas have a GPU, this machine need not."""
+    return load(served.model_copy(update={"num_gpus": 0.0}), release)
 
 
 def _logging(file: ServeFile) -> LoggingConfig:
@@ -137,15 +145,15 @@ def serve_models(
     """
     assert ray.is_initialized()
     check_idle()
-    check_cpus(file)
+    check_room(file)
     releases = {model.path: locate(model, registry) for model in file.models}
     for model in file.own:
-        load(model, releases[model.path])
+        _looked_at(model, releases[model.path])
     for model in file.sharing:
         assert file.shared is not None
         release = releases[model.path]
         check_fits(file.shared, model.name, bytes_in(release.folder))
-        check_fits(file.shared, model.name, bytes_of(load(file.shared.settled(model), release)))
+        check_fits(file.shared, model.name, bytes_of(_looked_at(file.shared.settled(model), release)))
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": file.host, "port": file.port},
