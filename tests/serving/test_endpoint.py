@@ -355,8 +355,8 @@ def test_a_slow_reader_misses_previews_which_are_kept_nowhere(make_host, walk, m
         async def send(message):
             if message.get("body"):
                 sent.append(message["body"].decode())
-            if len(sent) == 1:
-                await asyncio.sleep(0.8)  # while all rows go on
+            while len(sent) == 1 and host.current.batcher.requests:  # all rows go on meanwhile
+                await asyncio.sleep(0.01)
 
         path = "/v1/models/walk/sample"
         scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "root_path": ""}

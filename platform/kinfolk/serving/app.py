@@ -21,6 +21,7 @@ from kinfolk.serving.config import MODELS, Limits
 from kinfolk.serving.endpoint import Endpoint, refused
 from kinfolk.serving.guard import ADMIN, Guard, RefusalError, fault, refusal, route
 from kinfolk.serving.host import ModelHost
+from kinfolk.serving.leaving import UntilLeft
 from kinfolk.serving.media import JSON, offered
 from kinfolk.serving.openapi import openapi
 from kinfolk.serving.origins import open_to
@@ -284,6 +285,7 @@ def build_app(hosts: Sequence[ModelHost], access: Sequence[Access] = (), origins
     by_route = {host.served.path.rpartition("/")[2]: host for host in hosts}
     app = FastAPI(openapi_url=None)
     app.add_middleware(RequestIds)
+    app.add_middleware(UntilLeft)
     for host in hosts:
         app.mount(host.served.path, endpoint_app(host, access, origins=origins))
 
