@@ -481,12 +481,72 @@ def test_nobody_without_a_token_has_a_model_loaded(over_http, store):
     async def scenario(client, pool):
         store.loaded.clear()
         refused = [await client.post("/a/sample"), await client.get("/a/openapi.json"), await client.get("/a")]
+        refused += [await client.request(method, "/a/healthz") for method in ("POST", "DELETE")]
         free = [await client.get("/a/readyz"), await client.get("/a/healthz")]
         assert not store.loaded
         allowed = await client.post("/a/sample", headers={"Authorization": "Bearer secret"})
         return [each.status_code for each in (*refused, *free, allowed)]
 
-    assert over_http(scenario, token="secret") == [401, 401, 401, 200, 200, 200]
+    assert over_http(scenario, token="secret") == [401] * 5 + [200] * 3
+
+
+NOT_LOADED_FOR = [
+    ("POST", "/a/healthz", 404),
+    ("POST", "/a/readyz", 404),
+    ("POST", "/a", 405),
+    ("HEAD", "/a/readyz", 405),
+    ("DELETE", "/a/healthz", 405),
+    ("GET", "/a/favicon.ico", 405),
+    ("GET", "/a/sample", 405),
+    ("PUT", "/a/sample", 405),
+    ("POST", "/a/favicon.ico", 404),
+    ("POST", "/a/sample/more", 404),
+    ("POST", "/a/openapi.json", 404),
+]
+
+
+ANY_TASK = {("POST", "/a/favicon.ico", 404), ("POST", "/a/openapi.json", 404)}  # what is not known may have them
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "remembered"),
+    [(*each, True) for each in NOT_LOADED_FOR] + [(*each, False) for each in NOT_LOADED_FOR if each not in ANY_TASK],
+)
+def test_a_model_is_loaded_for_its_tasks_and_schema_alone(over_http, store, method, path, status, remembered):
+    async def scenario(client, pool):
+        if not remembered:  # as it is where it could not be loaded at the start
+            pool.hosts["a"].remembered = {}
+        store.loaded.clear()
+        answer = await client.request(method, path)
+        assert not store.loaded
+        return answer
+
+    assert over_http(scenario).status_code == status
+
+
+def test_a_task_that_an_unloaded_model_lacks_is_answered_with_the_nearest(over_http):
+    async def scenario(client, pool):
+        return [(await client.post(f"/{name}/sampel")).json()["error"] for name in "ab"]
+
+    unloaded, loaded = over_http(scenario)
+    assert unloaded["field"] == "task"
+    assert unloaded["message"] == loaded["message"].replace("b has", "a has")
+    assert "Did you mean 'sample'?" in unloaded["message"]
+
+
+def test_a_model_of_which_no_task_is_known_yet_is_loaded_for_any(over_http, store):
+    async def scenario(client, pool):
+        pool.hosts["a"].remembered = {}
+        return (await client.post("/a/sample")).status_code
+
+    assert over_http(scenario) == 200
+
+
+def test_the_schema_of_an_unloaded_model_loads_it_for_its_head_too(over_http):
+    async def scenario(client, pool):
+        return (await client.head("/a/openapi.json")).status_code
+
+    assert over_http(scenario) == 200
 
 
 def test_an_admin_alone_may_have_a_replica_look_at_the_alias_of_a_model(over_http, store):

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cache, partial
@@ -91,6 +91,12 @@ def _timeout_s(request: Request, most_s: float) -> float:
     return float(text)
 
 
+def no_task(name: str, task: str, known: Collection[str]) -> RefusalError:
+    """What is said of a task that a model lacks."""
+    text = f"{name} has no task {task[:_SHOWN]!r}.{nearest(task, known)} Its tasks: {', '.join(known)}."
+    return RefusalError(404, "task", text)
+
+
 def refused(error: Exception) -> Response:
     """What a request that could not be answered is told; faults that are not foreseen are raised again."""
     match error:
@@ -169,9 +175,7 @@ class Endpoint:
     def _service(self, version: Version, task: str) -> Service:
         service = version.services.get(task)
         if service is None:
-            name, known = self.host.served.name, ", ".join(version.services)
-            text = f"{name} has no task {task[:_SHOWN]!r}.{nearest(task, version.services)} Its tasks: {known}."
-            raise RefusalError(404, "task", text)
+            raise no_task(self.host.served.name, task, version.services)
         return service
 
     def _exchange(

@@ -95,6 +95,12 @@ class ModelHost:
         trial = [] if self.trial is None else [self.trial.version]
         return trial if self._current is None else [self._current, *trial]
 
+    @property
+    def tasks(self) -> list[str]:
+        """What the model can do, loaded or not; nothing is known of one that was never loaded."""
+        known = [version.services for version in self.versions] or [self.remembered.get("tasks", {})]
+        return list(dict.fromkeys(name for each in known for name in each))
+
     def choose(self) -> Version:
         """The version that answers the next request: every so many times the one on trial."""
         trial, share = self.trial, self.served.rollout.share

@@ -17,16 +17,16 @@ from kinfolk.serving.access import Access
 from kinfolk.serving.app import Guarded, Listing, add_models, bare_app, describe, endpoint_app
 from kinfolk.serving.batcher import OverloadError
 from kinfolk.serving.config import ServedModel, Shared
-from kinfolk.serving.endpoint import refused
+from kinfolk.serving.endpoint import no_task, refused
 from kinfolk.serving.follower import Follower, Waiting
-from kinfolk.serving.guard import HEALTH, route
+from kinfolk.serving.guard import ADMIN, HEALTH, route
 from kinfolk.serving.host import ModelHost
 from kinfolk.serving.versions import Registry, Release, load, obtain, wanted
 
 _LOG = logging.getLogger(__name__)
 _MB = 10**6
 _BUSY_S, _BROKEN_S = 1, 10  # after which one should try again, where all are at work, and where loading has failed
-_WITHOUT_MODEL = ("/", *HEALTH)  # paths of a model that are answered without it
+_LOOK, _SCHEMA = f"{ADMIN}look", "/openapi.json"  # what a model must be loaded for, beside its tasks
 
 Running = Callable[[], Coroutine[Any, Any, None]]  # what goes on for as long as a model is loaded
 
@@ -226,6 +226,20 @@ def _taken(place: _Place) -> int:
     return sum(bytes_of(version.model) for version in place.host.versions)
 
 
+def _takes_model(host: ModelHost, method: str, path: str) -> bool:
+    """Whether the model must be in memory to answer.
+
+    Raises:
+        RefusalError: it is not known to have such a task.
+    """
+    task = path[1:]
+    if method != "POST" or path == _LOOK or not task or "/" in task:
+        return (method, path) in {("POST", _LOOK), ("GET", _SCHEMA), ("HEAD", _SCHEMA)}
+    if path in HEALTH or (host.tasks and task not in host.tasks):
+        raise no_task(host.served.name, task, host.tasks)
+    return True
+
+
 class _ByModel:
     """What is asked of a shared model goes to its app, for so long held in memory; anything else to ``rest``."""
 
@@ -239,12 +253,12 @@ class _ByModel:
             return
         scope = {**scope, "root_path": f"{scope.get('root_path', '')}/{name}"}
         async with AsyncExitStack() as held:
-            if scope["method"] != "GET" or (route(scope) or "/") not in _WITHOUT_MODEL:
-                try:
+            try:
+                if _takes_model(self._pool.hosts[name], scope["method"], route(scope)):
                     await held.enter_async_context(self._pool.lease(name))
-                except Exception as error:
-                    await refused(error)(scope, receive, send)
-                    return
+            except Exception as error:
+                await refused(error)(scope, receive, send)
+                return
             await self._apps[name](scope, receive, send)
 
 
