@@ -24,7 +24,7 @@ from kinfolk.serving.app import images_of
 from kinfolk.serving.batcher import OverloadError
 from kinfolk.serving.config import Limits, Rollout, ServedModel, Shared
 from kinfolk.serving.shared import Pool, bytes_in, bytes_of, check_fits, shared_app
-from kinfolk.serving.versions import Release
+from kinfolk.serving.versions import Registry, Release
 from kinfolk.training.state import build
 
 MB = 10**6
@@ -78,12 +78,12 @@ def store(monkeypatch, make_walk, tmp_path):
 
 
 @asynccontextmanager
-async def pool_of(names, memory_mb=2.5, metered=lambda _: lambda: asyncio.sleep(0), **settings):
+async def pool_of(names, memory_mb=2.5, metered=lambda _: lambda: asyncio.sleep(0), registry=None, **settings):
     """A pool in which nothing has been loaded since the start but the last models that fit."""
     rollout = Rollout(trial_s=0.02, max_failures=0)
     given = {"alias_poll_s": 60.0, "rollout": rollout, **settings}
     models = [ServedModel(name=name, shared=True, **given) for name in names]
-    pool = Pool(Shared(memory_mb=memory_mb), models, None, metered=metered)
+    pool = Pool(Shared(memory_mb=memory_mb), models, registry, metered=metered)
     async with pool.life():
         yield pool
 
@@ -289,6 +289,18 @@ def test_where_the_wanted_version_cannot_be_had_the_one_before_is_loaded(store, 
     found, stale = asyncio.run(scenario())
     assert found == "1"
     assert ("no answer" if fault else "altered") in stale
+
+
+def test_why_the_wanted_version_is_not_loaded_is_said_without_folders_of_this_machine(store):
+    store.faults = {"a-2": KinfolkError(f"{store.folder}/a-2/model.safetensors was altered")}
+
+    async def scenario():
+        async with pool_of("abc", registry=Registry("uri", str(store.folder))) as pool:
+            store.version["a"] = "2"
+            await ask(pool, "a")
+            return pool.hosts["a"].stale
+
+    assert asyncio.run(scenario()) == "a could not be loaded as it is wanted now: a-2/model.safetensors was altered"
 
 
 def test_a_loaded_model_follows_its_alias_and_others_make_room_for_the_trial(store):

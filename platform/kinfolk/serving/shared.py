@@ -21,7 +21,7 @@ from kinfolk.serving.endpoint import no_task, refused
 from kinfolk.serving.follower import Follower, Waiting
 from kinfolk.serving.guard import ADMIN, HEALTH, route
 from kinfolk.serving.host import ModelHost
-from kinfolk.serving.versions import Registry, Release, load, obtain, wanted
+from kinfolk.serving.versions import Registry, Release, load, obtain, wanted, without_folders
 
 _LOG = logging.getLogger(__name__)
 _MB = 10**6
@@ -164,8 +164,8 @@ class Pool:
         except OverloadError:
             raise
         except Exception as error:
-            name = place.host.served.name
-            place.host.stale = f"{name} could not be loaded as it is wanted now: {error}"
+            name, reason = place.host.served.name, without_folders(str(error), self._registry)
+            place.host.stale = f"{name} could not be loaded as it is wanted now: {reason}"
             _LOG.error("%s", place.host.stale)
             if place.had is None:
                 raise
