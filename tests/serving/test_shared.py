@@ -6,6 +6,7 @@ import gc
 import io
 import logging
 import threading
+import time
 import weakref
 from contextlib import asynccontextmanager
 
@@ -608,6 +609,72 @@ def test_a_model_that_cannot_be_loaded_now_is_a_503_that_shows_nothing_of_the_ca
     answer = over_http(scenario)
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "10")
     assert "internal" not in answer.text
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+def test_one_who_does_not_wait_as_long_as_a_loading_takes_is_told_in_time(over_http, store, accept):
+    async def scenario(client, pool):
+        store.gate.clear()
+        asyncio.get_running_loop().call_later(2, store.gate.set)
+        began = time.monotonic()
+        answer = await client.post("/a/sample", headers={"Accept": accept, "Kinfolk-Timeout": "0.1"})
+        took_s = time.monotonic() - began
+        store.gate.set()
+        return answer.status_code, took_s
+
+    status, took_s = over_http(scenario)
+    assert status == 504
+    assert took_s < 1
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+def test_the_time_that_a_loading_takes_is_part_of_the_time_of_the_request(over_http, store, accept):
+    load = store.load
+
+    def load_slowly(served, release):
+        model = load(served, release)
+        time.sleep(0.6)
+        model.module.watch.on_call = lambda: time.sleep(0.1)
+        return model
+
+    async def scenario(client, pool):
+        shared.load = load_slowly  # put back with the store's
+        began = time.monotonic()
+        body = {"steps": 60, "seed": 1}
+        answer = await client.post("/a/sample", json=body, headers={"Accept": accept, "Kinfolk-Timeout": "1"})
+        return answer.text, time.monotonic() - began
+
+    told, took_s = over_http(scenario)
+    assert "Not done in time" in told
+    assert took_s < 1.4
+
+
+def test_a_time_that_nobody_can_wait_has_no_model_loaded(over_http, store):
+    async def scenario(client, pool):
+        store.loaded.clear()
+        answer = await client.post("/a/sample", headers={"Kinfolk-Timeout": "61"})
+        assert not store.loaded
+        return answer
+
+    answer = over_http(scenario)
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "Kinfolk-Timeout")
+
+
+def test_a_request_of_the_images_api_has_one_time_for_the_loading_and_the_sampling(store):
+    async def scenario():
+        async with pool_of("abc", limits=Limits(request_timeout_s=60)) as pool:
+            until = asyncio.get_running_loop().time() + 0.3
+            async with pool.lease("a", until):
+                store.models["a-1"].module.watch.on_call = lambda: time.sleep(0.1)
+            began = time.monotonic()
+            status, _, _ = await images_of(pool.lease("a", until), {"prompt": "3"}, until)
+            assert time.monotonic() - began < 0.8
+            store.gate.clear()
+            late, _, _ = await images_of(pool.lease("b", until), {"prompt": "3"}, until)
+            store.gate.set()
+            return status, late
+
+    assert asyncio.run(scenario()) == (504, 504)
 
 
 def test_the_images_api_loads_the_model_and_says_when_to_come_back(over_http, store):

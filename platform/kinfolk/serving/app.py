@@ -214,15 +214,15 @@ def _route(model: Mapping[str, Any]) -> str:
 
 
 async def images_of(
-    held: AbstractAsyncContextManager[ModelHost], values: Mapping[str, Any]
+    held: AbstractAsyncContextManager[ModelHost], values: Mapping[str, Any], deadline: float | None = None
 ) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """What OpenAI's images API answers for the model whose host is entered: status, body, headers."""
+    """What OpenAI's images API answers for the model whose host is entered, by ``deadline``: status, body, headers."""
     try:
         asked = images_api.parse(values)
         async with held as host:
             model = host.current.model
             settings = images_api.settings_for(asked, model.tasks.conditions, model.spec)
-            return 200, images_api.answer(asked, await Endpoint(host).pictures(settings)), {}
+            return 200, images_api.answer(asked, await Endpoint(host).pictures(settings, deadline)), {}
     except Exception as error:
         refused_ = refused(error)
         field, retry = getattr(error, "field", None), refused_.headers.get("Retry-After")

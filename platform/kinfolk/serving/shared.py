@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kinfolk.contract import Model
@@ -17,7 +18,7 @@ from kinfolk.serving.access import Access
 from kinfolk.serving.app import Guarded, Listing, add_models, bare_app, describe, endpoint_app
 from kinfolk.serving.batcher import OverloadError
 from kinfolk.serving.config import ServedModel, Shared
-from kinfolk.serving.endpoint import no_task, refused
+from kinfolk.serving.endpoint import DEADLINE, deadline_of, no_task, refused
 from kinfolk.serving.follower import Follower, Waiting
 from kinfolk.serving.guard import ADMIN, HEALTH, route
 from kinfolk.serving.host import ModelHost
@@ -125,17 +126,21 @@ class Pool:
             await asyncio.gather(*(place.host.close() for place in self._places.values()))
 
     @asynccontextmanager
-    async def lease(self, name: str) -> AsyncIterator[ModelHost]:
+    async def lease(self, name: str, deadline: float | None = None) -> AsyncIterator[ModelHost]:
         """The model, loaded if it is not, and not unloaded before the end.
+
+        It is waited for until ``deadline``, of the event loop's clock, or as long as a request may take.
 
         Raises:
             OverloadError: there is no room now, or it cannot be loaded.
-            TimeoutError: it is not loaded in the time that a request has.
+            TimeoutError: it is not loaded in time.
         """
         place = self._places[name]
+        if deadline is None:
+            deadline = asyncio.get_running_loop().time() + place.host.served.limits.request_timeout_s
         place.leases += 1
         try:
-            async with asyncio.timeout(place.host.served.limits.request_timeout_s):
+            async with asyncio.timeout_at(deadline):
                 await self._loaded(place)
             yield place.host
         finally:
@@ -254,8 +259,10 @@ class _ByModel:
         scope = {**scope, "root_path": f"{scope.get('root_path', '')}/{name}"}
         async with AsyncExitStack() as held:
             try:
-                if _takes_model(self._pool.hosts[name], scope["method"], route(scope)):
-                    await held.enter_async_context(self._pool.lease(name))
+                host = self._pool.hosts[name]
+                if _takes_model(host, scope["method"], route(scope)):
+                    scope[DEADLINE] = deadline_of(Request(scope), host.served.limits.request_timeout_s)
+                    await held.enter_async_context(self._pool.lease(name, scope[DEADLINE]))
             except Exception as error:
                 await refused(error)(scope, receive, send)
                 return
