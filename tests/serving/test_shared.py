@@ -18,7 +18,7 @@ import torch
 from kinfolk.bundle import save_bundle
 from kinfolk.contract import Model
 from kinfolk.errors import ConfigError, KinfolkError, RegistryError
-from kinfolk.sampling import sample
+from kinfolk.sampling import make_request, sample
 from kinfolk.serving import follower, shared
 from kinfolk.serving.access import Access, holders
 from kinfolk.serving.app import images_of
@@ -311,6 +311,26 @@ def test_a_loaded_model_follows_its_alias_and_others_make_room_for_the_trial(sto
             store.version["a"] = "2"
             await until(lambda: pool.hosts["a"].current.version == "2")
             assert held(pool) == "a"
+            await ask(pool, "b")
+            assert held(pool) == "ab"
+
+    asyncio.run(scenario())
+
+
+def test_a_version_that_finishes_what_it_began_takes_its_room_until_it_is_done(store):
+    async def scenario():
+        async with pool_of("ab", alias_poll_s=0.005) as pool:
+            async with pool.lease("a") as host:
+                old = store.models["a-1"]
+                old.module.watch.gate.clear()
+                begun = asyncio.create_task(host.current.batcher.run(make_request(old, 1)))
+                await until(old.module.watch.entered.is_set)
+                store.version["a"] = "2"
+                await until(lambda: host.current.version == "2")
+                with pytest.raises(OverloadError, match="no room for b"):
+                    await ask(pool, "b")
+                old.module.watch.gate.set()
+                await begun
             await ask(pool, "b")
             assert held(pool) == "ab"
 

@@ -206,6 +206,7 @@ class Pool:
         """
         name, places = place.host.served.name, self._places.values()
         check_fits(self._shared, name, size)
+        await asyncio.gather(*(each.host.retired() for each in places if not each.leases))  # at once: nobody asks them
         while (free := self._shared.memory_mb * _MB - sum(map(_taken, places))) < size:
             idle = [each for each in places if each is not place and each.host.loaded and not each.leases]
             if free + sum(map(_taken, idle)) < size:
@@ -228,7 +229,7 @@ class Pool:
 
 
 def _taken(place: _Place) -> int:
-    return sum(bytes_of(version.model) for version in place.host.versions)
+    return sum(bytes_of(version.model) for version in place.host.held)
 
 
 def _takes_model(host: ModelHost, method: str, path: str) -> bool:
