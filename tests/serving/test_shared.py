@@ -185,6 +185,22 @@ def test_those_who_ask_together_wait_for_one_loading_which_outlasts_one_who_leav
     assert store.loaded == ["a-1"]
 
 
+def test_those_who_wait_for_a_loading_at_the_end_are_told_to_come_back(store):
+    async def scenario():
+        async with pool_of("abc") as pool:
+            store.gate.clear()
+            asking = [asyncio.create_task(ask(pool, "a")) for _ in range(2)]
+            await until(lambda: pool._places["a"].loading is not None and not pool._places["a"].loading.done())
+            await asyncio.sleep(0.02)
+        store.gate.set()
+        return await asyncio.gather(*asking, return_exceptions=True)
+
+    for error in asyncio.run(scenario()):
+        assert isinstance(error, OverloadError)
+        assert error.retry_after_s == 1
+        assert "a is being stopped" in str(error)
+
+
 def test_one_who_waits_too_long_for_a_loading_is_told(store):
     async def scenario():
         async with pool_of("abc", limits=Limits(request_timeout_s=0.02)) as pool:

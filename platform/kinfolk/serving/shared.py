@@ -153,13 +153,16 @@ class Pool:
             return
         if place.loading is None or place.loading.done():
             place.loading = asyncio.create_task(self._load(place))
+        loading, name = place.loading, place.host.served.name
+        await asyncio.wait([loading])  # one who leaves does not end it for the others
+        if loading.cancelled():
+            raise OverloadError(f"{name} is being stopped: try again in {_BUSY_S} s.", _BUSY_S)
         try:
-            await asyncio.shield(place.loading)  # one who leaves does not end it for the others
+            loading.result()
         except OverloadError:
             raise
         except Exception as error:
-            text = f"{place.host.served.name} cannot be loaded now: try again in {_BROKEN_S} s."
-            raise OverloadError(text, _BROKEN_S) from error
+            raise OverloadError(f"{name} cannot be loaded now: try again in {_BROKEN_S} s.", _BROKEN_S) from error
 
     async def _load(self, place: _Place) -> None:
         """Load the version that is wanted now, or where it cannot be had the one that was there before."""
