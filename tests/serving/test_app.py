@@ -146,6 +146,13 @@ def test_without_the_token_nothing_is_answered(ask, given):
         assert answer.headers["WWW-Authenticate"] == "Bearer"
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/v1/models/walk/healthz", "/"])
+def test_what_is_free_is_free_to_be_read_alone(ask, path):
+    assert ask("GET", path, token="secret").status_code == 200
+    assert ask("HEAD", path, token="secret").status_code != 401
+    assert [ask(method, path, token="secret").status_code for method in ("POST", "DELETE", "PUT")] == [401] * 3
+
+
 def test_with_the_token_everything_is_answered_and_health_without(ask):
     headers = {"Authorization": "Bearer secret"}
     assert ask("POST", token="secret", headers=headers).status_code == 200

@@ -6,6 +6,7 @@ import gc
 import io
 import logging
 import threading
+import time
 import weakref
 from contextlib import asynccontextmanager
 
@@ -17,14 +18,14 @@ import torch
 from kinfolk.bundle import save_bundle
 from kinfolk.contract import Model
 from kinfolk.errors import ConfigError, KinfolkError, RegistryError
-from kinfolk.sampling import sample
+from kinfolk.sampling import make_request, sample
 from kinfolk.serving import follower, shared
 from kinfolk.serving.access import Access, holders
 from kinfolk.serving.app import images_of
 from kinfolk.serving.batcher import OverloadError
 from kinfolk.serving.config import Limits, Rollout, ServedModel, Shared
 from kinfolk.serving.shared import Pool, bytes_in, bytes_of, check_fits, shared_app
-from kinfolk.serving.versions import Release
+from kinfolk.serving.versions import Registry, Release
 from kinfolk.training.state import build
 
 MB = 10**6
@@ -78,12 +79,12 @@ def store(monkeypatch, make_walk, tmp_path):
 
 
 @asynccontextmanager
-async def pool_of(names, memory_mb=2.5, metered=lambda _: lambda: asyncio.sleep(0), **settings):
+async def pool_of(names, memory_mb=2.5, metered=lambda _: lambda: asyncio.sleep(0), registry=None, **settings):
     """A pool in which nothing has been loaded since the start but the last models that fit."""
     rollout = Rollout(trial_s=0.02, max_failures=0)
     given = {"alias_poll_s": 60.0, "rollout": rollout, **settings}
     models = [ServedModel(name=name, shared=True, **given) for name in names]
-    pool = Pool(Shared(memory_mb=memory_mb), models, None, metered=metered)
+    pool = Pool(Shared(memory_mb=memory_mb), models, registry, metered=metered)
     async with pool.life():
         yield pool
 
@@ -182,6 +183,22 @@ def test_those_who_ask_together_wait_for_one_loading_which_outlasts_one_who_leav
 
     asyncio.run(scenario())
     assert store.loaded == ["a-1"]
+
+
+def test_those_who_wait_for_a_loading_at_the_end_are_told_to_come_back(store):
+    async def scenario():
+        async with pool_of("abc") as pool:
+            store.gate.clear()
+            asking = [asyncio.create_task(ask(pool, "a")) for _ in range(2)]
+            await until(lambda: pool._places["a"].loading is not None and not pool._places["a"].loading.done())
+            await asyncio.sleep(0.02)
+        store.gate.set()
+        return await asyncio.gather(*asking, return_exceptions=True)
+
+    for error in asyncio.run(scenario()):
+        assert isinstance(error, OverloadError)
+        assert error.retry_after_s == 1
+        assert "a is being stopped" in str(error)
 
 
 def test_one_who_waits_too_long_for_a_loading_is_told(store):
@@ -291,6 +308,18 @@ def test_where_the_wanted_version_cannot_be_had_the_one_before_is_loaded(store, 
     assert ("no answer" if fault else "altered") in stale
 
 
+def test_why_the_wanted_version_is_not_loaded_is_said_without_folders_of_this_machine(store):
+    store.faults = {"a-2": KinfolkError(f"{store.folder}/a-2/model.safetensors was altered")}
+
+    async def scenario():
+        async with pool_of("abc", registry=Registry("uri", str(store.folder))) as pool:
+            store.version["a"] = "2"
+            await ask(pool, "a")
+            return pool.hosts["a"].stale
+
+    assert asyncio.run(scenario()) == "a could not be loaded as it is wanted now: a-2/model.safetensors was altered"
+
+
 def test_a_loaded_model_follows_its_alias_and_others_make_room_for_the_trial(store):
     async def scenario():
         async with pool_of("ab", alias_poll_s=0.005) as pool:
@@ -298,6 +327,26 @@ def test_a_loaded_model_follows_its_alias_and_others_make_room_for_the_trial(sto
             store.version["a"] = "2"
             await until(lambda: pool.hosts["a"].current.version == "2")
             assert held(pool) == "a"
+            await ask(pool, "b")
+            assert held(pool) == "ab"
+
+    asyncio.run(scenario())
+
+
+def test_a_version_that_finishes_what_it_began_takes_its_room_until_it_is_done(store):
+    async def scenario():
+        async with pool_of("ab", alias_poll_s=0.005) as pool:
+            async with pool.lease("a") as host:
+                old = store.models["a-1"]
+                old.module.watch.gate.clear()
+                begun = asyncio.create_task(host.current.batcher.run(make_request(old, 1)))
+                await until(old.module.watch.entered.is_set)
+                store.version["a"] = "2"
+                await until(lambda: host.current.version == "2")
+                with pytest.raises(OverloadError, match="no room for b"):
+                    await ask(pool, "b")
+                old.module.watch.gate.set()
+                await begun
             await ask(pool, "b")
             assert held(pool) == "ab"
 
@@ -481,12 +530,72 @@ def test_nobody_without_a_token_has_a_model_loaded(over_http, store):
     async def scenario(client, pool):
         store.loaded.clear()
         refused = [await client.post("/a/sample"), await client.get("/a/openapi.json"), await client.get("/a")]
+        refused += [await client.request(method, "/a/healthz") for method in ("POST", "DELETE")]
         free = [await client.get("/a/readyz"), await client.get("/a/healthz")]
         assert not store.loaded
         allowed = await client.post("/a/sample", headers={"Authorization": "Bearer secret"})
         return [each.status_code for each in (*refused, *free, allowed)]
 
-    assert over_http(scenario, token="secret") == [401, 401, 401, 200, 200, 200]
+    assert over_http(scenario, token="secret") == [401] * 5 + [200] * 3
+
+
+NOT_LOADED_FOR = [
+    ("POST", "/a/healthz", 404),
+    ("POST", "/a/readyz", 404),
+    ("POST", "/a", 405),
+    ("HEAD", "/a/readyz", 405),
+    ("DELETE", "/a/healthz", 405),
+    ("GET", "/a/favicon.ico", 405),
+    ("GET", "/a/sample", 405),
+    ("PUT", "/a/sample", 405),
+    ("POST", "/a/favicon.ico", 404),
+    ("POST", "/a/sample/more", 404),
+    ("POST", "/a/openapi.json", 404),
+]
+
+
+ANY_TASK = {("POST", "/a/favicon.ico", 404), ("POST", "/a/openapi.json", 404)}  # what is not known may have them
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "remembered"),
+    [(*each, True) for each in NOT_LOADED_FOR] + [(*each, False) for each in NOT_LOADED_FOR if each not in ANY_TASK],
+)
+def test_a_model_is_loaded_for_its_tasks_and_schema_alone(over_http, store, method, path, status, remembered):
+    async def scenario(client, pool):
+        if not remembered:  # as it is where it could not be loaded at the start
+            pool.hosts["a"].remembered = {}
+        store.loaded.clear()
+        answer = await client.request(method, path)
+        assert not store.loaded
+        return answer
+
+    assert over_http(scenario).status_code == status
+
+
+def test_a_task_that_an_unloaded_model_lacks_is_answered_with_the_nearest(over_http):
+    async def scenario(client, pool):
+        return [(await client.post(f"/{name}/sampel")).json()["error"] for name in "ab"]
+
+    unloaded, loaded = over_http(scenario)
+    assert unloaded["field"] == "task"
+    assert unloaded["message"] == loaded["message"].replace("b has", "a has")
+    assert "Did you mean 'sample'?" in unloaded["message"]
+
+
+def test_a_model_of_which_no_task_is_known_yet_is_loaded_for_any(over_http, store):
+    async def scenario(client, pool):
+        pool.hosts["a"].remembered = {}
+        return (await client.post("/a/sample")).status_code
+
+    assert over_http(scenario) == 200
+
+
+def test_the_schema_of_an_unloaded_model_loads_it_for_its_head_too(over_http):
+    async def scenario(client, pool):
+        return (await client.head("/a/openapi.json")).status_code
+
+    assert over_http(scenario) == 200
 
 
 def test_an_admin_alone_may_have_a_replica_look_at_the_alias_of_a_model(over_http, store):
@@ -536,6 +645,72 @@ def test_a_model_that_cannot_be_loaded_now_is_a_503_that_shows_nothing_of_the_ca
     answer = over_http(scenario)
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "10")
     assert "internal" not in answer.text
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+def test_one_who_does_not_wait_as_long_as_a_loading_takes_is_told_in_time(over_http, store, accept):
+    async def scenario(client, pool):
+        store.gate.clear()
+        asyncio.get_running_loop().call_later(2, store.gate.set)
+        began = time.monotonic()
+        answer = await client.post("/a/sample", headers={"Accept": accept, "Kinfolk-Timeout": "0.1"})
+        took_s = time.monotonic() - began
+        store.gate.set()
+        return answer.status_code, took_s
+
+    status, took_s = over_http(scenario)
+    assert status == 504
+    assert took_s < 1
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+def test_the_time_that_a_loading_takes_is_part_of_the_time_of_the_request(over_http, store, accept):
+    load = store.load
+
+    def load_slowly(served, release):
+        model = load(served, release)
+        time.sleep(0.6)
+        model.module.watch.on_call = lambda: time.sleep(0.1)
+        return model
+
+    async def scenario(client, pool):
+        shared.load = load_slowly  # put back with the store's
+        began = time.monotonic()
+        body = {"steps": 60, "seed": 1}
+        answer = await client.post("/a/sample", json=body, headers={"Accept": accept, "Kinfolk-Timeout": "1"})
+        return answer.text, time.monotonic() - began
+
+    told, took_s = over_http(scenario)
+    assert "Not done in time" in told
+    assert took_s < 1.4
+
+
+def test_a_time_that_nobody_can_wait_has_no_model_loaded(over_http, store):
+    async def scenario(client, pool):
+        store.loaded.clear()
+        answer = await client.post("/a/sample", headers={"Kinfolk-Timeout": "61"})
+        assert not store.loaded
+        return answer
+
+    answer = over_http(scenario)
+    assert (answer.status_code, answer.json()["error"]["field"]) == (422, "Kinfolk-Timeout")
+
+
+def test_a_request_of_the_images_api_has_one_time_for_the_loading_and_the_sampling(store):
+    async def scenario():
+        async with pool_of("abc", limits=Limits(request_timeout_s=60)) as pool:
+            until = asyncio.get_running_loop().time() + 0.3
+            async with pool.lease("a", until):
+                store.models["a-1"].module.watch.on_call = lambda: time.sleep(0.1)
+            began = time.monotonic()
+            status, _, _ = await images_of(pool.lease("a", until), {"prompt": "3"}, until)
+            assert time.monotonic() - began < 0.8
+            store.gate.clear()
+            late, _, _ = await images_of(pool.lease("b", until), {"prompt": "3"}, until)
+            store.gate.set()
+            return status, late
+
+    assert asyncio.run(scenario()) == (504, 504)
 
 
 def test_the_images_api_loads_the_model_and_says_when_to_come_back(over_http, store):

@@ -54,17 +54,23 @@ class Guarded(FastAPI):
     """An app behind the guard, which stands before all that FastAPI does for a request."""
 
     def __init__(
-        self, title: str, gate: Gate, free: Sequence[str], origins: Sequence[str], lifespan: Lifespan | None
+        self,
+        title: str,
+        gate: Gate,
+        free: Sequence[str],
+        signed: Sequence[str],
+        origins: Sequence[str],
+        lifespan: Lifespan | None,
     ) -> None:
         super().__init__(title=title, docs_url=None, redoc_url=None, lifespan=lifespan)
-        self._gate, self._free, self._origins = gate, free, origins
+        self._gate, self._free, self._signed, self._origins = gate, free, signed, origins
         # What looks at a request first, right behind the guard.
         self.before: Callable[[ASGIApp], ASGIApp] = lambda app: app
 
     def build_middleware_stack(self) -> ASGIApp:
         """The app as it is called."""
         app = self.before(super().build_middleware_stack())
-        return open_to(Guard(app, self._gate, self._free, self._origins), self._origins)
+        return open_to(Guard(app, self._gate, self._free, self._origins, self._signed), self._origins)
 
 
 class _TasksFirst:
@@ -90,9 +96,14 @@ def bare_app(
     lifespan: Lifespan | None = None,
     page: Mapping[str, PageFile] = MappingProxyType({}),
     free: Sequence[str] = (),
+    signed: Sequence[str] = (),
 ) -> Guarded:
-    """An app with its health; ``page`` are files that anyone may have, by their paths, ``free`` other such paths."""
-    app = Guarded(title, Gate(access), (*page, *free), origins, lifespan)
+    """An app with its health.
+
+    ``page`` are files that anyone may have, by their paths, ``free`` other such paths, and what is posted to ``signed``
+    needs no token.
+    """
+    app = Guarded(title, Gate(access), (*page, *free), signed, origins, lifespan)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _fault)
     app.router.routes.extend(page_routes(page))
@@ -204,15 +215,15 @@ def _route(model: Mapping[str, Any]) -> str:
 
 
 async def images_of(
-    held: AbstractAsyncContextManager[ModelHost], values: Mapping[str, Any]
+    held: AbstractAsyncContextManager[ModelHost], values: Mapping[str, Any], deadline: float | None = None
 ) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """What OpenAI's images API answers for the model whose host is entered: status, body, headers."""
+    """What OpenAI's images API answers for the model whose host is entered, by ``deadline``: status, body, headers."""
     try:
         asked = images_api.parse(values)
         async with held as host:
             model = host.current.model
             settings = images_api.settings_for(asked, model.tasks.conditions, model.spec)
-            return 200, images_api.answer(asked, await Endpoint(host).pictures(settings)), {}
+            return 200, images_api.answer(asked, await Endpoint(host).pictures(settings, deadline)), {}
     except Exception as error:
         refused_ = refused(error)
         field, retry = getattr(error, "field", None), refused_.headers.get("Retry-After")
@@ -257,7 +268,7 @@ def directory_app(
     ``images`` answers a request of OpenAI's images API for the model of a name; ``inbox`` takes what the registry says,
     signed and so without a token; pages of ``origins`` may read the answers.
     """
-    app = bare_app("Kinfolk", access, origins, page=page_files(), free=(webhook.ADDRESS,) if inbox else ())
+    app = bare_app("Kinfolk", access, origins, page=page_files(), signed=(webhook.ADDRESS,) if inbox else ())
     _add_images(app, listing, images, _IMAGES_BYTES)
     if inbox is not None:
         _add_inbox(app, inbox)

@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cache, partial
@@ -31,6 +31,7 @@ _HELD_ELEMENTS = 1_048_576  # of previews of one request that wait to be sent
 _PREVIEWS, _MOST_PREVIEWS = 10, 100  # of one request
 _SHOWN = 60  # characters of a refused value that an error repeats
 _TIMEOUT = "Kinfolk-Timeout"  # seconds that a caller waits for an answer
+DEADLINE = "kinfolk.deadline"  # of a request's scope: when, by the event loop's clock, its caller leaves
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
 
 
@@ -96,6 +97,22 @@ def _timeout_s(request: Request, most_s: float) -> float:
     return float(text)
 
 
+def deadline_of(request: Request, most_s: float) -> float:
+    """When its caller leaves, as whoever had the request first has found it.
+
+    Raises:
+        RequestError: it says itself how long it waits, and may not.
+    """
+    known: float | None = request.scope.get(DEADLINE)
+    return asyncio.get_running_loop().time() + _timeout_s(request, most_s) if known is None else known
+
+
+def no_task(name: str, task: str, known: Collection[str]) -> RefusalError:
+    """What is said of a task that a model lacks."""
+    text = f"{name} has no task {task[:_SHOWN]!r}.{nearest(task, known)} Its tasks: {', '.join(known)}."
+    return RefusalError(404, "task", text)
+
+
 def refused(error: Exception) -> Response:
     """What a request that could not be answered is told; faults that are not foreseen are raised again."""
     match error:
@@ -125,11 +142,12 @@ class Endpoint:
         """What the task gives, or the refusal that says what to change."""
         limits = self.host.served.limits
         try:
-            timeout_s = _timeout_s(request, limits.request_timeout_s)
-            async with asyncio.timeout(timeout_s):
+            deadline = deadline_of(request, limits.request_timeout_s)
+            async with asyncio.timeout_at(deadline):
                 body = await read_body(request, limits.max_body_bytes, limits.body_timeout_s)
                 values = await settings_in(request.headers, request.query_params, body)
-                return await self._answer(partial(self._exchange, request, task, values, timeout_s), request)
+                left_s = deadline - asyncio.get_running_loop().time()
+                return await self._answer(partial(self._exchange, request, task, values, left_s), request)
         except Exception as error:
             return refused(error)
 
@@ -142,12 +160,15 @@ class Endpoint:
             return self._stream(exchange, lambda: exchange_with(self.host.current))
         return await self._respond(*await self._outcome(exchange, exchange_with))
 
-    async def pictures(self, values: Mapping[str, Any]) -> list[bytes]:
+    async def pictures(self, values: Mapping[str, Any], deadline: float | None = None) -> list[bytes]:
         """A PNG file for each sample that ``values``, the body of a request for samples, asks for.
+
+        They are to be had by ``deadline``, of the event loop's clock, or in the time that a request has from now.
 
         Raises whatever ``refused`` has an answer for.
         """
-        timeout_s = self.host.served.limits.request_timeout_s
+        now = asyncio.get_running_loop().time()
+        timeout_s = self.host.served.limits.request_timeout_s if deadline is None else deadline - now
         exchange_with = partial(self._checked, "sample", values, PNG, 0, timeout_s)
         async with asyncio.timeout(timeout_s):
             exchange, outcome = await self._outcome(exchange_with(self.host.choose()), exchange_with)
@@ -179,9 +200,7 @@ class Endpoint:
     def _service(self, version: Version, task: str) -> Service:
         service = version.services.get(task)
         if service is None:
-            name, known = self.host.served.name, ", ".join(version.services)
-            text = f"{name} has no task {task[:_SHOWN]!r}.{nearest(task, version.services)} Its tasks: {known}."
-            raise RefusalError(404, "task", text)
+            raise no_task(self.host.served.name, task, version.services)
         return service
 
     def _exchange(

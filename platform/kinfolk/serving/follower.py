@@ -9,7 +9,7 @@ from kinfolk.errors import RegistryError
 from kinfolk.serving.batcher import OverloadError
 from kinfolk.serving.config import ServedModel
 from kinfolk.serving.host import ModelHost
-from kinfolk.serving.versions import Registry, Release, load, obtain, tell, wanted
+from kinfolk.serving.versions import Registry, Release, load, obtain, tell, wanted, without_folders
 
 _LOG = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Follower:
             self._cannot_be_had(error)
             return
         except Exception as error:
-            refused = self._without_folders(str(error))
+            refused = without_folders(str(error), self._registry)
         if refused is None:
             self._host.stale = None
             _LOG.info("%s is at version %s.", self._served.name, version)
@@ -99,13 +99,8 @@ class Follower:
         await asyncio.to_thread(tell, self._served, self._registry, version, refused)
 
     def _cannot_be_had(self, error: Exception) -> None:
-        self._say(
-            f"The version of {self._served.name} that is wanted now cannot be had: {self._without_folders(str(error))}"
-        )
-
-    def _without_folders(self, reason: str) -> str:
-        """The same for those far away, who have no use for folders of this machine."""
-        return reason if self._registry is None else reason.replace(f"{self._registry.cache}/", "")
+        reason = without_folders(str(error), self._registry)
+        self._say(f"The version of {self._served.name} that is wanted now cannot be had: {reason}")
 
     def _say(self, reason: str) -> None:
         if reason != self._host.stale:

@@ -51,12 +51,21 @@ def route(scope: Scope) -> str:
 class Guard:
     """ASGI middleware that lets through those who may ask, and turns faults into a plain 500.
 
-    ``free`` are paths that are answered without a token, beside those of health; forms on pages of other sites than
-    ``origins`` cannot make the server work.
+    ``free`` are paths that are read without a token, beside those of health, and ``signed`` those to which one may post
+    without; forms on pages of other sites than ``origins`` cannot make the server work.
     """
 
-    def __init__(self, app: ASGIApp, gate: Gate, free: Collection[str] = (), origins: Collection[str] = ()) -> None:
-        self._app, self._gate, self._free, self._origins = app, gate, frozenset((*HEALTH, *free)), origins
+    def __init__(
+        self,
+        app: ASGIApp,
+        gate: Gate,
+        free: Collection[str] = (),
+        origins: Collection[str] = (),
+        signed: Collection[str] = (),
+    ) -> None:
+        self._app, self._gate, self._origins = app, gate, origins
+        read = frozenset((*HEALTH, *free))
+        self._free = {"GET": read, "HEAD": read, "POST": frozenset(signed)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one connection."""
@@ -82,7 +91,7 @@ class Guard:
             return refusal(403, text, "Origin")
         if self._gate.open:
             return refusal(403, _NO_ADMIN, "Authorization") if ADMIN in path else None
-        if path in self._free:
+        if path in self._free.get(scope["method"], ()):
             return None
         holder = self._gate.holder(headers.get(b"authorization", b""))
         if holder is None:

@@ -76,7 +76,7 @@ class ModelHost:
         self.look: Callable[[], Awaitable[None]] | None = None  # at the registry, now; None: nobody follows one
         self.remembered: Mapping[str, Any] = {}  # what was said of a model that was unloaded
         self.on_answer: Callable[[Version, str, Outcome], None] = lambda *_: None  # told of each, and its task
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[asyncio.Task[None], Version] = {}
 
     @property
     def loaded(self) -> bool:
@@ -99,6 +99,22 @@ class ModelHost:
         """Those that answer requests."""
         trial = [] if self.trial is None else [self.trial.version]
         return trial if self._current is None else [self._current, *trial]
+
+    @property
+    def held(self) -> list[Version]:
+        """Those that take memory: they answer requests, or finish what they have begun."""
+        return [*self.versions, *self._retiring.values()]
+
+    async def retired(self) -> None:
+        """Wait until every version that was replaced has finished what it had begun."""
+        if self._retiring:
+            await asyncio.wait(self._retiring)  # one who leaves ends none of them
+
+    @property
+    def tasks(self) -> list[str]:
+        """What the model can do, loaded or not; nothing is known of one that was never loaded."""
+        known = [version.services for version in self.versions] or [self.remembered.get("tasks", {})]
+        return list(dict.fromkeys(name for each in known for name in each))
 
     def choose(self) -> Version:
         """The version that answers the next request: every so many times the one on trial."""
@@ -160,8 +176,8 @@ class ModelHost:
     def _retire(self, version: Version) -> None:
         """Let a version finish what it has begun."""
         task = asyncio.create_task(version.batcher.close(self.served.limits.request_timeout_s))
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        self._retiring[task] = version
+        task.add_done_callback(self._retiring.pop)
 
     def load(self, model: Model, version: str) -> None:
         """Hold ``model``, where none was held."""

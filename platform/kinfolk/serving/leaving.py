@@ -37,7 +37,10 @@ class UntilLeft:
                 pass
             left.set()
 
-        await _first_to_end(asyncio.create_task(self._app(scope, received, send)), asyncio.create_task(listen()))
+        async def answer() -> None:
+            await self._app(scope, received, send)
+
+        await _first_to_end(asyncio.create_task(answer()), asyncio.create_task(listen()))
 
 
 async def _first_to_end(answering: asyncio.Task[None], listening: asyncio.Task[None]) -> None:

@@ -135,7 +135,9 @@ class SharedReplica:
 
     async def images(self, values: dict[str, Any], name: str) -> tuple[int, dict[str, Any], dict[str, str]]:
         """The answer of OpenAI's images API for one of the models."""
-        return await images_of(self._pool.lease(name), values)
+        timeout_s = self._pool.hosts[name].served.limits.request_timeout_s
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        return await images_of(self._pool.lease(name, deadline), values, deadline)
 
     async def describe(self, name: str) -> dict[str, Any]:
         """What the list of models shows of one."""

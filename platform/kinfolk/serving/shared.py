@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kinfolk.contract import Model
@@ -17,16 +18,16 @@ from kinfolk.serving.access import Access
 from kinfolk.serving.app import Guarded, Listing, add_models, bare_app, describe, endpoint_app
 from kinfolk.serving.batcher import OverloadError
 from kinfolk.serving.config import ServedModel, Shared
-from kinfolk.serving.endpoint import refused
+from kinfolk.serving.endpoint import DEADLINE, deadline_of, no_task, refused
 from kinfolk.serving.follower import Follower, Waiting
-from kinfolk.serving.guard import HEALTH, route
+from kinfolk.serving.guard import ADMIN, HEALTH, route
 from kinfolk.serving.host import ModelHost
-from kinfolk.serving.versions import Registry, Release, load, obtain, wanted
+from kinfolk.serving.versions import Registry, Release, load, obtain, wanted, without_folders
 
 _LOG = logging.getLogger(__name__)
 _MB = 10**6
 _BUSY_S, _BROKEN_S = 1, 10  # after which one should try again, where all are at work, and where loading has failed
-_WITHOUT_MODEL = ("/", *HEALTH)  # paths of a model that are answered without it
+_LOOK, _SCHEMA = f"{ADMIN}look", "/openapi.json"  # what a model must be loaded for, beside its tasks
 
 Running = Callable[[], Coroutine[Any, Any, None]]  # what goes on for as long as a model is loaded
 
@@ -125,17 +126,21 @@ class Pool:
             await asyncio.gather(*(place.host.close() for place in self._places.values()))
 
     @asynccontextmanager
-    async def lease(self, name: str) -> AsyncIterator[ModelHost]:
+    async def lease(self, name: str, deadline: float | None = None) -> AsyncIterator[ModelHost]:
         """The model, loaded if it is not, and not unloaded before the end.
+
+        It is waited for until ``deadline``, of the event loop's clock, or as long as a request may take.
 
         Raises:
             OverloadError: there is no room now, or it cannot be loaded.
-            TimeoutError: it is not loaded in the time that a request has.
+            TimeoutError: it is not loaded in time.
         """
         place = self._places[name]
+        if deadline is None:
+            deadline = asyncio.get_running_loop().time() + place.host.served.limits.request_timeout_s
         place.leases += 1
         try:
-            async with asyncio.timeout(place.host.served.limits.request_timeout_s):
+            async with asyncio.timeout_at(deadline):
                 await self._loaded(place)
             yield place.host
         finally:
@@ -148,13 +153,16 @@ class Pool:
             return
         if place.loading is None or place.loading.done():
             place.loading = asyncio.create_task(self._load(place))
+        loading, name = place.loading, place.host.served.name
+        await asyncio.wait([loading])  # one who leaves does not end it for the others
+        if loading.cancelled():
+            raise OverloadError(f"{name} is being stopped: try again in {_BUSY_S} s.", _BUSY_S)
         try:
-            await asyncio.shield(place.loading)  # one who leaves does not end it for the others
+            loading.result()
         except OverloadError:
             raise
         except Exception as error:
-            text = f"{place.host.served.name} cannot be loaded now: try again in {_BROKEN_S} s."
-            raise OverloadError(text, _BROKEN_S) from error
+            raise OverloadError(f"{name} cannot be loaded now: try again in {_BROKEN_S} s.", _BROKEN_S) from error
 
     async def _load(self, place: _Place) -> None:
         """Load the version that is wanted now, or where it cannot be had the one that was there before."""
@@ -164,8 +172,8 @@ class Pool:
         except OverloadError:
             raise
         except Exception as error:
-            name = place.host.served.name
-            place.host.stale = f"{name} could not be loaded as it is wanted now: {error}"
+            name, reason = place.host.served.name, without_folders(str(error), self._registry)
+            place.host.stale = f"{name} could not be loaded as it is wanted now: {reason}"
             _LOG.error("%s", place.host.stale)
             if place.had is None:
                 raise
@@ -201,6 +209,7 @@ class Pool:
         """
         name, places = place.host.served.name, self._places.values()
         check_fits(self._shared, name, size)
+        await asyncio.gather(*(each.host.retired() for each in places if not each.leases))  # at once: nobody asks them
         while (free := self._shared.memory_mb * _MB - sum(map(_taken, places))) < size:
             idle = [each for each in places if each is not place and each.host.loaded and not each.leases]
             if free + sum(map(_taken, idle)) < size:
@@ -223,7 +232,21 @@ class Pool:
 
 
 def _taken(place: _Place) -> int:
-    return sum(bytes_of(version.model) for version in place.host.versions)
+    return sum(bytes_of(version.model) for version in place.host.held)
+
+
+def _takes_model(host: ModelHost, method: str, path: str) -> bool:
+    """Whether the model must be in memory to answer.
+
+    Raises:
+        RefusalError: it is not known to have such a task.
+    """
+    task = path[1:]
+    if method != "POST" or path == _LOOK or not task or "/" in task:
+        return (method, path) in {("POST", _LOOK), ("GET", _SCHEMA), ("HEAD", _SCHEMA)}
+    if path in HEALTH or (host.tasks and task not in host.tasks):
+        raise no_task(host.served.name, task, host.tasks)
+    return True
 
 
 class _ByModel:
@@ -239,12 +262,14 @@ class _ByModel:
             return
         scope = {**scope, "root_path": f"{scope.get('root_path', '')}/{name}"}
         async with AsyncExitStack() as held:
-            if scope["method"] != "GET" or (route(scope) or "/") not in _WITHOUT_MODEL:
-                try:
-                    await held.enter_async_context(self._pool.lease(name))
-                except Exception as error:
-                    await refused(error)(scope, receive, send)
-                    return
+            try:
+                host = self._pool.hosts[name]
+                if _takes_model(host, scope["method"], route(scope)):
+                    scope[DEADLINE] = deadline_of(Request(scope), host.served.limits.request_timeout_s)
+                    await held.enter_async_context(self._pool.lease(name, scope[DEADLINE]))
+            except Exception as error:
+                await refused(error)(scope, receive, send)
+                return
             await self._apps[name](scope, receive, send)
 
 

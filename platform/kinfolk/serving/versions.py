@@ -54,6 +54,11 @@ def load_function(dotted: str) -> Callable[..., Any]:
     return function
 
 
+def without_folders(reason: str, registry: Registry | None) -> str:
+    """The same for those far away, who have no use for folders of this machine."""
+    return reason if registry is None else reason.replace(f"{registry.cache}/", "")
+
+
 def wanted(served: ServedModel, registry: Registry | None) -> str:
     """The version a serve file's entry means now.
 
