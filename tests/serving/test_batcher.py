@@ -353,3 +353,33 @@ def test_a_row_that_takes_long_is_given_fewer_places(walk):
     assert torch.equal(outcome.samples, slow.x)
     assert max(parts) < 8
     assert outcome.evaluations > 16
+
+
+def test_a_row_task_whose_first_call_was_cold_is_not_refused_for_ever(walk):
+    colds = iter([0.5])
+
+    def task(batch, seeds):
+        time.sleep(next(colds, 0.001))
+        return batch.x
+
+    def of(rows):
+        return RowRequest("log_prob", task, torch.rand(rows, 3), torch.arange(rows))
+
+    async def scenario():
+        batcher = batcher_of(walk, max_rows=1, max_evaluations=100)
+        walk.module.watch.on_call = lambda: time.sleep(0.001)
+        for _ in range(3):
+            await drawn(batcher, make_request(walk, n=5, options={"steps": 20}))  # up to 1000 evaluations a second
+        await batcher.run(of(1), "log_prob")
+        with pytest.raises(RequestError) as caught:
+            batcher.take(of(2), "log_prob")
+        first = await batcher.run(of(1), "log_prob")
+        second = await batcher.run(of(10), "log_prob")
+        await batcher.close()
+        return caught.value, first, second
+
+    refused, first, second = asyncio.run(scenario())
+    assert refused.field == "x"
+    assert "steps" not in str(refused)
+    assert first.evaluations == 100  # what one request may take at most
+    assert second.evaluations < 100  # undiluted

@@ -40,6 +40,14 @@ class BatchLimits:
     sizes: tuple[int, ...] = ()  # numbers of rows a call is filled up to; none: as many as there are
 
 
+def _too_large(job: Job, most: int) -> RequestError:
+    made = f"network evaluations each makes {job.evaluations}; one request may take {most}."
+    if isinstance(job.request, RowRequest):
+        return RequestError("x", f"x of {job.rows} rows that take as long as {job.price} {made} Give fewer at once.")
+    what = "Lower n, or the options that decide the evaluations, such as steps."
+    return RequestError("n", f"n={job.rows} at {job.price} {made} {what}")
+
+
 class Batcher:
     """Samples, and whatever else one model can do, for many callers at once; one thread, which ends with ``close``."""
 
@@ -100,7 +108,7 @@ class Batcher:
             OverloadError: the requests already taken leave no room, or would not let this one end within ``within_s``
                 seconds; or the batcher is closing.
         """
-        price, loop = self._engine.prices.of(request, task), asyncio.get_running_loop()
+        price, loop = self._price(request, task), asyncio.get_running_loop()
         job = Job(request, task, len(request.seeds) * price, loop, loop.create_future(), price)
         job.on_preview, job.previews = on_preview, previews
         self._admit(job, within_s)
@@ -131,14 +139,15 @@ class Batcher:
         """What ``request`` asks for; raises as ``take`` and ``finished`` do."""
         return await self.finished(self.take(request, task))
 
+    def _price(self, request: SampleRequest | RowRequest, task: str) -> int:
+        """What a row is counted as; one row of a task that is done in one go always may: its time is learned by it."""
+        price = self._engine.prices.of(request, task)
+        return min(price, self.limits.max_evaluations) if isinstance(request, RowRequest) else price
+
     def _admit(self, job: Job, within_s: float | None) -> None:
         asked, limits, speed = job.evaluations, self.limits, self.evaluations_per_s
         if asked > limits.max_evaluations:
-            raise RequestError(
-                "n",
-                f"n={job.rows} at {job.price} network evaluations each makes {asked}; one request may take "
-                f"{limits.max_evaluations}. Lower n, or the options that decide the evaluations, such as steps.",
-            )
+            raise _too_large(job, limits.max_evaluations)
         with self._changed:
             if self._closing:
                 raise OverloadError("This model is being replaced or stopped: try again in 1 s.", 1)

@@ -18,11 +18,14 @@ class Prices:
         self._tasks, self._speed = tasks, speed
         self._known: dict[tuple[object, ...], int] = {}
         self._row_seconds: dict[str, float] = {}  # of tasks that are done in one go
+        self._warm: set[str] = set()  # of those, what a second call has taught: a first one prepares much
 
     def learn(self, name: str, rows: int, seconds: float) -> None:
         """So many rows of a task that is done in one go took so long."""
-        before = self._row_seconds.get(name, seconds / rows)
-        self._row_seconds[name] = _MEMORY * before + (1 - _MEMORY) * seconds / rows
+        past = _MEMORY if name in self._warm else 0.0
+        if name in self._row_seconds:
+            self._warm.add(name)
+        self._row_seconds[name] = past * self._row_seconds.get(name, 0.0) + (1 - past) * seconds / rows
 
     def of(self, request: SampleRequest | RowRequest, task: str) -> int:
         """Network evaluations of one row.
