@@ -314,6 +314,22 @@ def test_a_request_that_could_not_end_in_time_is_refused_at_once_and_a_shorter_o
     assert 1 <= asyncio.run(scenario()) <= 60
 
 
+def test_requests_that_share_calls_that_take_as_long_for_many_rows_are_not_refused_as_if_they_went_one_by_one(walk):
+    async def scenario():
+        batcher = batcher_of(walk, max_rows=32)
+        walk.module.watch.on_call = lambda: time.sleep(0.01)
+        await drawn(batcher, make_request(walk, n=1, options={"steps": 20}))
+        many = [make_request(walk, n=1, seed=seed, options={"steps": 50}) for seed in range(32)]
+        jobs = [batcher.take(request, within_s=3) for request in many]
+        with pytest.raises(OverloadError):
+            batcher.take(make_request(walk, n=1, options={"steps": 50}), within_s=0.3)
+        for job in jobs:
+            batcher.leave(job)
+        await batcher.close()
+
+    asyncio.run(scenario())
+
+
 def test_an_outcome_says_what_it_took_and_how_long_it_waited(walk):
     async def scenario():
         batcher = batcher_of(walk)

@@ -4,6 +4,7 @@ An asyncio front takes requests in, or says no, and hands them to one worker thr
 """
 
 import asyncio
+import math
 import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -153,14 +154,21 @@ class Batcher:
                 raise OverloadError("This model is being replaced or stopped: try again in 1 s.", 1)
             excess: float = self.evaluations + asked - limits.max_evaluations_queued
             if within_s is not None and speed > 0:
-                queued = [each.evaluations for each in self._jobs]
-                late = until_done(asked, queued, limits.max_rows) - _EXPECTED * within_s * speed
-                excess = max(excess, late) if self._jobs else excess
+                late_s = self._until_done_s(job) - _EXPECTED * within_s
+                excess = max(excess, late_s * speed) if self._jobs else excess
             if excess > 0:
                 wait_s = retry_after_s(excess, speed)
                 raise OverloadError(f"Too much is queued for this model: try again in {wait_s} s.", wait_s)
             self._jobs.append(job)
         job.loop.call_soon(self._wake)  # after all that has come meanwhile, so that it shares the first call
+
+    def _until_done_s(self, job: Job) -> float:
+        """Seconds before a request that comes now is done."""
+        slots, queued = self.limits.max_rows, [each.evaluations for each in self._jobs]
+        evaluations = until_done(job.evaluations, queued, slots)
+        own = 0 if isinstance(job.request, RowRequest) else job.price * math.ceil(job.rows / slots)
+        before = (evaluations - job.evaluations) / slots if len(queued) >= slots else 0
+        return self._engine.speed.seconds(evaluations, before + own)
 
     def _wake(self) -> None:
         with self._changed:
