@@ -214,6 +214,30 @@ def test_a_fault_in_a_call_ends_the_requests_in_it_and_no_other(walk):
     assert torch.equal(asyncio.run(scenario()), run(walk.tasks, make_request(walk, n=3, seed=50)))
 
 
+def test_a_fault_in_a_preview_ends_nobodys_request(walk, caplog):
+    def render(state):
+        if not bool(state.done.all()):
+            raise ValueError("half-way there is nothing to see")
+        return walk.tasks.render(state)
+
+    shown = []
+
+    async def scenario():
+        batcher = Batcher(replace(walk.tasks, render=render), BatchLimits(8, 1000, 1000))
+        request = make_request(walk, n=1, options={"steps": 10})
+        seen = batcher.take(request, previews=3, on_preview=shown.append)
+        outcomes = await asyncio.gather(*map(batcher.finished, [seen, batcher.take(request)]))
+        counts = batcher.counts
+        await batcher.close()
+        return request, outcomes, counts
+
+    request, outcomes, counts = asyncio.run(scenario())
+    for outcome in outcomes:
+        assert torch.equal(outcome.samples, run(walk.tasks, request))
+    assert (shown, counts.failures) == ([], 0)
+    assert 1 <= caplog.text.count("A preview failed.") < 10
+
+
 def test_a_fault_at_the_start_of_a_row_ends_only_its_request(walk):
     requests = [
         make_request(walk, n=6, seed=10, options={"poison_start": True}),  # seed 13 is its fourth row

@@ -205,7 +205,7 @@ class Engine:
         return self._tasks.render(state).cpu()
 
     def _show(self, jobs: Iterable[Job]) -> None:
-        """Tell callers who want to see it how far their samples are."""
+        """Tell callers who want to see it how far their samples are; a preview that fails is left out."""
         for job in jobs:
             mine = [] if self._pool is None else [n for n, (owner, _) in enumerate(self._pool.owners) if owner is job]
             pool = self._pool and self._pool.select(mine)
@@ -215,7 +215,10 @@ class Engine:
             if call < job.shown + max(calls // (job.previews + 1), 1):
                 continue
             job.shown = call
-            job.show(Preview(self._half_way(job, pool), call, calls))
+            try:
+                job.show(Preview(self._half_way(job, pool), call, calls))
+            except Exception:  # others have rows in this turn, and its own samples may still come
+                _LOG.exception("A preview failed.")
 
     def _half_way(self, job: Job, pool: Pool) -> Tensor:
         rendered = self._rendered(pool.state)
