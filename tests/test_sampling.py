@@ -61,6 +61,8 @@ def test_one_mask_serves_every_row(model, digits):
     request = sampling.completing(sampling.make_request(model, 2), digits.spec, x, mask)
     assert torch.equal(request.mask[0], request.mask[1])
     assert float(request.mask.sum()) == 2 * 8 * 3
+    assert request.mask.untyped_storage().nbytes() == 8 * 8 * 4  # not yet one for each row: it may still be refused
+    assert sampling.rows_of(request, slice(2)).mask.is_contiguous()
     part = sampling.rows_of(request, slice(1, 2))
     assert torch.equal(part.x, x[1:])
     assert part.seeds.tolist() == [1]

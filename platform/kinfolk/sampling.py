@@ -139,7 +139,7 @@ def completing(request: SampleRequest, spec: DataSpec, x: Tensor, mask: Tensor) 
         raise RequestError("mask", f"mask has shape {tuple(mask.shape)}: use {wanted} or {wanted[1:]}.")
     if not bool(((mask == 0) | (mask == 1)).all()):
         raise RequestError("mask", "mask holds other values than 0 (asked for) and 1 (given).")
-    return replace(given(request, spec, x), mask=mask.to(x.dtype).expand(wanted).contiguous())
+    return replace(given(request, spec, x), mask=mask.to(x.dtype).expand(wanted))
 
 
 def check_task(tasks: Tasks, task: str) -> None:
@@ -214,8 +214,9 @@ _ROWS = ("seeds", "label", "caption", "x", "mask", "seed_to", "weight")  # what 
 
 
 def rows_of(request: SampleRequest, rows: slice) -> SampleRequest:
-    """Some rows of a request."""
-    return replace(request, **{name: value[rows] for name in _ROWS if (value := getattr(request, name)) is not None})
+    """Some rows of a request; what one entry gave to all of its rows is copied for these alone."""
+    have = {name: value for name in _ROWS if (value := getattr(request, name)) is not None}
+    return replace(request, **{name: value[rows].contiguous() for name, value in have.items()})
 
 
 def kind_of(request: SampleRequest) -> tuple[object, ...]:

@@ -214,6 +214,30 @@ def test_a_fault_in_a_call_ends_the_requests_in_it_and_no_other(walk):
     assert torch.equal(asyncio.run(scenario()), run(walk.tasks, make_request(walk, n=3, seed=50)))
 
 
+def test_a_fault_in_a_preview_ends_nobodys_request(walk, caplog):
+    def render(state):
+        if not bool(state.done.all()):
+            raise ValueError("half-way there is nothing to see")
+        return walk.tasks.render(state)
+
+    shown = []
+
+    async def scenario():
+        batcher = Batcher(replace(walk.tasks, render=render), BatchLimits(8, 1000, 1000))
+        request = make_request(walk, n=1, options={"steps": 10})
+        seen = batcher.take(request, previews=3, on_preview=shown.append)
+        outcomes = await asyncio.gather(*map(batcher.finished, [seen, batcher.take(request)]))
+        counts = batcher.counts
+        await batcher.close()
+        return request, outcomes, counts
+
+    request, outcomes, counts = asyncio.run(scenario())
+    for outcome in outcomes:
+        assert torch.equal(outcome.samples, run(walk.tasks, request))
+    assert (shown, counts.failures) == ([], 0)
+    assert 1 <= caplog.text.count("A preview failed.") < 10
+
+
 def test_a_fault_at_the_start_of_a_row_ends_only_its_request(walk):
     requests = [
         make_request(walk, n=6, seed=10, options={"poison_start": True}),  # seed 13 is its fourth row
@@ -314,6 +338,22 @@ def test_a_request_that_could_not_end_in_time_is_refused_at_once_and_a_shorter_o
     assert 1 <= asyncio.run(scenario()) <= 60
 
 
+def test_requests_that_share_calls_that_take_as_long_for_many_rows_are_not_refused_as_if_they_went_one_by_one(walk):
+    async def scenario():
+        batcher = batcher_of(walk, max_rows=32)
+        walk.module.watch.on_call = lambda: time.sleep(0.01)
+        await drawn(batcher, make_request(walk, n=1, options={"steps": 20}))
+        many = [make_request(walk, n=1, seed=seed, options={"steps": 50}) for seed in range(32)]
+        jobs = [batcher.take(request, within_s=3) for request in many]
+        with pytest.raises(OverloadError):
+            batcher.take(make_request(walk, n=1, options={"steps": 50}), within_s=0.3)
+        for job in jobs:
+            batcher.leave(job)
+        await batcher.close()
+
+    asyncio.run(scenario())
+
+
 def test_an_outcome_says_what_it_took_and_how_long_it_waited(walk):
     async def scenario():
         batcher = batcher_of(walk)
@@ -353,3 +393,33 @@ def test_a_row_that_takes_long_is_given_fewer_places(walk):
     assert torch.equal(outcome.samples, slow.x)
     assert max(parts) < 8
     assert outcome.evaluations > 16
+
+
+def test_a_row_task_whose_first_call_was_cold_is_not_refused_for_ever(walk):
+    colds = iter([0.5])
+
+    def task(batch, seeds):
+        time.sleep(next(colds, 0.001))
+        return batch.x
+
+    def of(rows):
+        return RowRequest("log_prob", task, torch.rand(rows, 3), torch.arange(rows))
+
+    async def scenario():
+        batcher = batcher_of(walk, max_rows=1, max_evaluations=100)
+        walk.module.watch.on_call = lambda: time.sleep(0.001)
+        for _ in range(3):
+            await drawn(batcher, make_request(walk, n=5, options={"steps": 20}))  # up to 1000 evaluations a second
+        await batcher.run(of(1), "log_prob")
+        with pytest.raises(RequestError) as caught:
+            batcher.take(of(2), "log_prob")
+        first = await batcher.run(of(1), "log_prob")
+        second = await batcher.run(of(10), "log_prob")
+        await batcher.close()
+        return caught.value, first, second
+
+    refused, first, second = asyncio.run(scenario())
+    assert refused.field == "x"
+    assert "steps" not in str(refused)
+    assert first.evaluations == 100  # what one request may take at most
+    assert second.evaluations < 100  # undiluted

@@ -4,6 +4,7 @@ An asyncio front takes requests in, or says no, and hands them to one worker thr
 """
 
 import asyncio
+import math
 import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,14 @@ class BatchLimits:
     max_evaluations: int  # network evaluations of one request
     max_evaluations_queued: int  # of all requests together, running and waiting
     sizes: tuple[int, ...] = ()  # numbers of rows a call is filled up to; none: as many as there are
+
+
+def _too_large(job: Job, most: int) -> RequestError:
+    made = f"network evaluations each makes {job.evaluations}; one request may take {most}."
+    if isinstance(job.request, RowRequest):
+        return RequestError("x", f"x of {job.rows} rows that take as long as {job.price} {made} Give fewer at once.")
+    what = "Lower n, or the options that decide the evaluations, such as steps."
+    return RequestError("n", f"n={job.rows} at {job.price} {made} {what}")
 
 
 class Batcher:
@@ -100,7 +109,7 @@ class Batcher:
             OverloadError: the requests already taken leave no room, or would not let this one end within ``within_s``
                 seconds; or the batcher is closing.
         """
-        price, loop = self._engine.prices.of(request, task), asyncio.get_running_loop()
+        price, loop = self._price(request, task), asyncio.get_running_loop()
         job = Job(request, task, len(request.seeds) * price, loop, loop.create_future(), price)
         job.on_preview, job.previews = on_preview, previews
         self._admit(job, within_s)
@@ -131,27 +140,35 @@ class Batcher:
         """What ``request`` asks for; raises as ``take`` and ``finished`` do."""
         return await self.finished(self.take(request, task))
 
+    def _price(self, request: SampleRequest | RowRequest, task: str) -> int:
+        """What a row is counted as; one row of a task that is done in one go always may: its time is learned by it."""
+        price = self._engine.prices.of(request, task)
+        return min(price, self.limits.max_evaluations) if isinstance(request, RowRequest) else price
+
     def _admit(self, job: Job, within_s: float | None) -> None:
         asked, limits, speed = job.evaluations, self.limits, self.evaluations_per_s
         if asked > limits.max_evaluations:
-            raise RequestError(
-                "n",
-                f"n={job.rows} at {job.price} network evaluations each makes {asked}; one request may take "
-                f"{limits.max_evaluations}. Lower n, or the options that decide the evaluations, such as steps.",
-            )
+            raise _too_large(job, limits.max_evaluations)
         with self._changed:
             if self._closing:
                 raise OverloadError("This model is being replaced or stopped: try again in 1 s.", 1)
             excess: float = self.evaluations + asked - limits.max_evaluations_queued
             if within_s is not None and speed > 0:
-                queued = [each.evaluations for each in self._jobs]
-                late = until_done(asked, queued, limits.max_rows) - _EXPECTED * within_s * speed
-                excess = max(excess, late) if self._jobs else excess
+                late_s = self._until_done_s(job) - _EXPECTED * within_s
+                excess = max(excess, late_s * speed) if self._jobs else excess
             if excess > 0:
                 wait_s = retry_after_s(excess, speed)
                 raise OverloadError(f"Too much is queued for this model: try again in {wait_s} s.", wait_s)
             self._jobs.append(job)
         job.loop.call_soon(self._wake)  # after all that has come meanwhile, so that it shares the first call
+
+    def _until_done_s(self, job: Job) -> float:
+        """Seconds before a request that comes now is done."""
+        slots, queued = self.limits.max_rows, [each.evaluations for each in self._jobs]
+        evaluations = until_done(job.evaluations, queued, slots)
+        own = 0 if isinstance(job.request, RowRequest) else job.price * math.ceil(job.rows / slots)
+        before = (evaluations - job.evaluations) / slots if len(queued) >= slots else 0
+        return self._engine.speed.seconds(evaluations, before + own)
 
     def _wake(self) -> None:
         with self._changed:

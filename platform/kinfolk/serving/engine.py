@@ -72,7 +72,7 @@ class Engine:
         self, tasks: Tasks, max_rows: int, device: torch.device | str = "cpu", sizes: Sequence[int] = ()
     ) -> None:
         self.max_rows = max_rows
-        self.speed, self.counts = Speed(), Counts()
+        self.speed, self.counts = Speed(max_rows), Counts()
         self.prices = Prices(tasks, self.speed)
         self._tasks, self._device, self._sizes = tasks, device, tuple(sizes)
         self._pool: Pool | None = None
@@ -126,11 +126,11 @@ class Engine:
         self.counts.evaluations += sum(count * job.price for job, count in share.items())
         self.counts.seconds += seconds
         if not self.counts.calls:  # prices follow from the speed, so it must not follow from them: a row is the unit
-            self.speed.add(rows, seconds)
+            self.speed.add(rows, rows, seconds)
         self._end(share)
 
     def _sample(self, share: dict[Job, int]) -> None:
-        before, began = self.counts.evaluations, time.perf_counter()
+        before, rows, began = self.counts.evaluations, self.counts.rows, time.perf_counter()
         running, parked = self._divide(share)
         have = Counter(job for job, _ in running.owners) if running is not None else Counter()
         fresh = {job: rows - have[job] for job, rows in share.items() if have[job] < rows}
@@ -142,7 +142,7 @@ class Engine:
         if made := self.counts.evaluations - before:
             seconds = time.perf_counter() - began
             self.counts.seconds += seconds
-            self.speed.add(made, seconds)
+            self.speed.add(self.counts.rows - rows, made, seconds)
 
     def _divide(self, share: dict[Job, int]) -> tuple[Pool | None, Pool | None]:
         """The started rows within each request's share, and those set aside; rows of callers who left are dropped."""
@@ -205,7 +205,7 @@ class Engine:
         return self._tasks.render(state).cpu()
 
     def _show(self, jobs: Iterable[Job]) -> None:
-        """Tell callers who want to see it how far their samples are."""
+        """Tell callers who want to see it how far their samples are; a preview that fails is left out."""
         for job in jobs:
             mine = [] if self._pool is None else [n for n, (owner, _) in enumerate(self._pool.owners) if owner is job]
             pool = self._pool and self._pool.select(mine)
@@ -215,7 +215,10 @@ class Engine:
             if call < job.shown + max(calls // (job.previews + 1), 1):
                 continue
             job.shown = call
-            job.show(Preview(self._half_way(job, pool), call, calls))
+            try:
+                job.show(Preview(self._half_way(job, pool), call, calls))
+            except Exception:  # others have rows in this turn, and its own samples may still come
+                _LOG.exception("A preview failed.")
 
     def _half_way(self, job: Job, pool: Pool) -> Tensor:
         rendered = self._rendered(pool.state)

@@ -8,7 +8,6 @@ from kinfolk.serving.rows import RowRequest
 from kinfolk.serving.scheduling import Speed
 
 _KEPT = 1000  # kinds of requests whose price is remembered
-_MEMORY = 0.8  # weight of the past against the newest call of a row task
 
 
 class Prices:
@@ -17,24 +16,26 @@ class Prices:
     def __init__(self, tasks: Tasks, speed: Speed) -> None:
         self._tasks, self._speed = tasks, speed
         self._known: dict[tuple[object, ...], int] = {}
-        self._row_seconds: dict[str, float] = {}  # of tasks that are done in one go
+        self._row_speeds: dict[str, Speed] = {}  # of tasks that are done in one go
 
     def learn(self, name: str, rows: int, seconds: float) -> None:
         """So many rows of a task that is done in one go took so long."""
-        before = self._row_seconds.get(name, seconds / rows)
-        self._row_seconds[name] = _MEMORY * before + (1 - _MEMORY) * seconds / rows
+        if name not in self._row_speeds:
+            self._row_speeds[name] = Speed(self._speed.full)
+        self._row_speeds[name].add(rows, rows, seconds)
 
     def of(self, request: SampleRequest | RowRequest, task: str) -> int:
         """Network evaluations of one row.
 
         Of sampling, what a first row says, which follows from its options and conditions; of a task that is done in
-        one go, as many as are made in the time a row of it has taken, and 1 before it was first run.
+        one go, as many as full calls make in the time a row of it takes in one, and 1 before it was first run.
 
         Raises:
             RequestError: the model lacks the task, or cannot start such a row.
         """
         if isinstance(request, RowRequest):
-            return max(round(self._row_seconds.get(task, 0.0) * self._speed.evaluations_per_s), 1)
+            rows_per_s = self._row_speeds[task].evaluations_per_s if task in self._row_speeds else 0.0
+            return max(round(self._speed.evaluations_per_s / rows_per_s), 1) if rows_per_s else 1
         kind = (task, kind_of(request))
         if kind not in self._known:
             if len(self._known) >= _KEPT:
