@@ -23,7 +23,7 @@ class Meters:
             "rows": Gauge("kinfolk_rows_in_flight", "Rows that were started and are not done.", _TAGS),
             "requests": Gauge("kinfolk_requests", "Requests that run or wait.", _TAGS),
             "queued": Gauge("kinfolk_evaluations_queued", "Network evaluations still to be made.", _TAGS),
-            "speed": Gauge("kinfolk_evaluations_per_second", "Of calls of as many rows as there may be, by the recent ones.", _TAGS),
+            "speed": Gauge("kinfolk_evaluations_per_second", "Of calls as full as they may be.", _TAGS),
             "fill": Gauge("kinfolk_batch_fill", "Share of the places in network calls that were taken.", _TAGS),
         }
         self._counters = {
