@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+SHOWN = 60  # characters of a value from outside that a message repeats
+
 
 class KinfolkError(Exception):
     """A mistake or a fault that a user can act on; the message is one readable paragraph."""

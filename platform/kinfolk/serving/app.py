@@ -13,7 +13,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kinfolk.contract import DataSpec, RequestError
-from kinfolk.errors import nearest
+from kinfolk.errors import SHOWN, nearest
 from kinfolk.serving import images_api, webhook
 from kinfolk.serving.access import Access, Gate
 from kinfolk.serving.bodies import json_in, read_body
@@ -252,7 +252,7 @@ def add_models(app: FastAPI, listing: Listing, address: str) -> None:
     @app.api_route(f"{address}/{{name}}/{{_:path}}", methods=["GET", "POST"], include_in_schema=False)
     async def unknown(name: str) -> Response:
         known = [_route(model) for model in await listing()]
-        text = f"No model is served as {name[:60]!r}.{nearest(name, known)} Models: {', '.join(known) or 'none'}."
+        text = f"No model is served as {name[:SHOWN]!r}.{nearest(name, known)} Models: {', '.join(known) or 'none'}."
         return refusal(404, text, "name")
 
 
@@ -293,7 +293,7 @@ def build_app(hosts: Sequence[ModelHost], access: Sequence[Access] = (), origins
     async def listing() -> list[dict[str, Any]]:
         return [describe(host) for host in hosts]
 
-    by_route = {host.served.path.rpartition("/")[2]: host for host in hosts}
+    by_route = {host.served.place: host for host in hosts}
     app = FastAPI(openapi_url=None)
     app.add_middleware(RequestIds)
     app.add_middleware(UntilLeft)

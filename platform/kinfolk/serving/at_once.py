@@ -1,6 +1,6 @@
 """Tasks that give something for each row of a batch in one go, called for rows of many requests together."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -16,13 +16,18 @@ def _next_rows(job: Job, rows: int) -> RowRequest:
     return job.request.part(slice(job.started, job.started + rows))
 
 
-def groups(share: Share) -> list[Share]:
-    """The same by what may share a call."""
-    found: dict[tuple[object, ...], dict[Job, int]] = {}
+def groups(share: Share, alike: Callable[[Job], Hashable]) -> list[Share]:
+    """The same by what is equal in ``alike``, which may share a call or a start."""
+    found: dict[Hashable, dict[Job, int]] = {}
     for job, rows in share.items():
-        assert isinstance(job.request, RowRequest)
-        found.setdefault(job.request.together, {})[job] = rows
+        found.setdefault(alike(job), {})[job] = rows
     return list(found.values())
+
+
+def together(job: Job) -> Hashable:
+    """Jobs in which this is equal may share a call."""
+    assert isinstance(job.request, RowRequest)
+    return job.request.together
 
 
 def results(share: Share, device: torch.device | str) -> Iterator[tuple[Job, int, Tensor]]:

@@ -10,6 +10,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from kinfolk.contract import RequestError
+from kinfolk.errors import SHOWN
 from kinfolk.serving.guard import RefusalError
 from kinfolk.serving.media import JSON, NPY
 from kinfolk.serving.schema import parse_json
@@ -36,7 +37,7 @@ async def read_body(request: Request, max_bytes: int, within_s: float) -> bytes:
 async def _whole(request: Request, max_bytes: int) -> bytes:
     parts, size, length = [], 0, request.headers.get("content-length", "0")
     if not length.isdecimal():
-        raise RequestError("body", f"Content-Length is {length[:60]!r}: send the number of bytes.")
+        raise RequestError("body", f"Content-Length is {length[:SHOWN]!r}: send the number of bytes.")
     if int(length) <= max_bytes:
         async for part in request.stream():
             size += len(part)
@@ -107,7 +108,9 @@ async def _form(headers: Headers, body: bytes, max_files: int) -> dict[str, Any]
         if name in _FILE_FIELDS:
             values.setdefault(name, []).append(content)
         elif isinstance(content, bytes) or name in values:
-            raise RequestError(name[:60], f"{name[:60]!r} is given twice, or as a file: only {_FILE_FIELDS} may be.")
+            raise RequestError(
+                name[:SHOWN], f"{name[:SHOWN]!r} is given twice, or as a file: only {_FILE_FIELDS} may be."
+            )
         else:
             values[name] = content
     return values

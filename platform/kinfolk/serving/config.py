@@ -93,9 +93,14 @@ class ServedModel(Config):
         return bundle and bundle.absolute()  # replicas run in folders of their own
 
     @property
+    def place(self) -> str:
+        """Its last part of the address, by which it is asked for."""
+        return self.route or self.name
+
+    @property
     def path(self) -> str:
         """The part of the address before ``/sample``."""
-        return f"{MODELS}/{self.route or self.name}"
+        return f"{MODELS}/{self.place}"
 
     @property
     def batch_limits(self) -> BatchLimits:

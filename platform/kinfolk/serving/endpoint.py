@@ -16,7 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from torch import Tensor
 
 from kinfolk.contract import RequestError
-from kinfolk.errors import nearest
+from kinfolk.errors import SHOWN, nearest
 from kinfolk.pictures import draw
 from kinfolk.serving.batcher import Job, Outcome, OverloadError, Preview, SamplingError
 from kinfolk.serving.bodies import read_body, settings_in
@@ -29,7 +29,6 @@ _WHOLE = 0.9  # share of the time a request may take after which one that is giv
 _INLINE_ELEMENTS = 65_536  # larger answers are encoded on another thread, so that they hold up nobody
 _HELD_ELEMENTS = 1_048_576  # of previews of one request that wait to be sent
 _PREVIEWS, _MOST_PREVIEWS = 10, 100  # of one request
-_SHOWN = 60  # characters of a refused value that an error repeats
 _TIMEOUT = "Kinfolk-Timeout"  # seconds that a caller waits for an answer
 DEADLINE = "kinfolk.deadline"  # of a request's scope: when, by the event loop's clock, its caller leaves
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
@@ -82,7 +81,7 @@ def is_known(etag: str | None, request: Request) -> bool:
 def _previews(request: Request) -> int:
     text = request.query_params.get("previews", str(_PREVIEWS))
     if not text.isascii() or not text.isdigit() or not 0 <= int(text) <= _MOST_PREVIEWS:
-        raise RequestError("previews", f"previews={text[:_SHOWN]!r}: use a number from 0 to {_MOST_PREVIEWS}.")
+        raise RequestError("previews", f"previews={text[:SHOWN]!r}: use a number from 0 to {_MOST_PREVIEWS}.")
     return int(text)
 
 
@@ -92,7 +91,7 @@ def _timeout_s(request: Request, most_s: float) -> float:
     if text is None:
         return most_s
     if not _SECONDS.fullmatch(text) or not 0 < float(text) <= most_s:
-        message = f"{_TIMEOUT} is {text[:_SHOWN]!r}: use seconds above 0, at most {most_s:g}, such as 2.5."
+        message = f"{_TIMEOUT} is {text[:SHOWN]!r}: use seconds above 0, at most {most_s:g}, such as 2.5."
         raise RequestError(_TIMEOUT, message)
     return float(text)
 
@@ -109,7 +108,7 @@ def deadline_of(request: Request, most_s: float) -> float:
 
 def no_task(name: str, task: str, known: Collection[str]) -> RefusalError:
     """What is said of a task that a model lacks."""
-    text = f"{name} has no task {task[:_SHOWN]!r}.{nearest(task, known)} Its tasks: {', '.join(known)}."
+    text = f"{name} has no task {task[:SHOWN]!r}.{nearest(task, known)} Its tasks: {', '.join(known)}."
     return RefusalError(404, "task", text)
 
 
@@ -210,7 +209,7 @@ class Endpoint:
         offers, accept = offered(self._service(version, task).ability), request.headers.get("accept", "")
         kind = negotiate(accept, offers)
         if kind is None:
-            text = f"{task} of this model can be had as {', '.join(offers)}; Accept is {accept[:_SHOWN]!r}."
+            text = f"{task} of this model can be had as {', '.join(offers)}; Accept is {accept[:SHOWN]!r}."
             raise RefusalError(406, "Accept", text)
         return self._checked(task, values, kind, _previews(request) if kind == EVENTS else 0, timeout_s, version)
 

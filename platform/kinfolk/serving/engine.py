@@ -8,7 +8,7 @@ their share of rows in the same turn, rows of alike requests together.
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,13 +48,10 @@ def padded(state: SamplerState, sizes: Sequence[int]) -> SamplerState:
     return state.select(torch.cat([torch.arange(rows), torch.zeros(size - rows, dtype=torch.int64)]))
 
 
-def _together(fresh: Mapping[Job, int]) -> Iterable[Mapping[Job, int]]:
-    """The same by what may be started as one."""
-    found: dict[tuple[object, ...], dict[Job, int]] = {}
-    for job, rows in fresh.items():
-        assert isinstance(job.request, SampleRequest)
-        found.setdefault((job.task, kind_of(job.request)), {})[job] = rows
-    return found.values()
+def _kind(job: Job) -> Hashable:
+    """Jobs in which this is equal may be started as one."""
+    assert isinstance(job.request, SampleRequest)
+    return job.task, kind_of(job.request)
 
 
 def _next_rows(fresh: Mapping[Job, int]) -> SampleRequest:
@@ -98,7 +95,7 @@ class Engine:
         for job in (job for job, rows in share.items() if rows and job.began_at is None):
             job.began_at = now
         whole = {job: rows for job, rows in share.items() if isinstance(job.request, RowRequest) and rows}
-        for group in at_once.groups(whole):
+        for group in at_once.groups(whole, at_once.together):
             self._run_at_once(group)
         self._sample({job: rows for job, rows in share.items() if not isinstance(job.request, RowRequest)})
         return self._ended
@@ -134,7 +131,7 @@ class Engine:
         running, parked = self._divide(share)
         have = Counter(job for job, _ in running.owners) if running is not None else Counter()
         fresh = {job: rows - have[job] for job, rows in share.items() if have[job] < rows}
-        pool = Pool.join([running, *(self._start(group) for group in _together(fresh))])
+        pool = Pool.join([running, *(self._start(group) for group in at_once.groups(fresh, _kind))])
         if pool is not None:
             pool = self._advance(pool)
         self._pool = Pool.join([pool, parked])

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from kinfolk.errors import SHOWN
 from kinfolk.serving.access import Access, Gate
 from kinfolk.serving.origins import stranger
 from kinfolk.serving.request_ids import request_id
@@ -14,7 +15,6 @@ from kinfolk.serving.request_ids import request_id
 _LOG = logging.getLogger(__name__)
 HEALTH = ("/healthz", "/readyz")  # a load balancer asks without a token
 ADMIN = "/-/"  # what is below it takes a token of the role admin
-_SHOWN = 60  # characters of a refused value that an error repeats
 _ADMITTED = "kinfolk.admitted"  # of a request that another guard has let through
 
 _NO_ADMIN = (
@@ -85,9 +85,7 @@ class Guard:
             return None
         path, headers = route(scope), dict(scope["headers"])
         if scope["method"] == "POST" and (site := stranger(headers, self._origins)):
-            text = (
-                f"A form on a page of {site[:_SHOWN]!r} may not ask this: the server's cors_origins has no such site."
-            )
+            text = f"A form on a page of {site[:SHOWN]!r} may not ask this: the server's cors_origins has no such site."
             return refusal(403, text, "Origin")
         if self._gate.open:
             return refusal(403, _NO_ADMIN, "Authorization") if ADMIN in path else None

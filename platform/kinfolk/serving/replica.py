@@ -170,7 +170,7 @@ class DirectoryReplica:
 
     async def _images(self, route: str, values: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, str]]:
         """Let a replica of the model answer; one that sleeps is woken."""
-        served = next(model for model in self._models if model.path.rpartition("/")[2] == route)
+        served = next(model for model in self._models if model.place == route)
         answered: tuple[int, dict[str, Any], dict[str, str]]
         try:
             asking = serve.get_app_handle(application_name(served)).images.remote(dict(values), *_whose(served))
@@ -212,9 +212,9 @@ class DirectoryReplica:
 
 def application_name(served: ServedModel) -> str:
     """The name of a model's Serve application."""
-    return SHARED if served.shared else f"model-{served.route or served.name}"
+    return SHARED if served.shared else f"model-{served.place}"
 
 
 def _whose(served: ServedModel) -> Sequence[str]:
     """What a replica of several models is told beside what it is asked."""
-    return [served.route or served.name] if served.shared else []
+    return [served.place] if served.shared else []

@@ -13,13 +13,12 @@ from torch import Tensor
 from kinfolk import sampling
 from kinfolk.abilities import Ability
 from kinfolk.contract import DataSpec, Model, RequestError, SampleRequest
-from kinfolk.errors import nearest
+from kinfolk.errors import SHOWN, nearest
 from kinfolk.serving.rows import RowRequest
 from kinfolk.serving.uploads import read_mask, read_samples
 
 _SEEDS = 2**32  # range of the seeds drawn for callers who give none; any JSON reader holds them exactly
 _LARGEST_SEED = 2**62 - 1
-_SHOWN = 60  # characters of a refused value that an error repeats
 _LARGEST_NOISE = 1e6
 _WAY = 8  # samples on a way between two seeds, where their number is left out
 _OWN = ("n", "seed", "seeds", "label", "seed_to", "x", "mask")  # what is no option of a sampler
@@ -123,7 +122,7 @@ def _refusal(error: ValidationError, kind: type[BaseModel]) -> RequestError:
     if errors[0]["type"] == "extra_forbidden":
         known = sorted(kind.model_fields)
         text = f"{kind.__name__} has no setting {_short(name)}.{nearest(name, known)} Its settings: {', '.join(known)}."
-        return RequestError(name[:_SHOWN], text)
+        return RequestError(name[:SHOWN], text)
     if errors[0]["type"] == "missing":
         return RequestError(name, f"{name}: {kind.__name__} needs it. {kind.model_fields[name].description}")
     deepest = max((item for item in errors if item["loc"][0] == name), key=lambda item: len(item["loc"]))
@@ -132,7 +131,7 @@ def _refusal(error: ValidationError, kind: type[BaseModel]) -> RequestError:
 
 def _short(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def ask(model: Model, ability: Ability, values: Mapping[str, Any], max_n: int) -> Asked:

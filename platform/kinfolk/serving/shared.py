@@ -93,7 +93,7 @@ class Pool:
         self._wait_for, self._metered = wait_for, metered
         self._lock = asyncio.Lock()  # held while room is made and taken
         self._turn = 0
-        self._places = {model.path.rpartition("/")[2]: self._place(shared.settled(model)) for model in models}
+        self._places = {model.place: self._place(shared.settled(model)) for model in models}
 
     def _place(self, served: ServedModel) -> _Place:
         async def beside(_: ServedModel, release: Release) -> Model:
