@@ -22,7 +22,7 @@ from kinfolk_pipelines.train import InterruptedTrainingError
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 SCRIPTS = sorted(path.stem for path in (PIPELINES / "benchmarks").glob("*.py"))
 DIGITS = sorted((PIPELINES / "recipes" / "digits").glob("*.yaml"))
-EXTRAS = {"diffusers", "normflows", "pythae"}  # of ``bench``
+EXTRAS = {"diffusers", "normflows", "pythae", "schemathesis"}  # of ``bench``
 
 
 def script(name):
