@@ -15,7 +15,7 @@ import kinfolk
 from kinfolk.contract import DataSpec
 from kinfolk.sampling import make_request, sample
 from kinfolk.serving.access import Access, holders
-from kinfolk.serving.app import build_app
+from kinfolk.serving.directory import build_app
 
 PATH = "/v1/models/walk/sample"
 
@@ -392,7 +392,7 @@ def test_who_waits_less_long_than_a_body_may_take_is_told_of_the_wait(ask):
 
 @pytest.mark.parametrize("path", [PATH, "/v1/images/generations"])
 def test_a_body_that_does_not_come_is_refused_at_the_root_as_well(ask, monkeypatch, path):
-    monkeypatch.setattr("kinfolk.serving.app._BODY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("kinfolk.serving.directory._BODY_TIMEOUT_S", 0.05)
 
     async def slow():
         await asyncio.sleep(1)

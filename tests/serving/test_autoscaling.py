@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from kinfolk.serving.autoscaling import BUSY, QUEUED, ByWork, Load, replicas_for
+from kinfolk.serving.autoscaling import BUSY, QUEUED, ByWork, WorkMeter, replicas_for
 from kinfolk.serving.engine import Counts
 
 
@@ -38,7 +38,7 @@ def test_the_policy_takes_the_last_word_of_each_replica():
 
 def test_a_replica_reports_its_queue_in_seconds_and_how_busy_it_was_since():
     now = [100.0]
-    load = Load(lambda: now[0])
+    load = WorkMeter(lambda: now[0])
     counts = Counts()
     batcher = SimpleNamespace(counts=counts, evaluations_per_s=50.0, evaluations=100)
     now[0], counts.seconds = 102.0, 1.5

@@ -214,6 +214,25 @@ def test_a_fault_in_a_call_ends_the_requests_in_it_and_no_other(walk):
     assert torch.equal(asyncio.run(scenario()), run(walk.tasks, make_request(walk, n=3, seed=50)))
 
 
+def test_where_the_device_is_lost_nothing_more_is_taken(walk):
+    async def scenario():
+        batcher = batcher_of(walk)
+        walk.module.watch.on_call = lost_device
+        with pytest.raises(SamplingError):
+            await drawn(batcher, make_request(walk, n=1))
+        with pytest.raises(OverloadError) as overloaded:
+            await drawn(batcher, make_request(walk, n=1))
+        assert not batcher.alive
+        await batcher.close()
+        return overloaded.value.retry_after_s
+
+    assert asyncio.run(scenario()) == 1
+
+
+def lost_device():
+    raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
 def test_a_fault_in_a_preview_ends_nobodys_request(walk, caplog):
     def render(state):
         if not bool(state.done.all()):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from kinfolk.abilities import abilities
 from kinfolk.sampling import completing, draw, interpolating, make_request
-from kinfolk.serving.app import build_app
+from kinfolk.serving.directory import build_app
 
 NPY = {"Accept": "application/x-npy"}
 JSON = {"Accept": "application/json"}

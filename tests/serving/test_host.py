@@ -6,8 +6,8 @@ import torch
 
 from kinfolk.contract import DataSpec
 from kinfolk.sampling import make_request, run
-from kinfolk.serving.app import build_app
 from kinfolk.serving.config import Limits, Rollout, ServedModel
+from kinfolk.serving.directory import build_app
 from kinfolk.serving.host import ModelHost
 
 NPY = {"Accept": "application/x-npy"}

@@ -5,7 +5,7 @@ import httpx
 import pytest
 
 from kinfolk.contract import DataSpec, RequestError
-from kinfolk.serving.app import build_app
+from kinfolk.serving.directory import build_app
 from kinfolk.serving.images_api import parse, settings_for
 
 

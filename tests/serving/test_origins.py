@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from kinfolk.serving.access import holders
-from kinfolk.serving.app import build_app
+from kinfolk.serving.directory import build_app
 
 PATH = "/v1/models/walk/sample"
 SITE = "https://site.example"

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from kinfolk.serving.access import holders
-from kinfolk.serving.app import build_app
+from kinfolk.serving.directory import build_app
 
 FOLDER = resources.files("kinfolk.serving") / "playground"
 NAMES = sorted(file.name for file in FOLDER.iterdir())

@@ -26,8 +26,9 @@ from PIL import Image
 from kinfolk.cluster import free_port
 from kinfolk.data import catalogue
 from kinfolk.serving.access import holders
-from kinfolk.serving.app import build_app, describe, directory_app, endpoint_app
+from kinfolk.serving.app import describe, endpoint_app
 from kinfolk.serving.config import ServedModel
+from kinfolk.serving.directory import build_app, directory_app
 from kinfolk.serving.host import ModelHost
 from kinfolk_pipelines.families import untrained
 from kinfolk_pipelines.settings import Settings

@@ -5,7 +5,7 @@ import re
 import httpx
 import pytest
 
-from kinfolk.serving.app import build_app
+from kinfolk.serving.directory import build_app
 
 PATH = "/v1/models/walk/sample"
 

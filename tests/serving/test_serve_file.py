@@ -20,6 +20,12 @@ def test_a_serve_file_is_read_with_defaults(tmp_path):
     assert (file.host, file.port) == ("127.0.0.1", 9000)
     assert (model.alias, model.path, model.limits.max_n) == ("champion", "/v1/models/digits-vae", 7)
     assert model.batch_limits.max_evaluations == model.limits.max_evaluations
+    assert model.batch_limits.sizes == ()
+
+
+def test_a_batcher_has_the_row_sizes_of_the_serve_file(tmp_path):
+    (model,) = load(tmp_path, "models: [{name: a, max_rows: 8, row_sizes: [1, 4, 8]}]").models
+    assert (model.batch_limits.max_rows, model.batch_limits.sizes) == (8, (1, 4, 8))
 
 
 @pytest.mark.parametrize(
@@ -41,6 +47,12 @@ def test_a_serve_file_is_read_with_defaults(tmp_path):
         ("cors_origins: ['https://*.example.org']\nmodels: [{name: a}]", "cors_origins"),
         ("cors_origins: ['https://example.org/']\nmodels: [{name: a}]", "cors_origins"),
         ("cors_origins: [example.org]\nmodels: [{name: a}]", "cors_origins"),
+        (
+            "models: [{name: a, max_rows: 8, row_sizes: [1, 4]}]",
+            r"row_sizes=\[1, 4\] .* end with max_rows=8",
+        ),
+        ("models: [{name: a, max_rows: 8, row_sizes: [4, 1, 8]}]", "must rise"),
+        ("models: [{name: a, max_rows: 8, row_sizes: [0, 8]}]", "row_sizes"),
         ("- a", "mapping"),
         ("models: [", "YAML"),
     ],

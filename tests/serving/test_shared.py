@@ -21,11 +21,12 @@ from kinfolk.errors import ConfigError, KinfolkError, RegistryError
 from kinfolk.sampling import make_request, sample
 from kinfolk.serving import follower, shared
 from kinfolk.serving.access import Access, holders
-from kinfolk.serving.app import images_of
 from kinfolk.serving.batcher import OverloadError
 from kinfolk.serving.config import Limits, Rollout, ServedModel, Shared
-from kinfolk.serving.shared import Pool, bytes_in, bytes_of, check_fits, shared_app
-from kinfolk.serving.versions import Registry, Release
+from kinfolk.serving.directory import images_of
+from kinfolk.serving.shared import SharedModels, bytes_in, bytes_of, check_fits
+from kinfolk.serving.shared_app import shared_app
+from kinfolk.serving.versions import Registry, Release, without_folders
 from kinfolk.training.state import build
 
 MB = 10**6
@@ -39,6 +40,7 @@ class Store:
         self.version, self.mb, self.fault, self.faults = {}, {}, None, {}
         self.grown = {}  # what turns out to be larger in memory than in its file
         self.loaded, self.noted, self.models, self.gate = [], [], {}, threading.Event()
+        self.tried = {}  # whether what was loaded last of that name was loaded before
         self.make_walk, self.folder = make_walk, folder
         self.gate.set()
         for name in ("wanted", "obtain", "load"):
@@ -58,10 +60,11 @@ class Store:
             file.truncate(self._size(folder.name))
         return Release(version, folder)
 
-    def load(self, served, release):
+    def load(self, served, release, tried=False):
         name = release.folder.name
         self.gate.wait(10)
         self.loaded.append(name)
+        self.tried[name] = tried
         if name in self.faults:
             raise self.faults[name]
         model = self.models[name] = self.make_walk()
@@ -84,7 +87,7 @@ async def pool_of(names, memory_mb=2.5, metered=lambda _: lambda: asyncio.sleep(
     rollout = Rollout(trial_s=0.02, max_failures=0)
     given = {"alias_poll_s": 60.0, "rollout": rollout, **settings}
     models = [ServedModel(name=name, shared=True, **given) for name in names]
-    pool = Pool(Shared(memory_mb=memory_mb), models, registry, metered=metered)
+    pool = SharedModels(Shared(memory_mb=memory_mb), models, registry, metered=metered)
     async with pool.life():
         yield pool
 
@@ -125,6 +128,19 @@ def test_the_least_recently_used_makes_room_and_is_loaded_again_when_asked_for(s
 
     asyncio.run(scenario())
     assert store.loaded == ["a-1", "b-1", "c-1", "d-1", "a-1", "b-1"]
+
+
+def test_a_version_is_tried_when_it_is_loaded_first_and_not_again(store):
+    async def scenario():
+        async with pool_of("abc") as pool:
+            before = dict(store.tried)
+            store.version["b"] = "2"
+            await ask(pool, "acab")
+            return before, store.tried
+
+    before, after = asyncio.run(scenario())
+    assert before == {"a-1": False, "b-1": False, "c-1": False}
+    assert after == {"a-1": True, "b-1": False, "b-2": False, "c-1": False}
 
 
 def test_as_many_are_unloaded_as_a_large_one_needs(store):
@@ -320,6 +336,11 @@ def test_why_the_wanted_version_is_not_loaded_is_said_without_folders_of_this_ma
     assert asyncio.run(scenario()) == "a could not be loaded as it is wanted now: a-2/model.safetensors was altered"
 
 
+def test_why_a_bundle_is_not_loaded_is_said_without_its_folder(tmp_path):
+    served = ServedModel(name="a", bundle=tmp_path / "shelf" / "a")
+    assert without_folders(f"{served.bundle} is no bundle folder", served, None) == "a is no bundle folder"
+
+
 def test_a_loaded_model_follows_its_alias_and_others_make_room_for_the_trial(store):
     async def scenario():
         async with pool_of("ab", alias_poll_s=0.005) as pool:
@@ -488,6 +509,45 @@ def test_samples_of_a_model_that_was_unloaded_are_those_of_the_sampler(over_http
     assert np.array_equal(
         np.load(io.BytesIO(answer.content)), walk.spec.to_uint8(sample(walk, 5, 7, None, {"steps": 4}))
     )
+
+
+def test_who_sends_slowly_keeps_no_model_in_memory_meanwhile(over_http, walk):
+    async def scenario(client, pool):
+        begun, rest = asyncio.Event(), asyncio.Event()
+
+        async def body():
+            yield b'{"n": 5, "seed"'
+            begun.set()
+            await rest.wait()
+            yield b': 7, "steps": 4}'
+
+        headers = {**NPY, "Content-Type": "application/json"}
+        slow = asyncio.create_task(client.post("/b/sample", content=body(), headers=headers))
+        await begun.wait()
+        await ask(pool, "ac")
+        meanwhile = held(pool)
+        rest.set()
+        return meanwhile, (await slow).content
+
+    meanwhile, content = over_http(scenario)
+    assert meanwhile == "ac"
+    assert np.array_equal(np.load(io.BytesIO(content)), walk.spec.to_uint8(sample(walk, 5, 7, None, {"steps": 4})))
+
+
+@pytest.mark.parametrize(("limits", "status"), [({"max_body_bytes": 9}, 413), ({"body_timeout_s": 0.05}, 408)])
+def test_a_body_that_is_too_large_or_too_slow_has_no_model_loaded(over_http, store, limits, status):
+    async def body():
+        yield b'{"n": 5, "seed"'
+        await asyncio.sleep(0.2)
+        yield b": 7}"
+
+    async def scenario(client, pool):
+        store.loaded.clear()
+        answer = await client.post("/a/sample", content=body(), headers={"Content-Type": "application/json"})
+        return answer.status_code
+
+    assert over_http(scenario, limits=Limits(**limits)) == status
+    assert not store.loaded
 
 
 def test_what_an_unloaded_model_is_can_be_read_without_loading_it(over_http, store):
@@ -667,8 +727,8 @@ def test_one_who_does_not_wait_as_long_as_a_loading_takes_is_told_in_time(over_h
 def test_the_time_that_a_loading_takes_is_part_of_the_time_of_the_request(over_http, store, accept):
     load = store.load
 
-    def load_slowly(served, release):
-        model = load(served, release)
+    def load_slowly(served, release, tried):
+        model = load(served, release, tried)
         time.sleep(0.6)
         model.module.watch.on_call = lambda: time.sleep(0.1)
         return model

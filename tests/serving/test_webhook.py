@@ -8,7 +8,7 @@ from mlflow.webhooks.delivery import _generate_hmac_signature
 
 from kinfolk.contract import RequestError
 from kinfolk.serving.access import holders
-from kinfolk.serving.app import directory_app
+from kinfolk.serving.directory import directory_app
 from kinfolk.serving.webhook import ADDRESS, Board, Inbox, genuine, moved_model
 
 SECRET = "between registry and server"

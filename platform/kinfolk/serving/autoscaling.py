@@ -40,7 +40,7 @@ class ByWork:
         return replicas_for(queued_s, busy, context.total_num_requests, *self._targets), {}
 
 
-class Load:
+class WorkMeter:
     """What one replica reports of itself, over all versions that answer requests."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -55,7 +55,7 @@ class Batcher:
     def __init__(self, tasks: Tasks, limits: BatchLimits, device: torch.device | str = "cpu") -> None:
         self.limits = limits
         self._engine = Engine(tasks, limits.max_rows, device, limits.sizes)  # the worker thread's own
-        self._jobs: list[Job] = []  # not ended, in order of arrival; guarded by _changed, as is _closing
+        self._jobs: dict[Job, None] = {}  # not ended, in order of arrival; guarded by _changed, as is _closing
         self._changed = threading.Condition()
         self._closing = False
         self._worker = threading.Thread(target=self._run, name="kinfolk-batcher", daemon=True)
@@ -63,8 +63,8 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether requests are taken and the worker thread runs."""
-        return self._worker.is_alive() and not self._closing
+        """Whether requests are taken: the worker thread runs, and its device works."""
+        return self._worker.is_alive() and not self._closing and not self._engine.lost
 
     @property
     def requests(self) -> int:
@@ -79,7 +79,8 @@ class Batcher:
     @property
     def evaluations(self) -> int:
         """Network evaluations still to be made for the requests taken."""
-        return sum(job.evaluations for job in self._jobs)
+        with self._changed:
+            return sum(job.evaluations for job in self._jobs)
 
     @property
     def evaluations_per_s(self) -> float:
@@ -150,7 +151,7 @@ class Batcher:
         if asked > limits.max_evaluations:
             raise _too_large(job, limits.max_evaluations)
         with self._changed:
-            if self._closing:
+            if self._closing or self._engine.lost:
                 raise OverloadError("This model is being replaced or stopped: try again in 1 s.", 1)
             excess: float = self.evaluations + asked - limits.max_evaluations_queued
             if within_s is not None and speed > 0:
@@ -159,7 +160,7 @@ class Batcher:
             if excess > 0:
                 wait_s = retry_after_s(excess, speed)
                 raise OverloadError(f"Too much is queued for this model: try again in {wait_s} s.", wait_s)
-            self._jobs.append(job)
+            self._jobs[job] = None
         job.loop.call_soon(self._wake)  # after all that has come meanwhile, so that it shares the first call
 
     def _until_done_s(self, job: Job) -> float:
@@ -176,7 +177,8 @@ class Batcher:
 
     def _forget(self, jobs: Collection[Job]) -> None:
         with self._changed:
-            self._jobs = [job for job in self._jobs if job not in jobs]
+            for job in jobs:
+                self._jobs.pop(job, None)
 
     async def close(self, timeout_s: float = 30.0) -> None:
         """Take no more requests, finish those taken, end the thread; what is not done in time is refused."""
@@ -185,7 +187,9 @@ class Batcher:
             self._changed.notify()
         await asyncio.to_thread(self._worker.join, timeout_s)
         stopped = OverloadError("This model was stopped before the samples were done: try again.", 1)
-        self._tell([(job, stopped) for job in self._jobs])
+        with self._changed:
+            left = list(self._jobs)
+        self._tell([(job, stopped) for job in left])
 
     def _run(self) -> None:
         while jobs := self._next_jobs():

@@ -74,6 +74,7 @@ class Engine:
         self._tasks, self._device, self._sizes = tasks, device, tuple(sizes)
         self._pool: Pool | None = None
         self._ended: list[Ended] = []
+        self.lost = False  # the device fails every call from now on, until the process ends
 
     @property
     def rows(self) -> int:
@@ -235,6 +236,7 @@ class Engine:
         ended = list(jobs)
         if ended and not isinstance(error, RequestError):
             _LOG.error("Sampling failed.", exc_info=error)
+            self.lost = self.lost or isinstance(error, torch.AcceleratorError)
             self.counts.failures += len(ended)
             error = SamplingError("The model failed while sampling; the server's log has the cause.")
         return [(job, error) for job in ended]

@@ -84,7 +84,7 @@ class Follower:
             self._cannot_be_had(error)
             return
         except Exception as error:
-            refused = without_folders(str(error), self._registry)
+            refused = without_folders(str(error), self._served, self._registry)
         if refused is None:
             self._host.stale = None
             _LOG.info("%s is at version %s.", self._served.name, version)
@@ -99,7 +99,7 @@ class Follower:
         await asyncio.to_thread(tell, self._served, self._registry, version, refused)
 
     def _cannot_be_had(self, error: Exception) -> None:
-        reason = without_folders(str(error), self._registry)
+        reason = without_folders(str(error), self._served, self._registry)
         self._say(f"The version of {self._served.name} that is wanted now cannot be had: {reason}")
 
     def _say(self, reason: str) -> None:

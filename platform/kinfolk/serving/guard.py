@@ -42,7 +42,7 @@ def fault() -> Response:
     return refusal(500, "The server failed on this request; its log has the cause.")
 
 
-def route(scope: Scope) -> str:
+def path_in_app(scope: Scope) -> str:
     """The path within the app."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
@@ -83,7 +83,7 @@ class Guard:
         """What is answered to those who may not ask, or not yet; nothing where another guard has let them through."""
         if scope.get(_ADMITTED):
             return None
-        path, headers = route(scope), dict(scope["headers"])
+        path, headers = path_in_app(scope), dict(scope["headers"])
         if scope["method"] == "POST" and (site := stranger(headers, self._origins)):
             text = f"A form on a page of {site[:SHOWN]!r} may not ask this: the server's cors_origins has no such site."
             return refusal(403, text, "Origin")

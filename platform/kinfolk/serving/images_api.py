@@ -20,7 +20,7 @@ _MOST = 10  # pictures of one request, as in the original
 _PROMPT_CHARACTERS = 32_000
 
 
-class Asked(BaseModel):
+class ImagesRequest(BaseModel):
     """A request; what else it holds are settings of the model, such as ``seed`` and ``steps``."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -44,21 +44,21 @@ class Asked(BaseModel):
         return dict(self.model_extra or {})
 
 
-def parse(values: Mapping[str, Any]) -> Asked:
+def parse(values: Mapping[str, Any]) -> ImagesRequest:
     """The request that a body holds.
 
     Raises:
         RequestError: a field is missing or not what it must be.
     """
     try:
-        return Asked.model_validate(values)
+        return ImagesRequest.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = str(first["loc"][0])
         raise RequestError(name, f"{name}: {first['msg']}.") from None
 
 
-def model_name(asked: Asked, known: Sequence[str]) -> str:
+def model_name(asked: ImagesRequest, known: Sequence[str]) -> str:
     """The model that is meant, which may be left out where there is only one.
 
     Raises:
@@ -92,7 +92,7 @@ def class_in(prompt: str, conditions: Collection[str], classes: int) -> int | No
     return label
 
 
-def settings_for(asked: Asked, conditions: Collection[str], spec: DataSpec) -> dict[str, Any]:
+def settings_for(asked: ImagesRequest, conditions: Collection[str], spec: DataSpec) -> dict[str, Any]:
     """The settings of the model's own ``sample`` that the request comes to.
 
     Raises:
@@ -109,7 +109,7 @@ def settings_for(asked: Asked, conditions: Collection[str], spec: DataSpec) -> d
     return {**asked.settings, **told, "n": asked.n or 1}
 
 
-def answer(asked: Asked, pictures: Sequence[bytes]) -> dict[str, Any]:
+def answer(asked: ImagesRequest, pictures: Sequence[bytes]) -> dict[str, Any]:
     """PNG files as the API tells them."""
     coded = [base64.b64encode(each).decode() for each in pictures]
     as_url = asked.response_format == "url"

@@ -17,13 +17,15 @@ from ray.serve.exceptions import BackPressureError
 from kinfolk.memory import keep_freed_memory
 from kinfolk.serving import images_api
 from kinfolk.serving.access import Access
-from kinfolk.serving.app import describe, directory_app, endpoint_app, images_of
-from kinfolk.serving.autoscaling import Load
+from kinfolk.serving.app import describe, endpoint_app
+from kinfolk.serving.autoscaling import WorkMeter
 from kinfolk.serving.config import ServedModel, Shared
+from kinfolk.serving.directory import ImagesAnswer, directory_app, images_of
 from kinfolk.serving.follower import Follower
 from kinfolk.serving.host import ModelHost
 from kinfolk.serving.meters import Meters
-from kinfolk.serving.shared import Pool, Running, shared_app
+from kinfolk.serving.shared import Running, SharedModels
+from kinfolk.serving.shared_app import shared_app
 from kinfolk.serving.versions import Registry, load, locate
 from kinfolk.serving.webhook import Inbox
 
@@ -71,7 +73,7 @@ class SamplingReplica:
         release = locate(served, registry)
         self._host = ModelHost(served, load(served, release), release.version)
         self._registry, self._access, self._origins = registry, access, origins
-        self._load = Load()
+        self._work = WorkMeter()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return endpoint_app(self._host, self._access, self._life, self._origins)
@@ -93,9 +95,9 @@ class SamplingReplica:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """How much there is to do, and how busy this replica was since it was asked last."""
-        return self._load.since_last([version.batcher for version in self._host.versions])
+        return self._work.since_last([version.batcher for version in self._host.versions])
 
-    async def images(self, values: dict[str, Any]) -> tuple[int, dict[str, Any], dict[str, str]]:
+    async def images(self, values: dict[str, Any]) -> ImagesAnswer:
         """The answer of OpenAI's images API."""
         return await images_of(nullcontext(self._host), values)
 
@@ -117,7 +119,7 @@ class SharedReplica:
     ) -> None:
         keep_freed_memory()
         torch.set_num_threads(shared.threads)
-        self._pool = Pool(shared, models, registry, lambda name: _Ear(name, registry).wait, _metered)
+        self._pool = SharedModels(shared, models, registry, lambda name: _Ear(name, registry).wait, _metered)
         self._access, self._origins = access, origins
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -133,7 +135,7 @@ class SharedReplica:
         if dead := [host.served.name for host in self._pool.hosts.values() if host.loaded and not host.ready]:
             raise RuntimeError(f"The batcher of {dead[0]} has stopped.")
 
-    async def images(self, values: dict[str, Any], name: str) -> tuple[int, dict[str, Any], dict[str, str]]:
+    async def images(self, values: dict[str, Any], name: str) -> ImagesAnswer:
         """The answer of OpenAI's images API for one of the models."""
         timeout_s = self._pool.hosts[name].served.limits.request_timeout_s
         deadline = asyncio.get_running_loop().time() + timeout_s
@@ -168,10 +170,10 @@ class DirectoryReplica:
         """How often aliases of a model have moved, once that is not ``seen``, or after ``timeout_s``."""
         return seen if self._inbox is None else await self._inbox.board.wait(name, seen, timeout_s)
 
-    async def _images(self, route: str, values: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, str]]:
+    async def _images(self, route: str, values: Mapping[str, Any]) -> ImagesAnswer:
         """Let a replica of the model answer; one that sleeps is woken."""
         served = next(model for model in self._models if model.place == route)
-        answered: tuple[int, dict[str, Any], dict[str, str]]
+        answered: ImagesAnswer
         try:
             asking = serve.get_app_handle(application_name(served)).images.remote(dict(values), *_whose(served))
             answered = await asyncio.wait_for(asking, served.limits.request_timeout_s + _ANSWER_TIMEOUT_S)

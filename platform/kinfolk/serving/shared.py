@@ -3,31 +3,25 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kinfolk.contract import Model
 from kinfolk.errors import ConfigError
-from kinfolk.serving.access import Access
-from kinfolk.serving.app import Guarded, Listing, add_models, bare_app, describe, endpoint_app
+from kinfolk.serving.app import describe
 from kinfolk.serving.batcher import OverloadError
 from kinfolk.serving.config import ServedModel, Shared
-from kinfolk.serving.endpoint import DEADLINE, deadline_of, no_task, refused
 from kinfolk.serving.follower import Follower, Waiting
-from kinfolk.serving.guard import ADMIN, HEALTH, route
 from kinfolk.serving.host import ModelHost
 from kinfolk.serving.versions import Registry, Release, load, obtain, wanted, without_folders
 
 _LOG = logging.getLogger(__name__)
 _MB = 10**6
 _BUSY_S, _BROKEN_S = 1, 10  # after which one should try again, where all are at work, and where loading has failed
-_LOOK, _SCHEMA = f"{ADMIN}look", "/openapi.json"  # what a model must be loaded for, beside its tasks
 
 Running = Callable[[], Coroutine[Any, Any, None]]  # what goes on for as long as a model is loaded
 
@@ -78,7 +72,7 @@ class _Place:
     had: Release | None = None  # that was in service when it was unloaded, and can be loaded again
 
 
-class Pool:
+class SharedModels:
     """Models by their routes; used in one event loop, between the start and the end of ``life``."""
 
     def __init__(
@@ -172,8 +166,9 @@ class Pool:
         except OverloadError:
             raise
         except Exception as error:
-            name, reason = place.host.served.name, without_folders(str(error), self._registry)
-            place.host.stale = f"{name} could not be loaded as it is wanted now: {reason}"
+            served = place.host.served
+            reason = without_folders(str(error), served, self._registry)
+            place.host.stale = f"{served.name} could not be loaded as it is wanted now: {reason}"
             _LOG.error("%s", place.host.stale)
             if place.had is None:
                 raise
@@ -195,7 +190,8 @@ class Pool:
         """The model of a release, once there is room; the caller puts it in service before it awaits anything."""
         async with self._lock:
             await self._make_room(place, bytes_in(release.folder))
-            model = await asyncio.to_thread(load, place.host.served, release)
+            tried = place.releases.get(release.version) == release
+            model = await asyncio.to_thread(load, place.host.served, release, tried)
             await self._make_room(place, bytes_of(model))
         place.releases[release.version] = release
         return model
@@ -233,51 +229,3 @@ class Pool:
 
 def _taken(place: _Place) -> int:
     return sum(bytes_of(version.model) for version in place.host.held)
-
-
-def _takes_model(host: ModelHost, method: str, path: str) -> bool:
-    """Whether the model must be in memory to answer.
-
-    Raises:
-        RefusalError: it is not known to have such a task.
-    """
-    task = path[1:]
-    if method != "POST" or path == _LOOK or not task or "/" in task:
-        return (method, path) in {("POST", _LOOK), ("GET", _SCHEMA), ("HEAD", _SCHEMA)}
-    if path in HEALTH or (host.tasks and task not in host.tasks):
-        raise no_task(host.served.name, task, host.tasks)
-    return True
-
-
-class _ByModel:
-    """What is asked of a shared model goes to its app, for so long held in memory; anything else to ``rest``."""
-
-    def __init__(self, pool: Pool, apps: Mapping[str, ASGIApp], rest: ASGIApp) -> None:
-        self._pool, self._apps, self._rest = pool, apps, rest
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        name = route(scope)[1:].partition("/")[0] if scope["type"] == "http" else ""
-        if name not in self._apps:
-            await self._rest(scope, receive, send)
-            return
-        scope = {**scope, "root_path": f"{scope.get('root_path', '')}/{name}"}
-        async with AsyncExitStack() as held:
-            try:
-                host = self._pool.hosts[name]
-                if _takes_model(host, scope["method"], route(scope)):
-                    scope[DEADLINE] = deadline_of(Request(scope), host.served.limits.request_timeout_s)
-                    await held.enter_async_context(self._pool.lease(name, scope[DEADLINE]))
-            except Exception as error:
-                await refused(error)(scope, receive, send)
-                return
-            await self._apps[name](scope, receive, send)
-
-
-def shared_app(pool: Pool, listing: Listing, access: Sequence[Access] = (), origins: Sequence[str] = ()) -> Guarded:
-    """The app of all shared models, to be mounted above them; ``listing`` is that of the root."""
-    free = [f"/{name}{path}" for name in pool.hosts for path in HEALTH]
-    app = bare_app("Kinfolk: shared models", access, origins, pool.life, free=free)
-    apps = {name: endpoint_app(host) for name, host in pool.hosts.items()}
-    app.before = lambda rest: _ByModel(pool, apps, rest)
-    add_models(app, listing, "")
-    return app

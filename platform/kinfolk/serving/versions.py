@@ -54,9 +54,12 @@ def load_function(dotted: str) -> Callable[..., Any]:
     return function
 
 
-def without_folders(reason: str, registry: Registry | None) -> str:
+def without_folders(reason: str, served: ServedModel, registry: Registry | None) -> str:
     """The same for those far away, who have no use for folders of this machine."""
-    return reason if registry is None else reason.replace(f"{registry.cache}/", "")
+    folders = [registry and registry.cache, served.bundle and served.bundle.parent]
+    for folder in filter(None, folders):
+        reason = reason.replace(f"{folder}/", "")
+    return reason
 
 
 def wanted(served: ServedModel, registry: Registry | None) -> str:
@@ -93,8 +96,10 @@ def locate(served: ServedModel, registry: Registry | None) -> Release:
     return obtain(served, registry, wanted(served, registry))
 
 
-def load(served: ServedModel, release: Release) -> Model:
+def load(served: ServedModel, release: Release, tried: bool = False) -> Model:
     """The model of a release, on the GPU if the serve file reserves one, after it has drawn what was kept with it.
+
+    One that was ``tried`` before, by this process, need not draw it again.
 
     Raises:
         IntegrityError: the bundle is not what was written.
@@ -105,7 +110,7 @@ def load(served: ServedModel, release: Release) -> Model:
     what = f"{served.name}, version {release.version},"
     if not abilities(model):
         raise ConfigError(f"{what} is a {model.family.name} without any task: it cannot be served.")
-    if strange := strangeness(model, release.folder):
+    if not tried and (strange := strangeness(model, release.folder)):
         raise ConfigError(f"{what} is not served: {strange}.")
     return model
 

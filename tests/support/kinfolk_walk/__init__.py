@@ -17,8 +17,8 @@ from torch import nn
 from kinfolk.contract import Config, DataSpec, Family, Likelihood, Model, SamplerOptions, SamplerState, Tasks
 from kinfolk.rng import row_normal
 from kinfolk.serving.access import holders
-from kinfolk.serving.app import build_app
 from kinfolk.serving.config import Limits, ServedModel
+from kinfolk.serving.directory import build_app
 from kinfolk.serving.host import ModelHost
 
 
