@@ -121,8 +121,8 @@ def refusal(status, field=None, **headers):
     return httpx.Response(status, json={"error": {"field": field, "message": f"told {status}"}}, headers=headers)
 
 
-def overloaded(wait="2"):
-    return refusal(503, **{"Retry-After": wait})
+def overloaded(wait="2", status=503):
+    return refusal(status, **{"Retry-After": wait})
 
 
 def picture(pixels=PIXELS):
@@ -366,7 +366,11 @@ LOST = [
 ]
 
 
-@pytest.mark.parametrize("lost", [overloaded(), *LOST], ids=lambda lost: type(lost).__name__)
+@pytest.mark.parametrize(
+    "lost",
+    [overloaded(), overloaded(status=429), *LOST],
+    ids=lambda lost: str(getattr(lost, "status_code", type(lost).__name__)),
+)
 @pytest.mark.parametrize("what", [lambda model: model.sample(n=2), lambda model: model.inpaint(PIXELS, MASK)])
 def test_what_was_not_answered_is_asked_again_for_the_same_samples(scripted, lost, what):
     result, requests, slept = scripted([lost, lost, answer()], lambda client: what(client.model("walk")))
@@ -410,18 +414,22 @@ def test_what_was_answered_is_not_asked_again(scripted, got, kind):
     assert (len(requests), slept) == (1, [])
 
 
-def test_patience_ends(scripted):
-    error, requests, slept = scripted([overloaded(str(k)) for k in range(9)], retries=3)
+@pytest.mark.parametrize("status", [503, 429])
+def test_patience_ends_with_who_turns_a_request_away(scripted, status):
+    error, requests, slept = scripted([overloaded(str(k), status) for k in range(9)], retries=3)
     assert isinstance(error, OverloadedError)
-    assert (error.status, error.retry_after_s, error.message) == (503, 3, "told 503")
+    assert (error.status, error.retry_after_s, error.message) == (status, 3, f"told {status}")
     assert len(requests) == 4
-    assert len(slept) == 3
+    assert slept == [0.125, 1.25, 2.5]
+    error, requests, slept = scripted([overloaded("61", status)])
+    assert (type(error), error.retry_after_s, len(requests), slept) == (OverloadedError, 61, 1, [])
+
+
+def test_patience_ends_with_nobody_there(scripted):
     error, requests, _ = scripted([LOST[0]] * 9, retries=2)
     assert isinstance(error, NoAnswerError)
     assert "Is the server up" in error.message
     assert len(requests) == 3
-    error, requests, slept = scripted([overloaded("61")])
-    assert (error.retry_after_s, len(requests), slept) == (61, 1, [])
 
 
 def test_waits_double_up_to_the_longest_and_never_undercut_what_the_server_asks():
@@ -432,6 +440,9 @@ def test_waits_double_up_to_the_longest_and_never_undercut_what_the_server_asks(
     assert retries.wait_s(3, lost, 0.0, NOW) == 0
     assert retries.wait_s(0, overloaded("12"), 0.0, NOW) == 12
     assert retries.wait_s(2, overloaded("12"), 0.5, NOW) == 13
+    assert retries.wait_s(2, overloaded("12", 429), 0.5, NOW) == 13
+    assert retries.wait_s(0, refusal(503), 0.5, NOW) == 0.25
+    assert retries.wait_s(0, refusal(429), 0.5, NOW) is None
     assert retries.wait_s(20, lost, 0.5, NOW) is None
 
 

@@ -1,34 +1,23 @@
-"""Is the sample of a seed the same alone, among 64, beside rows of other requests, and over HTTP?
+"""Is the sample of a seed the same alone, among 64, and beside rows of other requests?
 
 Samples are compared with those drawn alone, one row at a time: elements as uint8, or tokens. Rows of other requests
 join and leave at other calls, where the family has them with other steps, solvers and guidance. A token that flips
 changes what comes after it, so the share of samples that differ is what tells the flip rate of token models.
-Run: python pipelines/benchmarks/same_seed.py [http] [model ...]
+Run: python pipelines/benchmarks/same_seed.py [model ...]
 """
 
-import io
-import json
 import sys
-import tempfile
-import urllib.request
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from kinfolk import sampling
-from kinfolk.bundle import save_bundle
-from kinfolk.cluster import free_port
 from kinfolk.contract import Model, SamplerState
 from kinfolk.errors import ConfigError
-from kinfolk.serving.config import ServedModel, ServeFile
 from kinfolk.tracking.connection import mlflow_environment
 from kinfolk_pipelines.figures import even_labels
-from kinfolk_pipelines.models import Loaded, load_model
+from kinfolk_pipelines.models import load_model
 from kinfolk_pipelines.scripts import plain_mistakes
-from kinfolk_pipelines.serve import start_serving
 from kinfolk_pipelines.settings import Settings, apply_environment, load_settings
 
 ROWS = 64
@@ -41,7 +30,6 @@ OTHERS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.7},
     {},
 )
-Labels = list[int] | None
 
 
 def others(model: Model) -> list[dict[str, Any]]:
@@ -49,7 +37,7 @@ def others(model: Model) -> list[dict[str, Any]]:
     return [options for options in OTHERS if sampling.takes(model, options)]
 
 
-def mixed(model: Model, labels: Labels) -> torch.Tensor:
+def mixed(model: Model, labels: list[int] | None) -> torch.Tensor:
     """The rows with rows of other requests joining two calls apart."""
     tasks = model.tasks
     assert tasks.advance is not None
@@ -71,41 +59,8 @@ def mixed(model: Model, labels: Labels) -> torch.Tensor:
     return torch.stack([pictures[seed] for seed in range(ROWS)])
 
 
-def post(address: str, body: dict[str, Any]) -> torch.Tensor:
-    """What the endpoint answers. -> (N, C, H, W) uint8"""
-    headers = {"Content-Type": "application/json", "Accept": "application/x-npy"}
-    request = urllib.request.Request(address, json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return torch.from_numpy(np.load(io.BytesIO(answer.read()), allow_pickle=False))
-
-
-def over_http(address: str, model: Model, labels: Labels) -> torch.Tensor:
-    """The rows as single requests, in flight together with others."""
-    options = others(model)
-    wanted = [{"n": 1, "seed": seed, **({"label": labels[seed]} if labels else {})} for seed in range(ROWS)]
-    more = [{"n": 4, "seed": 5000 + i, **options[i % len(options)]} for i in range(ROWS)]
-    bodies = [body for pair in zip(wanted, more, strict=True) for body in pair]
-    with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda body: post(address, body), bodies))
-    return torch.cat(answers[::2])
-
-
-def served(settings: Settings, loaded: Loaded, labels: Labels) -> torch.Tensor:
-    """The rows from an endpoint of exactly this version, which is taken down again."""
-    from kinfolk.serving.launch import stop_serving  # loads Ray
-
-    with tempfile.TemporaryDirectory() as folder:
-        save_bundle(loaded.model, Path(folder) / "bundle")
-        endpoint = ServedModel(name=loaded.version.name, bundle=Path(folder) / "bundle", num_cpus=1)
-        (address,) = start_serving(settings, ServeFile(port=free_port(), models=[endpoint]))
-        try:
-            return over_http(address, loaded.model, labels)
-        finally:
-            stop_serving()
-
-
-def compare(settings: Settings, reference: str, http: bool) -> None:
-    """Draw alone, together, mixed and over HTTP, and print how much differs."""
+def compare(settings: Settings, reference: str) -> None:
+    """Draw alone, together and mixed, and print how much differs."""
     loaded = load_model(settings, reference)
     model, labels = loaded.model, even_labels(loaded.model, ROWS)
     if "sample" not in model.tasks.starts:
@@ -117,8 +72,6 @@ def compare(settings: Settings, reference: str, http: bool) -> None:
         "in a batch of 64": shown(sampling.sample(model, ROWS, 0, labels)),
         "beside rows of other requests": shown(mixed(model, labels)),
     }
-    if http:
-        found["over HTTP, 16 connections, others in flight"] = served(settings, loaded, labels)
     for name, samples in found.items():
         difference = (samples.int() - alone).abs()
         differ = int(difference.flatten(1).any(dim=1).sum())
@@ -127,13 +80,13 @@ def compare(settings: Settings, reference: str, http: bool) -> None:
 
 
 @plain_mistakes
-def main(*words: str) -> None:
+def main(*references: str) -> None:
     """A line for each model and way."""
     apply_environment(mlflow_environment())
     settings = load_settings()
     print("| model | how | samples that differ | elements | largest difference |\n|---|---|---|---|---|")
-    for reference in [word for word in words if word != "http"] or ["digits-edm"]:
-        compare(settings, reference, "http" in words)
+    for reference in references or ("digits-edm",):
+        compare(settings, reference)
 
 
 if __name__ == "__main__":

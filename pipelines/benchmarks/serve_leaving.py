@@ -38,7 +38,7 @@ def leave(server: Server, accept: str) -> int:
     first = description(server)["made"]["calls"]
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(head.encode() + body)
-        wait_until(lambda: bool(description(server)["made"]["calls"] >= first + STARTED_CALLS), 30)
+        wait_until("calls are made", lambda: bool(description(server)["made"]["calls"] >= first + STARTED_CALLS), 30)
         before = description(server)["made"]["calls"]
     time.sleep(QUIET_S)
     after = description(server)

@@ -169,7 +169,7 @@ def moves(server: Server, store: Store, numbers: tuple[int, int], arguments: arg
             number += 1
             wanted = numbers[number % 2]
             set_alias(store.uri, NAME, ALIAS, wanted)
-            took.append(wait_until(partial(serves, server, wanted), BACK_S))
+            took.append(wait_until("the version is in service", partial(serves, server, wanted), BACK_S))
     print(row("alias moved under load", asking, f"{len(took)} moves, each in service after {max(took):.1f} s at most"))
     return not asking.failed
 
@@ -180,7 +180,7 @@ def bad(server: Server, store: Store, what: str, number: int, arguments: argpars
     asking = Asking(server.url(NAME), arguments.connections)
     with asking.going_on():
         set_alias(store.uri, NAME, ALIAS, number)
-        seconds = wait_until(lambda: store.refused(number) != "", BACK_S)
+        seconds = wait_until("the version is refused", lambda: store.refused(number) != "", BACK_S)
         time.sleep(2 * POLL_S)
         stays = version(server) == before
         set_alias(store.uri, NAME, ALIAS, int(before))
@@ -199,7 +199,7 @@ def killed(server: Server, connections: int, retries: bool) -> bool:
         (replica,) = server.replicas(NAME)
         at = time.monotonic()
         replica.send_signal(signal.SIGKILL)
-        wait_until(lambda: bool(asking.good) and asking.good[-1] > at + 0.5, BACK_S)
+        wait_until("a request is answered again", lambda: bool(asking.good) and asking.good[-1] > at + 0.5, BACK_S)
         back_s = next(each for each in asking.good if each > at + 0.5) - at
         time.sleep(3.0)
     told = f"{connections} in flight; answers again after {back_s:.1f} s"

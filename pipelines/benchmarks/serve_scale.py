@@ -80,17 +80,20 @@ def measure(server: Server) -> list[str]:
     def replicas() -> int:
         return len(server.replicas("model"))
 
+    def seconds_to(count: int, within_s: float) -> float:
+        return wait_until(f"replicas are {count}", lambda: replicas() == count, within_s)
+
     could = capacity(url)
     print(f"One replica answers {could:.1f} requests/s.\n\n| what | seconds |\n|---|---|")
-    wait_until(lambda: replicas() == 1, 60)
+    seconds_to(1, 60)
     with requests.due(MUCH * could, LOAD_S):
-        decided = wait_until(lambda: replicas() == 2, LOAD_S)
+        decided = seconds_to(2, LOAD_S)
         print(f"| {MUCH:g} x what one can: a second replica is started | {decided:.1f} |", flush=True)
     if decided > DECISION_S:
         trouble.append("the second replica came late")
     with requests.due(LITTLE * could, TRICKLE_S):
-        print(f"| {LITTLE:g} x: one replica goes | {wait_until(lambda: replicas() == 1, TRICKLE_S):.1f} |", flush=True)
-    print(f"| nothing: the last one goes | {wait_until(lambda: replicas() == 0, 60):.1f} |", flush=True)
+        print(f"| {LITTLE:g} x: one replica goes | {seconds_to(1, TRICKLE_S):.1f} |", flush=True)
+    print(f"| nothing: the last one goes | {seconds_to(0, 60):.1f} |", flush=True)
     time.sleep(2)
     began = time.monotonic()
     asyncio.run(answering(url))

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from kinfolk.cluster import connect, free_port
+from kinfolk.errors import KinfolkError
 from kinfolk.serving.config import ServedModel, ServeFile
 from kinfolk.serving.haproxy import haproxy_environment
 from kinfolk.serving.versions import Registry
@@ -26,6 +27,10 @@ from kinfolk_pipelines.wire import Wire
 
 READY_S = 60.0  # for a server to answer
 _END_S = 30.0  # for a process to end when it is asked to
+
+
+class NotInTimeError(KinfolkError):
+    """What is measured did not happen."""
 
 
 def alone(run: Callable[..., None], *arguments: Any) -> None:
@@ -57,18 +62,27 @@ def serve(file: ServeFile, cpus: int, environment: Mapping[str, str], registry: 
 
 
 async def answering(url: str, body: bytes = b'{"seed": 0}') -> None:
-    """Return once there is a picture at ``url``."""
-    async with asyncio.timeout(READY_S):
-        while True:
-            try:
-                wire = Wire(urlsplit(url))
-                reply = await wire.ask(body)
-                wire.close()
-                if reply.status == 200 and reply.size:
-                    return
-            except (OSError, EOFError, ValueError):
-                pass
-            await asyncio.sleep(0.2)
+    """Return once there is a picture at ``url``.
+
+    Raises:
+        NotInTimeError: there was none.
+    """
+    try:
+        async with asyncio.timeout(READY_S):
+            while not await _answers(url, body):
+                await asyncio.sleep(0.2)
+    except TimeoutError:
+        raise NotInTimeError(f"{url} did not answer within {READY_S:g} s.") from None
+
+
+async def _answers(url: str, body: bytes) -> bool:
+    try:
+        wire = Wire(urlsplit(url))
+        reply = await wire.ask(body)
+        wire.close()
+    except (OSError, EOFError, ValueError):
+        return False
+    return reply.status == 200 and reply.size > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,15 +136,15 @@ def pin(process: psutil.Process, cpu: int) -> None:
         os.sched_setaffinity(thread.id, {cpu})
 
 
-def wait_until(holds: Callable[[], bool], within_s: float) -> float:
-    """Seconds until something holds.
+def wait_until(what: str, holds: Callable[[], bool], within_s: float) -> float:
+    """Seconds until something holds; ``what`` names it.
 
     Raises:
-        TimeoutError: it did not.
+        NotInTimeError: it did not.
     """
     began = time.monotonic()
     while not holds():
         if time.monotonic() - began > within_s:
-            raise TimeoutError(f"not within {within_s:g} s")
+            raise NotInTimeError(f"It did not happen within {within_s:g} s: {what}.")
         time.sleep(0.05)
     return time.monotonic() - began

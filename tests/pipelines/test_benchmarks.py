@@ -1,6 +1,8 @@
 """The scripts that measure: each loads, and what they ask of models is what the recipes' models take."""
 
+import asyncio
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +13,11 @@ import torch
 
 from kinfolk import sampling
 from kinfolk.checkpoint import Snapshot
+from kinfolk.cluster import free_port
 from kinfolk.contract import SamplerState
 from kinfolk.data import catalogue
 from kinfolk.errors import ConfigError, RegistryError
+from kinfolk_pipelines import serving_measured
 from kinfolk_pipelines.families import untrained
 from kinfolk_pipelines.figures import Figures, check
 from kinfolk_pipelines.scripts import plain_mistakes
@@ -116,6 +120,18 @@ def test_a_mistake_ends_a_script_with_what_to_do(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmarks/speed.py"])
     with pytest.raises(SystemExit, match="speed: no vae: use another"):
         plain_mistakes(mistaken)("vae")
+
+
+def test_what_did_not_happen_ends_a_script_with_what_it_was(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmarks/scale.py"])
+    monkeypatch.setattr(serving_measured, "READY_S", 0)
+    url = f"http://127.0.0.1:{free_port()}/sample"
+    for waits, told in (
+        (lambda: serving_measured.wait_until("replicas are 2", lambda: False, 0), "within 0 s: replicas are 2."),
+        (lambda: asyncio.run(serving_measured.answering(url)), f"{url} did not answer within 0 s."),
+    ):
+        with pytest.raises(SystemExit, match=f"^scale: .*{re.escape(told)}$"):
+            plain_mistakes(waits)()
 
 
 def test_linear_denoising_is_the_best_straight_line():

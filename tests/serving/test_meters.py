@@ -43,15 +43,18 @@ def test_what_was_done_is_told_once_and_how_things_stand_each_time(kept, make_ho
             await host.current.batcher.run(make_request(walk, n=n, options={"steps": 5}))
             meters._tell(host.current)
         meters._tell(host.current)
+        speed = host.current.batcher.evaluations_per_s
         await host.close()
+        return speed
 
-    asyncio.run(scenario())
+    speed = asyncio.run(scenario())
     assert kept["kinfolk_evaluations_total"].total == 30
     assert kept["kinfolk_calls_total"].total == 10
     assert kept["kinfolk_failures_total"].total == 0
     assert [value for value, _ in kept["kinfolk_batch_fill"].told] == [4 / 8, 2 / 8]
     assert [value for value, _ in kept["kinfolk_rows_in_flight"].told] == [0, 0, 0]
-    assert kept["kinfolk_evaluations_per_second"].told[-1][0] > 0
+    assert kept["kinfolk_evaluations_per_second"].told[-1] == (speed, "3")
+    assert speed > 0
 
 
 def test_an_answer_is_counted_with_its_times_in_seconds(kept, make_host, walk):

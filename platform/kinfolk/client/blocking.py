@@ -23,8 +23,8 @@ class Client:
     """Asks the models of one server; threads may share it.
 
     ``timeout_s``: seconds without a byte after which a try is given up; the server's own limit is 60. ``retries``: how
-    often a request is sent again that was turned away with 503 or lost before it was answered. ``remember``: how many
-    answers are kept to be used again if the server says that they still hold.
+    often a request is sent again that was turned away (503, or 429 with Retry-After) or lost before it was answered.
+    ``remember``: how many answers are kept to be used again if the server says that they still hold.
 
     Raises:
         ConfigError: ``url`` is no address.

@@ -31,7 +31,10 @@ class RefusedError(ClientError, RequestError):
 
 
 class OverloadedError(ClientError):
-    """Too much was queued at every try: 503. ``retry_after_s`` is what the server asked for last, if anything."""
+    """Too much was queued (503), or the holder of the token asked too often (429 with Retry-After), at every try.
+
+    ``retry_after_s`` is what the server asked for last, if anything.
+    """
 
     retry_after_s: float | None = None
 
@@ -44,11 +47,18 @@ class NoAnswerError(ClientError):
     """Nothing listens there, the connection broke, or nothing came in time."""
 
 
+def turned_away(status: int, retry_after_s: float | None) -> bool:
+    """Whether the same request may be answered later: of 429, only where the server says when."""
+    return status == httpx.codes.SERVICE_UNAVAILABLE or (
+        status == httpx.codes.TOO_MANY_REQUESTS and retry_after_s is not None
+    )
+
+
 def error_in(response: httpx.Response, retry_after_s: float | None = None) -> ClientError:
     """The error that an answer other than 200 stands for."""
     told, status = _told(response), response.status_code
     field, message = str(told.get("field") or ""), str(told.get("message") or _plain(response))
-    if status == httpx.codes.SERVICE_UNAVAILABLE:
+    if turned_away(status, retry_after_s):
         overloaded = OverloadedError(message, status, field)
         overloaded.retry_after_s = retry_after_s
         return overloaded

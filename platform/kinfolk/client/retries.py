@@ -6,6 +6,8 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
+from kinfolk.client.errors import turned_away
+
 Got = httpx.Response | httpx.RequestError  # what became of one try
 
 _NEVER_ARRIVED = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout, httpx.PoolTimeout)
@@ -26,17 +28,15 @@ class Retries:
         turned away at once; what the server asks for is waited in full. Source of the jitter:
         https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/.
         """
-        if tried >= self.times or not _repeatable(got):
-            return None
         asked = retry_after_s(got, now) if isinstance(got, httpx.Response) else None
-        if asked is not None and asked > self.longest_s:
+        if tried >= self.times or not _repeatable(got, asked) or (asked or 0.0) > self.longest_s:
             return None
         return (asked or 0.0) + share * min(self.first_s * 2**tried, self.longest_s)
 
 
-def _repeatable(got: Got) -> bool:
+def _repeatable(got: Got, asked_s: float | None) -> bool:
     if isinstance(got, httpx.Response):
-        return got.status_code == httpx.codes.SERVICE_UNAVAILABLE
+        return turned_away(got.status_code, asked_s)
     return isinstance(got, _NEVER_ARRIVED)
 
 

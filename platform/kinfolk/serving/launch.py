@@ -10,7 +10,7 @@ from ray.serve.schema import LoggingConfig
 from kinfolk.contract import Model
 from kinfolk.errors import ConfigError, KinfolkError
 from kinfolk.serving.access import Access
-from kinfolk.serving.config import MODELS, ServedModel, ServeFile
+from kinfolk.serving.config import MODELS, ServedModel, ServeFile, Shared
 from kinfolk.serving.replica import (
     DIRECTORY,
     SHARED,
@@ -77,48 +77,46 @@ def _logging(file: ServeFile) -> LoggingConfig:
     return LoggingConfig(encoding="JSON", enable_access_log=file.access_log)
 
 
+def _deployment(
+    replica: type, settings: ServedModel | Shared, file: ServeFile, scaling: AutoscalingConfig | None = None
+) -> serve.Deployment:
+    return serve.deployment(
+        serve.ingress()(replica),
+        ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
+        max_ongoing_requests=settings.max_ongoing_requests,
+        max_queued_requests=settings.max_ongoing_requests,
+        autoscaling_config=scaling,
+        max_surge_percent=100,  # a new replica answers before the old one goes
+        graceful_shutdown_timeout_s=settings.drain_timeout_s,
+        health_check_period_s=_HEALTH_CHECK_S,
+        logging_config=_logging(file),
+    )
+
+
 def _application(
     served: ServedModel, file: ServeFile, registry: Registry | None, access: Sequence[Access]
 ) -> serve.Application:
     scale = served.autoscaling
-    return serve.deployment(
-        serve.ingress()(SamplingReplica),
-        ray_actor_options={"num_cpus": served.num_cpus, "num_gpus": served.num_gpus},
-        max_ongoing_requests=served.max_ongoing_requests,
-        max_queued_requests=served.max_ongoing_requests,
-        autoscaling_config=AutoscalingConfig(
-            min_replicas=scale.min_replicas,
-            initial_replicas=max(scale.min_replicas, 1),
-            max_replicas=scale.max_replicas,
-            upscale_delay_s=scale.upscale_delay_s,
-            downscale_delay_s=scale.downscale_delay_s,
-            downscale_to_zero_delay_s=scale.sleep_delay_s,
-            look_back_period_s=_LOOK_BACK_S,
-            policy=AutoscalingPolicy(
-                policy_function="kinfolk.serving.autoscaling:ByWork",
-                policy_kwargs={"target_queue_s": scale.target_queue_s, "target_busy": scale.target_busy},
-            ),
+    scaling = AutoscalingConfig(
+        min_replicas=scale.min_replicas,
+        initial_replicas=max(scale.min_replicas, 1),
+        max_replicas=scale.max_replicas,
+        upscale_delay_s=scale.upscale_delay_s,
+        downscale_delay_s=scale.downscale_delay_s,
+        downscale_to_zero_delay_s=scale.sleep_delay_s,
+        look_back_period_s=_LOOK_BACK_S,
+        policy=AutoscalingPolicy(
+            policy_function="kinfolk.serving.autoscaling:ByWork",
+            policy_kwargs={"target_queue_s": scale.target_queue_s, "target_busy": scale.target_busy},
         ),
-        max_surge_percent=100,  # a new replica answers before the old one goes
-        graceful_shutdown_timeout_s=served.drain_timeout_s,
-        health_check_period_s=_HEALTH_CHECK_S,
-        logging_config=_logging(file),
-    ).bind(served, registry, access, file.cors_origins)
+    )
+    return _deployment(SamplingReplica, served, file, scaling).bind(served, registry, access, file.cors_origins)
 
 
 def _shared(file: ServeFile, registry: Registry | None, access: Sequence[Access]) -> serve.Application:
     shared = file.shared
     assert shared is not None
-    return serve.deployment(
-        serve.ingress()(SharedReplica),
-        ray_actor_options={"num_cpus": shared.num_cpus, "num_gpus": shared.num_gpus},
-        max_ongoing_requests=shared.max_ongoing_requests,
-        max_queued_requests=shared.max_ongoing_requests,
-        max_surge_percent=100,
-        graceful_shutdown_timeout_s=shared.drain_timeout_s,
-        health_check_period_s=_HEALTH_CHECK_S,
-        logging_config=_logging(file),
-    ).bind(shared, file.sharing, registry, access, file.cors_origins)
+    return _deployment(SharedReplica, shared, file).bind(shared, file.sharing, registry, access, file.cors_origins)
 
 
 def _directory(file: ServeFile, registry: Registry | None, access: Sequence[Access]) -> serve.Application:
