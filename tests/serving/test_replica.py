@@ -36,7 +36,9 @@ async def until(condition):
 
 
 @pytest.fixture(autouse=True)
-def _threads():
+def _process(monkeypatch):
+    """What a replica sets in its process is as it was after each test."""
+    monkeypatch.setattr("kinfolk.serving.replica.log_as_serve", lambda: None)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)

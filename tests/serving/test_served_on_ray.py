@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -162,6 +163,20 @@ def test_a_new_version_is_taken_up_without_a_failed_request(served, toy_folder):
     expected = SPEC.to_uint8(sample(new, 1, 3)).numpy().astype(int)
     assert np.abs(np.load(io.BytesIO(answer.content)).astype(int) - expected).max() <= 1
     assert aside.is_dir()
+    assert f"toy is at version {answer.headers['Kinfolk-Version']}." in logged("toy", 30)
+
+
+def logged(name, seconds):
+    """What the platform has logged in the replicas of a model, once it has; every line of their files is JSON."""
+    folder = Path(ray._private.worker._global_node.get_logs_dir_path(), "serve")
+    deadline = time.monotonic() + seconds
+    while True:
+        files = list(folder.glob(f"replica_model-{name}_*.log"))
+        lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        told = [line["message"] for line in lines if line["filename"] == "follower.py"]
+        if told or time.monotonic() > deadline:
+            return told
+        time.sleep(0.2)
 
 
 def version_within(client, path, seconds, wanted):

@@ -238,6 +238,7 @@ class Root:
         monkeypatch.setattr(replica, "serve", stand_in)
         monkeypatch.setattr(replica, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(replica, "_ANSWER_TIMEOUT_S", 0.02)
+        monkeypatch.setattr(replica, "log_as_serve", lambda: None)
         self.replica = DirectoryReplica(self.models, None, ())
 
     def _status(self):

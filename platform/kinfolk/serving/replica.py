@@ -22,6 +22,7 @@ from kinfolk.serving.autoscaling import Load
 from kinfolk.serving.config import ServedModel, Shared
 from kinfolk.serving.follower import Follower
 from kinfolk.serving.host import ModelHost
+from kinfolk.serving.logs import log_as_serve
 from kinfolk.serving.meters import Meters
 from kinfolk.serving.shared import Pool, Running, shared_app
 from kinfolk.serving.versions import Registry, load, locate
@@ -66,6 +67,7 @@ class SamplingReplica:
     def __init__(
         self, served: ServedModel, registry: Registry | None, access: Sequence[Access], origins: Sequence[str] = ()
     ) -> None:
+        log_as_serve()
         keep_freed_memory()
         torch.set_num_threads(served.cpu_threads)
         release = locate(served, registry)
@@ -115,6 +117,7 @@ class SharedReplica:
         access: Sequence[Access],
         origins: Sequence[str] = (),
     ) -> None:
+        log_as_serve()
         keep_freed_memory()
         torch.set_num_threads(shared.threads)
         self._pool = Pool(shared, models, registry, lambda name: _Ear(name, registry).wait, _metered)
@@ -154,6 +157,7 @@ class DirectoryReplica:
         access: Sequence[Access],
         origins: Sequence[str] = (),
     ) -> None:
+        log_as_serve()
         self._models, self._access, self._origins = models, access, origins
         secret = None if registry is None else registry.secret
         self._inbox = None if secret is None else Inbox(secret.get_secret_value())
