@@ -21,8 +21,8 @@ from kinfolk.contract import DataSpec, Model
 from kinfolk.errors import ConfigError
 from kinfolk.rng import seeded_initialisation
 from kinfolk.sampling import sample
-from kinfolk.serving.access import holders
-from kinfolk.serving.config import ServedModel, ServeFile, Shared
+from kinfolk.serving.access import Access, holders
+from kinfolk.serving.config import Autoscaling, ServedModel, ServeFile, Shared
 from kinfolk.serving.launch import Registry, serve_models, stop_serving
 from kinfolk.serving.shared import bytes_of
 from kinfolk.serving.webhook import ADDRESS
@@ -50,12 +50,13 @@ def served(ray_cluster, toy_folder, tmp_path_factory):
     save_bundle(model := _model(kinfolk_toy.FAMILY, 0), bundle)
     port = free_port()
     entry = ServedModel(name="toy", bundle=bundle, num_cpus=0.5, alias_poll_s=0.5, drain_timeout_s=5)
-    told = entry.model_copy(update={"name": "told", "alias_poll_s": 600.0})  # looks when it is told to
+    two = Autoscaling(min_replicas=2, max_replicas=2)
+    told = entry.model_copy(update={"name": "told", "alias_poll_s": 600.0, "autoscaling": two})  # look when told to
     registry = Registry("unused", str(bundle.parent), secret=SecretStr("between them"))
     turns = [ServedModel(name=name, bundle=bundle, shared=True) for name in ("left", "right")]
     one = Shared(memory_mb=1.5 * bytes_of(model) / 1e6, num_cpus=0.5, drain_timeout_s=5)
     file = ServeFile(port=port, models=[entry, told, *turns], shared=one)
-    serve_models(file, registry, access=holders("secret"))
+    serve_models(file, registry, access=[*holders("secret"), Access(name="keeps", token="admin", role="admin")])
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
         yield client, model, bundle
     stop_serving()
@@ -201,3 +202,15 @@ def test_a_replica_looks_at_once_when_the_registry_says_that_an_alias_has_moved(
     headers["X-MLflow-Signature"] = _generate_hmac_signature("between them", "1", sent, body)
     assert client.post(ADDRESS, content=body, headers=headers).status_code == 204
     assert version_within(client, "/v1/models/told/", 30, lambda found: found == version) == version
+
+
+def test_every_replica_looks_when_an_admin_asks_one(served):
+    client, model, bundle = served
+    path = "/v1/models/told/"
+    before = client.get(path, headers=TOKEN).json()["version"]
+    save_bundle(_model(model.family, 3), bundle)
+    assert client.post(f"{path}-/look", headers={"Authorization": "Bearer admin"}).json()["version"] == before
+    deadline, answered = time.monotonic() + 30, {before}
+    while before in answered and time.monotonic() < deadline:
+        answered = {client.get(path, headers=TOKEN).json()["version"] for _ in range(10)}  # of both replicas in turn
+    assert before not in answered
