@@ -1,6 +1,7 @@
 """A replica as Serve holds it, without Serve: it follows what its bundle folder or alias says."""
 
 import asyncio
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -10,8 +11,10 @@ from kinfolk.bundle import save_bundle
 from kinfolk.contract import DataSpec, Model
 from kinfolk.errors import IntegrityError
 from kinfolk.rng import seeded_initialisation
+from kinfolk.serving.access import Access
 from kinfolk.serving.config import ServedModel, Shared
 from kinfolk.serving.replica import DirectoryReplica, SamplingReplica, SharedReplica
+from kinfolk.serving.versions import Registry
 
 SPEC = DataSpec(kind="image", shape=(1, 4, 4), levels=256)
 
@@ -36,7 +39,9 @@ async def until(condition):
 
 
 @pytest.fixture(autouse=True)
-def _threads():
+def _process(monkeypatch):
+    """What a replica sets in its process is as it was after each test."""
+    monkeypatch.setattr("kinfolk.serving.replica.log_as_serve", lambda: None)
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -72,6 +77,46 @@ def test_a_damaged_version_leaves_the_old_one_in_service_and_a_sound_one_follows
     assert stale["version"] == first
     assert not fresh["stale"]
     assert fresh["version"] != first
+
+
+class Handle:
+    """A replica as its handle in Serve is called."""
+
+    def __init__(self, replica):
+        self._replica = replica
+
+    def __getattr__(self, method):
+        return SimpleNamespace(remote=getattr(self._replica, method))
+
+
+def test_an_admin_makes_every_replica_of_the_model_look(save, monkeypatch):
+    admin = Access(name="keeps", token="secret", role="admin")
+    served = ServedModel(name="toy", bundle=save(0), alias_poll_s=600, rollout={"trial_s": 0})
+
+    async def look(app):
+        headers = {"Authorization": "Bearer secret"}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            return (await client.post("/-/look", headers=headers)).status_code
+
+    async def scenario():
+        registry = Registry("unused", "unused")
+        root = DirectoryReplica([served], registry, ())
+        monkeypatch.setattr("ray.serve.get_app_handle", {"directory": Handle(root)}.get)
+        first, second = replicas = [SamplingReplica(served, registry, (admin,)) for _ in range(2)]
+        apps = [each.__serve_build_asgi_app__() for each in replicas]
+        async with apps[0].router.lifespan_context(apps[0]), apps[1].router.lifespan_context(apps[1]):
+            before = second._host.current.version
+            save(1)
+            assert await look(apps[0]) == 200
+            await until(lambda: before not in [each._host.current.version for each in replicas])
+            monkeypatch.setattr("ray.serve.get_app_handle", {}.get)  # the root is being replaced
+            save(2)
+            now = first._host.current.version
+            assert await look(apps[0]) == 200
+            await until(lambda: first._host.current.version != now)
+            assert second._host.current.version == now
+
+    asyncio.run(scenario())
 
 
 def test_a_shared_replica_answers_for_each_model_and_is_replaced_when_one_has_died(save):

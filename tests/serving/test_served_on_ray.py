@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -20,8 +21,8 @@ from kinfolk.contract import DataSpec, Model
 from kinfolk.errors import ConfigError
 from kinfolk.rng import seeded_initialisation
 from kinfolk.sampling import sample
-from kinfolk.serving.access import holders
-from kinfolk.serving.config import ServedModel, ServeFile, Shared
+from kinfolk.serving.access import Access, holders
+from kinfolk.serving.config import Autoscaling, ServedModel, ServeFile, Shared
 from kinfolk.serving.launch import Registry, serve_models, stop_serving
 from kinfolk.serving.shared import bytes_of
 from kinfolk.serving.webhook import ADDRESS
@@ -49,12 +50,13 @@ def served(ray_cluster, toy_folder, tmp_path_factory):
     save_bundle(model := _model(kinfolk_toy.FAMILY, 0), bundle)
     port = free_port()
     entry = ServedModel(name="toy", bundle=bundle, num_cpus=0.5, alias_poll_s=0.5, drain_timeout_s=5)
-    told = entry.model_copy(update={"name": "told", "alias_poll_s": 600.0})  # looks when it is told to
+    two = Autoscaling(min_replicas=2, max_replicas=2)
+    told = entry.model_copy(update={"name": "told", "alias_poll_s": 600.0, "autoscaling": two})  # look when told to
     registry = Registry("unused", str(bundle.parent), secret=SecretStr("between them"))
     turns = [ServedModel(name=name, bundle=bundle, shared=True) for name in ("left", "right")]
     one = Shared(memory_mb=1.5 * bytes_of(model) / 1e6, num_cpus=0.5, drain_timeout_s=5)
     file = ServeFile(port=port, models=[entry, told, *turns], shared=one)
-    serve_models(file, registry, access=holders("secret"))
+    serve_models(file, registry, access=[*holders("secret"), Access(name="keeps", token="admin", role="admin")])
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
         yield client, model, bundle
     stop_serving()
@@ -162,6 +164,20 @@ def test_a_new_version_is_taken_up_without_a_failed_request(served, toy_folder):
     expected = SPEC.to_uint8(sample(new, 1, 3)).numpy().astype(int)
     assert np.abs(np.load(io.BytesIO(answer.content)).astype(int) - expected).max() <= 1
     assert aside.is_dir()
+    assert f"toy is at version {answer.headers['Kinfolk-Version']}." in logged("toy", 30)
+
+
+def logged(name, seconds):
+    """What the platform has logged in the replicas of a model, once it has; every line of their files is JSON."""
+    folder = Path(ray._private.worker._global_node.get_logs_dir_path(), "serve")
+    deadline = time.monotonic() + seconds
+    while True:
+        files = list(folder.glob(f"replica_model-{name}_*.log"))
+        lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        told = [line["message"] for line in lines if line["filename"] == "follower.py"]
+        if told or time.monotonic() > deadline:
+            return told
+        time.sleep(0.2)
 
 
 def version_within(client, path, seconds, wanted):
@@ -174,10 +190,10 @@ def version_within(client, path, seconds, wanted):
 
 def test_a_replica_looks_at_once_when_the_registry_says_that_an_alias_has_moved(served):
     client, model, bundle = served
-    before = client.get("/v1/models/told/", headers=TOKEN).json()["version"]
+    before, passed = [client.get(f"/v1/models/{name}/", headers=TOKEN).json()["version"] for name in ("told", "toy")]
     save_bundle(_model(model.family, 2), bundle)
-    version = version_within(client, "/v1/models/toy/", 30, lambda version: version != before)
-    assert version != before
+    version = version_within(client, "/v1/models/toy/", 30, lambda version: version not in (before, passed))
+    assert version not in (before, passed)
     assert client.get("/v1/models/told/", headers=TOKEN).json()["version"] == before
     body = json.dumps({"entity": "model_version_alias", "action": "created", "data": {"name": "told"}})
     sent = str(int(time.time()))
@@ -186,3 +202,15 @@ def test_a_replica_looks_at_once_when_the_registry_says_that_an_alias_has_moved(
     headers["X-MLflow-Signature"] = _generate_hmac_signature("between them", "1", sent, body)
     assert client.post(ADDRESS, content=body, headers=headers).status_code == 204
     assert version_within(client, "/v1/models/told/", 30, lambda found: found == version) == version
+
+
+def test_every_replica_looks_when_an_admin_asks_one(served):
+    client, model, bundle = served
+    path = "/v1/models/told/"
+    before = client.get(path, headers=TOKEN).json()["version"]
+    save_bundle(_model(model.family, 3), bundle)
+    assert client.post(f"{path}-/look", headers={"Authorization": "Bearer admin"}).json()["version"] == before
+    deadline, answered = time.monotonic() + 30, {before}
+    while before in answered and time.monotonic() < deadline:
+        answered = {client.get(path, headers=TOKEN).json()["version"] for _ in range(10)}  # of both replicas in turn
+    assert before not in answered

@@ -1,15 +1,19 @@
 """What Serve is asked for, and what the root says of each model, without a running Serve."""
 
 import asyncio
+import time
 from types import SimpleNamespace
 
+import httpx
 import pytest
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError
 from ray.serve.schema import ApplicationStatus
 
 from kinfolk.bundle import save_bundle
 from kinfolk.errors import ConfigError, KinfolkError
 from kinfolk.serving import launch, replica
-from kinfolk.serving.config import Autoscaling, ServedModel, ServeFile, Shared
+from kinfolk.serving.config import Autoscaling, Limits, ServedModel, ServeFile, Shared
 from kinfolk.serving.launch import (
     ServingError,
     _application,
@@ -238,6 +242,7 @@ class Root:
         monkeypatch.setattr(replica, "serve", stand_in)
         monkeypatch.setattr(replica, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(replica, "_ANSWER_TIMEOUT_S", 0.02)
+        monkeypatch.setattr(replica, "log_as_serve", lambda: None)
         self.replica = DirectoryReplica(self.models, None, ())
 
     def _status(self):
@@ -301,6 +306,50 @@ def test_of_a_shared_replica_one_model_is_asked_for_by_its_route(monkeypatch):
     handle = SimpleNamespace(images=SimpleNamespace(remote=answer))
     monkeypatch.setattr(replica.serve, "get_app_handle", {"shared": handle}.get)
     assert asyncio.run(root.replica._images("c", {"prompt": "1"})) == {"state": ({"prompt": "1"}, "c")}
+
+
+def images_through(monkeypatch, answer, **limits):
+    """What the root answers to OpenAI's images API where a replica's answer is ``answer``."""
+    root = Root(monkeypatch, {}, described)
+    root.models[0] = ServedModel(name="a", limits=Limits(**limits))
+    handle = SimpleNamespace(images=SimpleNamespace(remote=lambda values: answer))
+    monkeypatch.setattr(replica.serve, "get_app_handle", {"model-a": handle}.get)
+
+    async def ask():
+        transport = httpx.ASGITransport(root.replica.__serve_build_asgi_app__(), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.post("/v1/images/generations", json={"model": "a", "prompt": ""})
+
+    return asyncio.run(ask())
+
+
+def server_error(message):
+    return {"error": {"message": message, "type": "server_error", "param": None, "code": None}}
+
+
+@pytest.mark.parametrize("error", [BackPressureError(1, 1), RayActorError()])
+def test_a_replica_that_cannot_take_a_picture_now_is_a_503_of_openais_form(monkeypatch, error):
+    async def refuse():
+        raise error
+
+    answer = images_through(monkeypatch, refuse())
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert answer.json() == server_error("a cannot take this now: try again in 1 s.")
+
+
+def test_pictures_that_take_longer_than_the_model_may_are_a_504_of_openais_form(monkeypatch):
+    begun = time.monotonic()
+    answer = images_through(monkeypatch, asyncio.sleep(10), request_timeout_s=0.1)
+    assert 0.12 <= time.monotonic() - begun < 5  # with the time in which a replica may still say so itself
+    assert answer.status_code == 504
+    assert "Retry-After" not in answer.headers
+    assert answer.json() == server_error("Not done in time: ask for less, or later.")
+
+
+def test_pictures_within_the_models_time_are_answered_as_the_replica_does(monkeypatch):
+    told = asyncio.sleep(0.1, (418, {"data": []}, {"Retry-After": "9"}))
+    answer = images_through(monkeypatch, told, request_timeout_s=5)
+    assert (answer.status_code, answer.json(), answer.headers["Retry-After"]) == (418, {"data": []}, "9")
 
 
 def test_a_listing_is_answered_again_for_a_second(monkeypatch):

@@ -23,11 +23,12 @@ from kinfolk.serving.config import ServedModel, Shared
 from kinfolk.serving.directory import ImagesAnswer, directory_app, images_of
 from kinfolk.serving.follower import Follower
 from kinfolk.serving.host import ModelHost
+from kinfolk.serving.logs import log_as_serve
 from kinfolk.serving.meters import Meters
 from kinfolk.serving.shared import Running, SharedModels
 from kinfolk.serving.shared_app import shared_app
 from kinfolk.serving.versions import Registry, load, locate
-from kinfolk.serving.webhook import Inbox
+from kinfolk.serving.webhook import Board, Inbox
 
 _LOG = logging.getLogger(__name__)
 _ANSWER_TIMEOUT_S = 2.0  # for a replica to say what it serves
@@ -43,15 +44,15 @@ def _metered(host: ModelHost) -> Running:
 
 
 class _Ear:
-    """Hears from the root when an alias of one model has moved."""
+    """Hears from the root when an alias of one model may have moved, and tells the others through it."""
 
     def __init__(self, name: str, registry: Registry | None) -> None:
         self._name, self._registry, self._moves = name, registry, 0
 
     async def wait(self, seconds: float) -> None:
-        """Until an alias of the model has moved, if the registry says so; for ``seconds`` at most."""
+        """Until an alias of the model may have moved, if anyone says so; for ``seconds`` at most."""
         until = time.monotonic() + seconds
-        if self._registry is not None and self._registry.secret is not None:
+        if self._registry is not None:
             try:
                 moves = serve.get_app_handle(DIRECTORY).moves.remote(self._name, self._moves, seconds)
                 before, self._moves = self._moves, await asyncio.wait_for(moves, seconds + _ANSWER_TIMEOUT_S)
@@ -61,6 +62,14 @@ class _Ear:
                 _LOG.warning("%s does not hear of aliases: %r", self._name, error)
         await asyncio.sleep(max(until - time.monotonic(), 0))
 
+    async def tell(self) -> None:
+        """Let every replica of the model look; where the root cannot be had, they look when they would have."""
+        if self._registry is not None:
+            try:
+                await asyncio.wait_for(serve.get_app_handle(DIRECTORY).move.remote(self._name), _ANSWER_TIMEOUT_S)
+            except Exception as error:
+                _LOG.warning("No other replica of %s is told to look: %r", self._name, error)
+
 
 class SamplingReplica:
     """One replica of one model. Serve makes it an ASGI ingress and calls every method."""
@@ -68,6 +77,7 @@ class SamplingReplica:
     def __init__(
         self, served: ServedModel, registry: Registry | None, access: Sequence[Access], origins: Sequence[str] = ()
     ) -> None:
+        log_as_serve()
         keep_freed_memory()
         torch.set_num_threads(served.cpu_threads)
         release = locate(served, registry)
@@ -80,8 +90,13 @@ class SamplingReplica:
 
     @asynccontextmanager
     async def _life(self, _: FastAPI) -> AsyncIterator[None]:
-        follower = Follower(self._host, self._registry, _Ear(self._host.served.name, self._registry).wait)
-        self._host.look = follower.look
+        ear = _Ear(self._host.served.name, self._registry)
+        follower = Follower(self._host, self._registry, ear.wait)
+
+        async def look() -> None:
+            await asyncio.gather(follower.look(), ear.tell())
+
+        self._host.look = look
         running = [asyncio.create_task(work()) for work in (follower.follow, _metered(self._host))]
         yield
         for work in running:
@@ -117,6 +132,7 @@ class SharedReplica:
         access: Sequence[Access],
         origins: Sequence[str] = (),
     ) -> None:
+        log_as_serve()
         keep_freed_memory()
         torch.set_num_threads(shared.threads)
         self._pool = SharedModels(shared, models, registry, lambda name: _Ear(name, registry).wait, _metered)
@@ -156,9 +172,11 @@ class DirectoryReplica:
         access: Sequence[Access],
         origins: Sequence[str] = (),
     ) -> None:
+        log_as_serve()
         self._models, self._access, self._origins = models, access, origins
         secret = None if registry is None else registry.secret
-        self._inbox = None if secret is None else Inbox(secret.get_secret_value())
+        self._board = Board()
+        self._inbox = None if secret is None else Inbox(secret.get_secret_value(), self._board)
         self._listed: list[dict[str, Any]] = []
         self._listed_at = -math.inf
         self._listing_lock = asyncio.Lock()
@@ -168,7 +186,11 @@ class DirectoryReplica:
 
     async def moves(self, name: str, seen: int, timeout_s: float) -> int:
         """How often aliases of a model have moved, once that is not ``seen``, or after ``timeout_s``."""
-        return seen if self._inbox is None else await self._inbox.board.wait(name, seen, timeout_s)
+        return await self._board.wait(name, seen, timeout_s)
+
+    async def move(self, name: str) -> None:
+        """An alias of a model may have moved: its replicas shall look."""
+        await self._board.move(name)
 
     async def _images(self, route: str, values: Mapping[str, Any]) -> ImagesAnswer:
         """Let a replica of the model answer; one that sleeps is woken."""

@@ -71,8 +71,8 @@ class Board:
 class Inbox:
     """Messages of the registry, passed on to those who wait."""
 
-    def __init__(self, secret: str) -> None:
-        self.board, self._secret = Board(), secret
+    def __init__(self, secret: str, board: Board) -> None:
+        self._secret, self._board = secret, board
 
     async def take(self, headers: Mapping[str, str], body: bytes) -> None:
         """Pass a message on.
@@ -85,4 +85,4 @@ class Inbox:
             raise RefusalError(401, "X-MLflow-Signature", "The message is not signed with this server's secret.")
         name = moved_model(parse_json(body))
         if name is not None:
-            await self.board.move(name)
+            await self._board.move(name)
