@@ -156,7 +156,8 @@ def _checked(field: str, array: "np.ndarray[Any, Any]", spec: DataSpec) -> Tenso
             raise RequestError(field, f"{field} holds values outside 0 to {allowed.most}: use {allowed.words}.")
         x = torch.from_numpy(rows.astype(np.int64))
         return _from_screen(x, spec) if has_levels(spec) else x
-    x = torch.from_numpy(rows.astype(np.float32))
+    with np.errstate(over="ignore"):  # what is too large for float32 is refused as infinite
+        x = torch.from_numpy(rows.astype(np.float32))
     if not bool(x.isfinite().all()):
         raise RequestError(field, f"{field} holds values that are not finite in float32.")
     return x
