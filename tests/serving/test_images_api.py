@@ -1,5 +1,6 @@
 import asyncio
 import base64
+import time
 
 import httpx
 import pytest
@@ -13,12 +14,12 @@ from kinfolk.serving.images_api import parse, settings_for
 def ask(make_host, walk):
     """One exchange with OpenAI's images API of an app that serves the watched family."""
 
-    def exchange(body, model=None, path="/v1/images/generations"):
+    def exchange(body, model=None, path="/v1/images/generations", headers=None):
         async def scenario():
             host = make_host(model or walk)
             transport = httpx.ASGITransport(build_app([host]), raise_app_exceptions=False)
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-                kept = await client.post(path, json=body)
+                kept = await client.post(path, json=body, headers=headers)
             await host.close()
             return kept
 
@@ -103,3 +104,12 @@ def test_a_model_of_two_channels_draws_no_pictures():
     with pytest.raises(RequestError, match="not pictures") as refused:
         settings_for(parse({"prompt": "1"}), frozenset({"label"}), DataSpec(kind="image", shape=(2, 8, 8), classes=3))
     assert refused.value.field == "model"
+
+
+def test_a_caller_says_how_long_it_waits(ask, walk):
+    walk.module.watch.on_call = lambda: time.sleep(0.1)
+    body = {"prompt": "", "steps": 60}
+    late = ask(body, headers={"Kinfolk-Timeout": "0.3"})
+    assert (late.status_code, late.json()["error"]["type"]) == (504, "server_error")
+    wrong = ask(body, headers={"Kinfolk-Timeout": "soon"})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "Kinfolk-Timeout")

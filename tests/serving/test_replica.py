@@ -128,7 +128,7 @@ def test_a_shared_replica_answers_for_each_model_and_is_replaced_when_one_has_di
         app = replica.__serve_build_asgi_app__()
         async with app.router.lifespan_context(app):
             first = await replica.describe("a"), await replica.describe("b")
-            assert (await replica.images({"prompt": "a cat"}, "a"))[0] == 400
+            assert (await replica.images({"prompt": "a cat"}, 60.0, "a"))[0] == 400
             await replica.check_health()
             await replica._pool.hosts["b"].current.batcher.close()
             with pytest.raises(RuntimeError, match="of b has stopped"):

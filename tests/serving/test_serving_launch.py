@@ -9,6 +9,7 @@ import pytest
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.schema import ApplicationStatus
+from starlette.datastructures import Headers
 
 from kinfolk.bundle import save_bundle
 from kinfolk.errors import ConfigError, KinfolkError
@@ -305,14 +306,15 @@ def test_of_a_shared_replica_one_model_is_asked_for_by_its_route(monkeypatch):
     assert root.listing()[1] == {"state": ("c",)}
     handle = SimpleNamespace(images=SimpleNamespace(remote=answer))
     monkeypatch.setattr(replica.serve, "get_app_handle", {"shared": handle}.get)
-    assert asyncio.run(root.replica._images("c", {"prompt": "1"})) == {"state": ({"prompt": "1"}, "c")}
+    waits = Headers({"Kinfolk-Timeout": "2.5"})
+    assert asyncio.run(root.replica._images("c", {"prompt": "1"}, waits)) == {"state": ({"prompt": "1"}, 2.5, "c")}
 
 
 def images_through(monkeypatch, answer, **limits):
     """What the root answers to OpenAI's images API where a replica's answer is ``answer``."""
     root = Root(monkeypatch, {}, described)
     root.models[0] = ServedModel(name="a", limits=Limits(**limits))
-    handle = SimpleNamespace(images=SimpleNamespace(remote=lambda values: answer))
+    handle = SimpleNamespace(images=SimpleNamespace(remote=lambda values, timeout_s: answer))
     monkeypatch.setattr(replica.serve, "get_app_handle", {"model-a": handle}.get)
 
     async def ask():

@@ -775,10 +775,11 @@ def test_a_request_of_the_images_api_has_one_time_for_the_loading_and_the_sampli
 
 def test_the_images_api_loads_the_model_and_says_when_to_come_back(over_http, store):
     async def scenario(client, pool):
-        drawn = await images_of(pool.lease("a"), {"prompt": "3", "seed": 1})
+        until = asyncio.get_running_loop().time() + 60
+        drawn = await images_of(pool.lease("a"), {"prompt": "3", "seed": 1}, until)
         await ask(pool, "bca")  # it was let go
         async with pool.lease("a"), pool.lease("c"):
-            return drawn, await images_of(pool.lease("b"), {"prompt": "3"})
+            return drawn, await images_of(pool.lease("b"), {"prompt": "3"}, until)
 
     (status, told, _), (busy, why, headers) = over_http(scenario)
     assert status == 200

@@ -1,11 +1,13 @@
 """The root of what is served: the list of models, the images API and the registry's messages, without Ray."""
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 
 from kinfolk.contract import RequestError
@@ -15,7 +17,7 @@ from kinfolk.serving.access import Access
 from kinfolk.serving.app import SERVING, bare_app, describe, endpoint_app
 from kinfolk.serving.bodies import json_in, read_body
 from kinfolk.serving.config import MODELS, Limits
-from kinfolk.serving.endpoint import Endpoint, refused
+from kinfolk.serving.endpoint import Endpoint, refused, timeout_in
 from kinfolk.serving.guard import RefusalError, refusal
 from kinfolk.serving.host import ModelHost
 from kinfolk.serving.leaving import UntilLeft
@@ -29,7 +31,7 @@ _MESSAGE_BYTES = 65_536  # of the registry
 _BODY_TIMEOUT_S = Limits().body_timeout_s  # of either
 
 ImagesAnswer = tuple[int, dict[str, Any], dict[str, str]]  # status, body, headers
-Images = Callable[[str, Mapping[str, Any]], Awaitable[ImagesAnswer]]
+Images = Callable[[str, Mapping[str, Any], Headers], Awaitable[ImagesAnswer]]  # of a model's place and a request
 Listing = Callable[[], Awaitable[list[dict[str, Any]]]]  # what ``describe`` says of every model
 
 
@@ -41,10 +43,10 @@ def _add_images(app: FastAPI, listing: Listing, images: Images, max_bytes: int) 
         try:
             values = json_in(request.headers, await read_body(request, max_bytes, _BODY_TIMEOUT_S))
             name = images_api.model_name(images_api.parse(values), [_route(model) for model in await listing()])
+            status, told, headers = await images(name, values, request.headers)
         except (RequestError, RefusalError) as error:
             status = error.status if isinstance(error, RefusalError) else 404 if error.field == "model" else 400
             return JSONResponse(images_api.error(str(error), status, error.field), status)
-        status, told, headers = await images(name, values)
         return JSONResponse(told, status, headers)
 
 
@@ -53,9 +55,9 @@ def _route(model: Mapping[str, Any]) -> str:
 
 
 async def images_of(
-    held: AbstractAsyncContextManager[ModelHost], values: Mapping[str, Any], deadline: float | None = None
+    held: AbstractAsyncContextManager[ModelHost], values: Mapping[str, Any], deadline: float
 ) -> ImagesAnswer:
-    """What OpenAI's images API answers for the model whose host is entered, by ``deadline``: status, body, headers."""
+    """What OpenAI's images API answers for the model whose host is entered, by ``deadline``, of the loop's clock."""
     try:
         asked = images_api.parse(values)
         async with held as host:
@@ -138,8 +140,10 @@ def build_app(hosts: Sequence[ModelHost], access: Sequence[Access] = (), origins
     for host in hosts:
         app.mount(host.served.path, endpoint_app(host, access, origins=origins))
 
-    def images(name: str, values: Mapping[str, Any]) -> Awaitable[ImagesAnswer]:
-        return images_of(nullcontext(by_route[name]), values)
+    def images(name: str, values: Mapping[str, Any], headers: Headers) -> Awaitable[ImagesAnswer]:
+        host = by_route[name]
+        timeout_s = timeout_in(headers, host.served.limits.request_timeout_s)
+        return images_of(nullcontext(host), values, asyncio.get_running_loop().time() + timeout_s)
 
     app.mount("", directory_app(listing, images, access, origins=origins))
     return app

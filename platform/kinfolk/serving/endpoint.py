@@ -29,7 +29,7 @@ _WHOLE = 0.9  # share of the time a request may take after which one that is giv
 _INLINE_ELEMENTS = 65_536  # larger answers are encoded on another thread, so that they hold up nobody
 _HELD_ELEMENTS = 1_048_576  # of previews of one request that wait to be sent
 _PREVIEWS, _MOST_PREVIEWS = 10, 100  # of one request
-_TIMEOUT = "Kinfolk-Timeout"  # seconds that a caller waits for an answer
+TIMEOUT = "Kinfolk-Timeout"  # seconds that a caller waits for an answer
 DEADLINE = "kinfolk.deadline"  # of a request's scope: when, by the event loop's clock, its caller leaves
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
 
@@ -85,25 +85,25 @@ def _previews(request: Request) -> int:
     return int(text)
 
 
-def _timeout_s(request: Request, most_s: float) -> float:
-    """How long the caller waits; as long as the serve file allows where it does not say."""
-    text = request.headers.get(_TIMEOUT)
+def timeout_in(headers: Mapping[str, str], most_s: float) -> float:
+    """How many seconds the caller waits; as long as the serve file allows where it does not say.
+
+    Raises:
+        RequestError: it may not wait for so long, or has not written it as a number.
+    """
+    text = headers.get(TIMEOUT)
     if text is None:
         return most_s
     if not _SECONDS.fullmatch(text) or not 0 < float(text) <= most_s:
-        message = f"{_TIMEOUT} is {text[:SHOWN]!r}: use seconds above 0, at most {most_s:g}, such as 2.5."
-        raise RequestError(_TIMEOUT, message)
+        message = f"{TIMEOUT} is {text[:SHOWN]!r}: use seconds above 0, at most {most_s:g}, such as 2.5."
+        raise RequestError(TIMEOUT, message)
     return float(text)
 
 
 def deadline_of(request: Request, most_s: float) -> float:
-    """When its caller leaves, as whoever had the request first has found it.
-
-    Raises:
-        RequestError: it says itself how long it waits, and may not.
-    """
+    """When its caller leaves, as whoever had the request first has found it; raises as ``timeout_in`` does."""
     known: float | None = request.scope.get(DEADLINE)
-    return asyncio.get_running_loop().time() + _timeout_s(request, most_s) if known is None else known
+    return asyncio.get_running_loop().time() + timeout_in(request.headers, most_s) if known is None else known
 
 
 def no_task(name: str, task: str, known: Collection[str]) -> RefusalError:
@@ -159,17 +159,14 @@ class Endpoint:
             return self._stream(exchange, lambda: exchange_with(self.host.current))
         return await self._respond(*await self._outcome(exchange, exchange_with))
 
-    async def pictures(self, values: Mapping[str, Any], deadline: float | None = None) -> list[bytes]:
+    async def pictures(self, values: Mapping[str, Any], deadline: float) -> list[bytes]:
         """A PNG file for each sample that ``values``, the body of a request for samples, asks for.
 
-        They are to be had by ``deadline``, of the event loop's clock, or in the time that a request has from now.
-
-        Raises whatever ``refused`` has an answer for.
+        They are to be had by ``deadline``, of the event loop's clock. Raises whatever ``refused`` has an answer for.
         """
-        now = asyncio.get_running_loop().time()
-        timeout_s = self.host.served.limits.request_timeout_s if deadline is None else deadline - now
-        exchange_with = partial(self._checked, "sample", values, PNG, 0, timeout_s)
-        async with asyncio.timeout(timeout_s):
+        left_s = deadline - asyncio.get_running_loop().time()
+        exchange_with = partial(self._checked, "sample", values, PNG, 0, left_s)
+        async with asyncio.timeout_at(deadline):
             exchange, outcome = await self._outcome(exchange_with(self.host.choose()), exchange_with)
         spec = exchange.version.model.spec
         return [draw(sample[None], spec) for sample in outcome.samples]

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
+from starlette.datastructures import Headers
 
 from kinfolk.memory import keep_freed_memory
 from kinfolk.serving import images_api
@@ -21,6 +22,7 @@ from kinfolk.serving.app import describe, endpoint_app
 from kinfolk.serving.autoscaling import WorkMeter
 from kinfolk.serving.config import ServedModel, Shared
 from kinfolk.serving.directory import ImagesAnswer, directory_app, images_of
+from kinfolk.serving.endpoint import timeout_in
 from kinfolk.serving.follower import Follower
 from kinfolk.serving.host import ModelHost
 from kinfolk.serving.logs import log_as_serve
@@ -112,9 +114,9 @@ class SamplingReplica:
         """How much there is to do, and how busy this replica was since it was asked last."""
         return self._work.since_last([version.batcher for version in self._host.versions])
 
-    async def images(self, values: dict[str, Any]) -> ImagesAnswer:
+    async def images(self, values: dict[str, Any], timeout_s: float) -> ImagesAnswer:
         """The answer of OpenAI's images API."""
-        return await images_of(nullcontext(self._host), values)
+        return await images_of(nullcontext(self._host), values, asyncio.get_running_loop().time() + timeout_s)
 
     async def describe(self) -> dict[str, Any]:
         """What the list of models shows of this one."""
@@ -151,9 +153,8 @@ class SharedReplica:
         if dead := [host.served.name for host in self._pool.hosts.values() if host.loaded and not host.ready]:
             raise RuntimeError(f"The batcher of {dead[0]} has stopped.")
 
-    async def images(self, values: dict[str, Any], name: str) -> ImagesAnswer:
+    async def images(self, values: dict[str, Any], timeout_s: float, name: str) -> ImagesAnswer:
         """The answer of OpenAI's images API for one of the models."""
-        timeout_s = self._pool.hosts[name].served.limits.request_timeout_s
         deadline = asyncio.get_running_loop().time() + timeout_s
         return await images_of(self._pool.lease(name, deadline), values, deadline)
 
@@ -192,13 +193,15 @@ class DirectoryReplica:
         """An alias of a model may have moved: its replicas shall look."""
         await self._board.move(name)
 
-    async def _images(self, route: str, values: Mapping[str, Any]) -> ImagesAnswer:
+    async def _images(self, place: str, values: Mapping[str, Any], headers: Headers) -> ImagesAnswer:
         """Let a replica of the model answer; one that sleeps is woken."""
-        served = next(model for model in self._models if model.place == route)
+        served = next(model for model in self._models if model.place == place)
+        timeout_s = timeout_in(headers, served.limits.request_timeout_s)
         answered: ImagesAnswer
         try:
-            asking = serve.get_app_handle(application_name(served)).images.remote(dict(values), *_whose(served))
-            answered = await asyncio.wait_for(asking, served.limits.request_timeout_s + _ANSWER_TIMEOUT_S)
+            handle = serve.get_app_handle(application_name(served))
+            asking = handle.images.remote(dict(values), timeout_s, *_whose(served))
+            answered = await asyncio.wait_for(asking, timeout_s + _ANSWER_TIMEOUT_S)
         except TimeoutError:
             return 504, images_api.error("Not done in time: ask for less, or later.", 504), {}
         except (BackPressureError, RayActorError):
