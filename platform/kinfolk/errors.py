@@ -42,6 +42,10 @@ class RegistryError(KinfolkError):
     """The tracking server or registry is out of reach, or lacks what was asked for."""
 
 
+class RegistryDownError(RegistryError):
+    """The tracking server or registry does not answer as it should; the message says where it is."""
+
+
 def no_effect(setting: str, purpose: str) -> str:
     """What is wrong about a setting that another one leaves without effect; ``purpose`` is what it is for."""
     return f"{setting} would have no effect: it is for {purpose}. Leave it out"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kinfolk.contract import RequestError
-from kinfolk.sampling import make_request, run
+from kinfolk.sampling import make_request, row_seeds, run
 from kinfolk.serving.batcher import Batcher, BatchLimits, OverloadError, SamplingError
 from kinfolk.serving.rows import RowRequest
 
@@ -208,6 +208,27 @@ def test_a_fault_in_a_call_ends_the_requests_in_it_and_no_other(walk):
             await bad
         result = await good
         assert batcher.alive
+        await batcher.close()
+        return result
+
+    assert torch.equal(asyncio.run(scenario()), run(walk.tasks, make_request(walk, n=3, seed=50)))
+
+
+def test_a_task_that_gives_too_few_rows_fails_its_own_request_and_no_other(walk):
+    async def scenario():
+        batcher = batcher_of(walk)
+        asked = RowRequest(
+            "encode", lambda batch, seeds: batch.x[:1], torch.zeros(2, 1, 4, 4), row_seeds(0, 2), None, None
+        )
+        walk.module.watch.gate.clear()
+        other = asyncio.create_task(drawn(batcher, make_request(walk, n=3, seed=50)))
+        await until(walk.module.watch.entered.is_set)
+        short = asyncio.create_task(batcher.run(asked, "encode"))
+        await until(lambda: batcher.requests == 2)
+        walk.module.watch.gate.set()
+        with pytest.raises(SamplingError):
+            await short
+        result = await other
         await batcher.close()
         return result
 

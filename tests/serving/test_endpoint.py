@@ -339,7 +339,7 @@ def test_a_reader_who_leaves_a_stream_frees_its_rows(make_host, walk):
 
 
 def test_a_slow_reader_misses_previews_which_are_kept_nowhere(make_host, walk, monkeypatch):
-    monkeypatch.setattr("kinfolk.serving.endpoint._HELD_ELEMENTS", 1)
+    monkeypatch.setattr("kinfolk.serving.streaming._HELD_ELEMENTS", 1)
     sent = []
 
     async def scenario():
@@ -375,6 +375,35 @@ def test_a_slow_reader_misses_previews_which_are_kept_nowhere(make_host, walk, m
     names = [each.split()[1] for each in sent]
     assert names[-1] == "done"
     assert len(names) < 10
+
+
+def test_a_stream_whose_reader_has_stopped_ends_after_its_deadline(make_host, walk, monkeypatch):
+    monkeypatch.setattr("kinfolk.serving.streaming._READ_S", 0.1)
+
+    async def scenario():
+        host = make_host(walk, request_timeout_s=0.2)
+        asked = asyncio.Event()
+
+        async def receive():
+            if asked.is_set():
+                await asyncio.sleep(100)
+            asked.set()
+            return {"type": "http.request", "body": b'{"steps": 900, "seed": 1}', "more_body": False}
+
+        async def send(message):
+            if message.get("body"):
+                await asyncio.sleep(100)
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/models/walk/sample", "root_path": "", "scheme": "http"}
+        headers = [(b"accept", b"text/event-stream"), (b"content-type", b"application/json")]
+        more = {"query_string": b"previews=100", "http_version": "1.1", "asgi": {"spec_version": "2.4"}}
+        await asyncio.wait_for(build_app([host])({**scope, **more, "headers": headers}, receive, send), 10)
+        requests = host.current.batcher.requests
+        await host.close()
+        return requests
+
+    walk.module.watch.on_call = lambda: time.sleep(0.005)
+    assert asyncio.run(scenario()) == 0
 
 
 def test_requests_for_the_same_task_share_a_call(served, walk):

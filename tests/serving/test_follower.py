@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from kinfolk.errors import IntegrityError, KinfolkError, RegistryError
+from kinfolk.errors import IntegrityError, KinfolkError, RegistryDownError, RegistryError
 from kinfolk.serving import follower as module
 from kinfolk.serving.config import Rollout, ServedModel
 from kinfolk.serving.follower import Follower
@@ -180,6 +180,17 @@ def test_an_alias_that_comes_back_to_a_version_has_it_tried_again(alias, followi
 
     following(scenario, trial_s=60)
     assert alias.noted == [("5", "there was no memory")]
+
+
+def test_where_the_registry_is_stays_in_the_log(alias, following, caplog):
+    async def scenario(host):
+        alias.fault = RegistryDownError("MLflow is out of reach at sqlite:////a/folder/mlflow.db")
+        await until(lambda: host.stale)
+        assert host.stale.endswith("cannot be had: the registry does not answer as it should; the log has the cause.")
+
+    with caplog.at_level(logging.ERROR):
+        following(scenario)
+    assert "/a/folder/mlflow.db" in caplog.text
 
 
 def test_a_registry_out_of_reach_leaves_the_version_and_is_said(alias, following, caplog):

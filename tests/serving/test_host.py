@@ -1,8 +1,10 @@
 import asyncio
+from dataclasses import replace
 
 import httpx
 import pytest
 import torch
+from kinfolk_walk import WALK
 
 from kinfolk.contract import DataSpec
 from kinfolk.sampling import make_request, run
@@ -116,6 +118,33 @@ def test_what_a_version_on_trial_fails_the_one_before_answers_and_stays(make_hos
     assert trial is None
 
 
+@pytest.mark.parametrize("accept", ["application/x-npy", "text/event-stream"])
+def test_a_version_that_cannot_start_a_row_has_failed_it(make_hosted, make_walk, accept):
+    def tasks(module):
+        def broken(_):
+            raise ValueError("nothing can be started")
+
+        made = WALK.tasks(module)
+        return replace(made, starts={**made.starts, "inpaint": broken, "sample": broken})
+
+    async def scenario():
+        host = make_hosted(make_walk(), trial_s=30)
+        transport = httpx.ASGITransport(build_app([host]), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test/v1/models/walk") as client:
+            task = await rolled_out(host, replace(make_walk(), family=replace(WALK, tasks=tasks)))
+            failures = host.trial.version.batcher.counts
+            answer = await client.post("/sample", json={"seed": 1}, headers={"Accept": accept})
+            refused = await asyncio.wait_for(task, 10)
+        await host.close()
+        return answer, refused, failures.failures
+
+    answer, refused, failures = asyncio.run(scenario())
+    assert answer.status_code == 200
+    assert "error" not in answer.text
+    assert refused.startswith("1 of its requests failed on trial: The model failed while sampling")
+    assert failures == 1
+
+
 def test_requests_that_a_version_fails_just_after_its_trial_are_answered_too(make_hosted, make_walk):
     async def scenario():
         served = ServedModel(name="walk", max_rows=1, rollout=Rollout(trial_s=30))  # one after the other fails
@@ -136,20 +165,36 @@ def test_requests_that_a_version_fails_just_after_its_trial_are_answered_too(mak
     assert refused.startswith("1 of its requests failed on trial: The model failed while sampling")
 
 
-@pytest.mark.parametrize("leaves", [False, True])
-def test_a_version_that_answers_nothing_on_trial_does_not_take_over(make_walk, leaves):
+async def slow_body():
+    """The body of a request, of which the end comes late."""
+    yield b'{"seed":'
+    await asyncio.sleep(0.15)
+    yield b" 1}"
+
+
+@pytest.mark.parametrize(
+    ("asked", "leaves"),
+    [
+        ({"json": {"seed": 1}}, False),
+        ({"json": {"seed": 1}}, True),
+        ({"json": {"seed": 1}, "headers": {"Accept": "text/event-stream"}}, False),
+        ({"content": slow_body(), "headers": {"Content-Type": "application/json"}}, False),
+    ],
+    ids=["whole", "leaves", "events", "slow-body"],
+)
+def test_a_version_that_answers_nothing_on_trial_does_not_take_over(make_walk, asked, leaves):
     """A request that its client gave up says nothing of the version."""
 
     async def scenario():
         served = ServedModel(
-            name="walk", rollout=Rollout(trial_s=0.05), limits=Limits(request_timeout_s=0.3), drain_timeout_s=0.1
+            name="walk", rollout=Rollout(trial_s=0.4), limits=Limits(request_timeout_s=0.3), drain_timeout_s=0.1
         )
         host, stuck = ModelHost(served, make_walk(), "3"), make_walk()
         transport = httpx.ASGITransport(build_app([host]), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test/v1/models/walk") as client:
             task = await rolled_out(host, stuck)
             stuck.module.watch.gate.clear()
-            asking = asyncio.create_task(client.post("/sample", json={"seed": 1}))
+            asking = asyncio.create_task(client.post("/sample", **asked))
             if leaves:
                 await asyncio.sleep(0.02)
                 asking.cancel()
@@ -157,13 +202,13 @@ def test_a_version_that_answers_nothing_on_trial_does_not_take_over(make_walk, l
             refused = await task
         stuck.module.watch.gate.set()
         await host.close()
-        return getattr(status, "status_code", None), refused
+        return getattr(status, "text", ""), refused
 
-    status, refused = asyncio.run(scenario())
+    text, refused = asyncio.run(scenario())
     if leaves:
         assert refused is None
     else:
-        assert status == 504
+        assert "Not done in time" in text
         assert "answered no request" in refused
 
 

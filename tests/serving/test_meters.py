@@ -5,6 +5,7 @@ import pytest
 from kinfolk.sampling import make_request
 from kinfolk.serving import meters as module
 from kinfolk.serving.batcher import Outcome
+from kinfolk.serving.config import Rollout
 from kinfolk.serving.meters import Meters
 
 
@@ -67,3 +68,49 @@ def test_an_answer_is_counted_with_its_times_in_seconds(kept, make_host, walk):
     assert kept["kinfolk_queue_seconds"].told == [(0.25, "3")]
     assert kept["kinfolk_compute_seconds"].told == [(1.5, "3")]
     assert kept["kinfolk_answers_total"].told == [(1.0, "3")]
+
+
+def test_a_version_that_is_gone_is_told_once_more_and_stands_at_nothing(kept, make_host, make_walk, monkeypatch):
+    monkeypatch.setattr(module, "_EVERY_S", 0.001)
+
+    async def scenario():
+        host, new = make_host(make_walk()), make_walk()
+        host.served = host.served.model_copy(update={"rollout": Rollout(trial_s=0)})
+        old = host.current.model.module
+        metering = asyncio.create_task(Meters(host).run())
+        old.watch.gate.clear()
+        asking = asyncio.create_task(host.current.batcher.run(make_request(new, n=4, options={"steps": 5})))
+        while not any(kept["kinfolk_rows_in_flight"].told) or kept["kinfolk_rows_in_flight"].told[-1][0] != 4:
+            await asyncio.sleep(0.001)
+        await host.roll_out(new, "4")
+        old.watch.gate.set()
+        await asking
+        await host.retired()
+        while kept["kinfolk_requests"].told[-1][1] != "4" or kept["kinfolk_evaluations_total"].total < 20:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.01)
+        metering.cancel()
+        await asyncio.gather(metering, return_exceptions=True)
+        await host.close()
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+    assert kept["kinfolk_evaluations_total"].total == 20
+    for name in ("kinfolk_rows_in_flight", "kinfolk_evaluations_per_second"):
+        last = {version: value for value, version in kept[name].told}
+        assert last == {"3": 0.0, "4": 0.0}
+
+
+def test_a_version_that_is_loaded_again_is_counted_from_its_own_start(kept, make_host, walk):
+    async def scenario():
+        host = make_host(walk)
+        meters = Meters(host)
+        for _ in range(2):
+            await host.current.batcher.run(make_request(walk, n=2, options={"steps": 5}))
+            meters._tell_all()
+            await host.unload()
+            host.load(walk, "3")
+            meters._tell_all()
+        await host.close()
+
+    asyncio.run(scenario())
+    assert kept["kinfolk_evaluations_total"].total == 20

@@ -1,6 +1,7 @@
 """A replica as Serve holds it, without Serve: it follows what its bundle folder or alias says."""
 
 import asyncio
+import threading
 from types import SimpleNamespace
 
 import httpx
@@ -13,7 +14,7 @@ from kinfolk.errors import IntegrityError
 from kinfolk.rng import seeded_initialisation
 from kinfolk.serving.access import Access
 from kinfolk.serving.config import ServedModel, Shared
-from kinfolk.serving.replica import DirectoryReplica, SamplingReplica, SharedReplica
+from kinfolk.serving.replica import DirectoryReplica, SamplingReplica, SharedReplica, _Ear
 from kinfolk.serving.versions import Registry
 
 SPEC = DataSpec(kind="image", shape=(1, 4, 4), levels=256)
@@ -99,6 +100,9 @@ def test_an_admin_makes_every_replica_of_the_model_look(save, monkeypatch):
             return (await client.post("/-/look", headers=headers)).status_code
 
     async def scenario():
+        async def away(*_):
+            raise RuntimeError("the root is being replaced")
+
         registry = Registry("unused", "unused")
         root = DirectoryReplica([served], registry, ())
         monkeypatch.setattr("ray.serve.get_app_handle", {"directory": Handle(root)}.get)
@@ -109,7 +113,7 @@ def test_an_admin_makes_every_replica_of_the_model_look(save, monkeypatch):
             save(1)
             assert await look(apps[0]) == 200
             await until(lambda: before not in [each._host.current.version for each in replicas])
-            monkeypatch.setattr("ray.serve.get_app_handle", {}.get)  # the root is being replaced
+            root.move = root.moves = away
             save(2)
             now = first._host.current.version
             assert await look(apps[0]) == 200
@@ -117,6 +121,26 @@ def test_an_admin_makes_every_replica_of_the_model_look(save, monkeypatch):
             assert second._host.current.version == now
 
     asyncio.run(scenario())
+
+
+def test_while_serves_controller_is_away_a_replica_goes_on(save, monkeypatch):
+    back = threading.Event()
+
+    def get_app_handle(_):
+        back.wait(10)
+        raise RuntimeError("there is no controller")
+
+    async def scenario():
+        monkeypatch.setattr("ray.serve.get_app_handle", get_app_handle)
+        hearing = asyncio.create_task(_Ear("toy", Registry("unused", "unused")).wait(0.0))
+        for _ in range(5):
+            await asyncio.sleep(0.01)
+        waiting = not hearing.done()
+        back.set()
+        await hearing
+        return waiting
+
+    assert asyncio.run(scenario())
 
 
 def test_a_shared_replica_answers_for_each_model_and_is_replaced_when_one_has_died(save):

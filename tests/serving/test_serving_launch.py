@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.schema import ApplicationStatus
 from starlette.datastructures import Headers
 
@@ -237,7 +238,7 @@ class Root:
     def __init__(self, monkeypatch, applications, describe):
         self.looks, self.now = 0, 100.0
         self.models = [ServedModel(name=name) for name in ("a", "b")]
-        handle = SimpleNamespace(describe=SimpleNamespace(remote=describe))
+        handle = SimpleNamespace(**dict.fromkeys(("describe", "images"), SimpleNamespace(remote=describe)))
         stand_in = SimpleNamespace(status=self._status, get_app_handle=lambda name: handle)
         self._applications = applications
         monkeypatch.setattr(replica, "serve", stand_in)
@@ -304,8 +305,6 @@ def test_of_a_shared_replica_one_model_is_asked_for_by_its_route(monkeypatch):
     root = Root(monkeypatch, {"shared": application(ApplicationStatus.RUNNING, 1)}, answer)
     root.models[1:] = [ServedModel(name="b", route="c", shared=True)]
     assert root.listing()[1] == {"state": ("c",)}
-    handle = SimpleNamespace(images=SimpleNamespace(remote=answer))
-    monkeypatch.setattr(replica.serve, "get_app_handle", {"shared": handle}.get)
     waits = Headers({"Kinfolk-Timeout": "2.5"})
     assert asyncio.run(root.replica._images("c", {"prompt": "1"}, waits)) == {"state": ({"prompt": "1"}, 2.5, "c")}
 
@@ -329,7 +328,10 @@ def server_error(message):
     return {"error": {"message": message, "type": "server_error", "param": None, "code": None}}
 
 
-@pytest.mark.parametrize("error", [BackPressureError(1, 1), RayActorError()])
+UNAVAILABLE = DeploymentUnavailableError(DeploymentID("SamplingReplica", "model-a"))
+
+
+@pytest.mark.parametrize("error", [BackPressureError(1, 1), RayActorError(), UNAVAILABLE])
 def test_a_replica_that_cannot_take_a_picture_now_is_a_503_of_openais_form(monkeypatch, error):
     async def refuse():
         raise error

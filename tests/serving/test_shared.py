@@ -23,10 +23,11 @@ from kinfolk.serving import follower, shared
 from kinfolk.serving.access import Access, holders
 from kinfolk.serving.batcher import OverloadError
 from kinfolk.serving.config import Limits, Rollout, ServedModel, Shared
+from kinfolk.serving.deadlines import Deadline
 from kinfolk.serving.directory import images_of
 from kinfolk.serving.shared import SharedModels, bytes_in, bytes_of, check_fits
 from kinfolk.serving.shared_app import shared_app
-from kinfolk.serving.versions import Registry, Release, without_folders
+from kinfolk.serving.versions import Registry, Release, told_afar
 from kinfolk.training.state import build
 
 MB = 10**6
@@ -324,7 +325,7 @@ def test_where_the_wanted_version_cannot_be_had_the_one_before_is_loaded(store, 
     assert ("no answer" if fault else "altered") in stale
 
 
-def test_why_the_wanted_version_is_not_loaded_is_said_without_folders_of_this_machine(store):
+def test_why_the_wanted_version_is_not_loaded_is_said_told_afar_of_this_machine(store):
     store.faults = {"a-2": KinfolkError(f"{store.folder}/a-2/model.safetensors was altered")}
 
     async def scenario():
@@ -338,7 +339,7 @@ def test_why_the_wanted_version_is_not_loaded_is_said_without_folders_of_this_ma
 
 def test_why_a_bundle_is_not_loaded_is_said_without_its_folder(tmp_path):
     served = ServedModel(name="a", bundle=tmp_path / "shelf" / "a")
-    assert without_folders(f"{served.bundle} is no bundle folder", served, None) == "a is no bundle folder"
+    assert told_afar(ConfigError(f"{served.bundle} is no bundle folder"), served, None) == "a is no bundle folder"
 
 
 def test_a_loaded_model_follows_its_alias_and_others_make_room_for_the_trial(store):
@@ -550,6 +551,21 @@ def test_a_body_that_is_too_large_or_too_slow_has_no_model_loaded(over_http, sto
     assert not store.loaded
 
 
+def test_a_body_is_waited_for_no_longer_than_its_caller_waits(over_http, store):
+    async def body():
+        yield b'{"n": 5, "seed"'
+        await asyncio.sleep(0.5)
+        yield b": 7}"
+
+    async def scenario(client, pool):
+        store.loaded.clear()
+        headers = {"Content-Type": "application/json", "Kinfolk-Timeout": "0.05"}
+        return (await client.post("/a/sample", content=body(), headers=headers)).status_code
+
+    assert over_http(scenario) == 504
+    assert not store.loaded
+
+
 def test_what_an_unloaded_model_is_can_be_read_without_loading_it(over_http, store):
     async def scenario(client, pool):
         store.loaded.clear()
@@ -603,7 +619,7 @@ NOT_LOADED_FOR = [
     ("POST", "/a/healthz", 404),
     ("POST", "/a/readyz", 404),
     ("POST", "/a", 405),
-    ("HEAD", "/a/readyz", 405),
+    ("HEAD", "/a/readyz", 200),
     ("DELETE", "/a/healthz", 405),
     ("GET", "/a/favicon.ico", 405),
     ("GET", "/a/sample", 405),
@@ -759,14 +775,14 @@ def test_a_time_that_nobody_can_wait_has_no_model_loaded(over_http, store):
 def test_a_request_of_the_images_api_has_one_time_for_the_loading_and_the_sampling(store):
     async def scenario():
         async with pool_of("abc", limits=Limits(request_timeout_s=60)) as pool:
-            until = asyncio.get_running_loop().time() + 0.3
-            async with pool.lease("a", until):
+            deadline = Deadline.after(0.3, 60)
+            async with pool.lease("a", deadline.at):
                 store.models["a-1"].module.watch.on_call = lambda: time.sleep(0.1)
             began = time.monotonic()
-            status, _, _ = await images_of(pool.lease("a", until), {"prompt": "3"}, until)
+            status, _, _ = await images_of(pool.lease("a", deadline.at), {"prompt": "3"}, deadline)
             assert time.monotonic() - began < 0.8
             store.gate.clear()
-            late, _, _ = await images_of(pool.lease("b", until), {"prompt": "3"}, until)
+            late, _, _ = await images_of(pool.lease("b", deadline.at), {"prompt": "3"}, deadline)
             store.gate.set()
             return status, late
 
@@ -775,11 +791,11 @@ def test_a_request_of_the_images_api_has_one_time_for_the_loading_and_the_sampli
 
 def test_the_images_api_loads_the_model_and_says_when_to_come_back(over_http, store):
     async def scenario(client, pool):
-        until = asyncio.get_running_loop().time() + 60
-        drawn = await images_of(pool.lease("a"), {"prompt": "3", "seed": 1}, until)
+        deadline = Deadline.after(60, 60)
+        drawn = await images_of(pool.lease("a"), {"prompt": "3", "seed": 1}, deadline)
         await ask(pool, "bca")  # it was let go
         async with pool.lease("a"), pool.lease("c"):
-            return drawn, await images_of(pool.lease("b"), {"prompt": "3"}, until)
+            return drawn, await images_of(pool.lease("b"), {"prompt": "3"}, deadline)
 
     (status, told, _), (busy, why, headers) = over_http(scenario)
     assert status == 200

@@ -87,6 +87,11 @@ def objects():
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"cos\nsystem\n"
 
 
+def header(told):
+    """A .npy file of which the header says what it likes."""
+    return b"\x93NUMPY\x01\x00" + len(told).to_bytes(2, "little") + told
+
+
 MISTAKES = [
     (b"", GREY, "readable"),
     ("", GREY, "readable"),
@@ -125,6 +130,11 @@ MISTAKES = [
     (npy(np.zeros(2))[:-1], PLANE, "length"),
     (npy(np.zeros(2)) + b"more", PLANE, "length"),
     (b"\x93NUMPY\x09\x00", PLANE, "readable"),
+    (header(b"("), PLANE, "readable"),
+    (header(b"'''"), PLANE, "readable"),
+    (header(b"{'descr': (), 'fortran_order': False, 'shape': (2,)}"), PLANE, "readable"),
+    (header(b"-" * 9000), PLANE, "readable"),
+    (header(b"(" * 3000), PLANE, "readable"),
     (file(Image.fromarray(PIXELS)), PLANE, "npy"),
     ([0, 1, 2, 3, 7], WORDS, "0 to 6"),
     ([0, 1, 2, 3, 1.5], WORDS, "whole"),

@@ -7,6 +7,7 @@ import pytest
 from kinfolk.bundle import save_bundle
 from kinfolk.contract import DataSpec, Model
 from kinfolk.errors import ConfigError, IntegrityError
+from kinfolk.serving import versions
 from kinfolk.serving.config import ServedModel
 from kinfolk.serving.versions import Registry, Release, load, load_function, locate
 
@@ -74,3 +75,11 @@ def test_a_model_that_draws_what_is_not_finite_is_not_served(toy, tmp_path):
     save_bundle(Model(toy, config, SPEC, module), tmp_path / "wild")
     with pytest.raises(ConfigError, match="not finite"):
         load(ServedModel(name="toy"), Release("1", Path(tmp_path / "wild")))
+
+
+def test_a_release_that_was_tried_before_is_not_made_to_draw_again(bundle, monkeypatch):
+    monkeypatch.setattr(versions, "strangeness", lambda model, folder: "it draws something else")
+    served, release = ServedModel(name="toy", bundle=bundle), Release("1", bundle)
+    with pytest.raises(ConfigError, match="it draws something else"):
+        load(served, release)
+    assert load(served, release, tried=True).family.name == "gaussian"

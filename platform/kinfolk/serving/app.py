@@ -13,12 +13,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from kinfolk.contract import DataSpec
 from kinfolk.serving.access import Access, Gate
 from kinfolk.serving.endpoint import Endpoint
-from kinfolk.serving.guard import ADMIN, Guard, fault, path_in_app, refusal
+from kinfolk.serving.guard import ADMIN, Guard, path_in_app
 from kinfolk.serving.host import ModelHost
 from kinfolk.serving.media import offered
 from kinfolk.serving.openapi import openapi
 from kinfolk.serving.origins import open_to
 from kinfolk.serving.page import PageFile, page_routes
+from kinfolk.serving.refusals import fault, refusal
 
 SERVING = {"ready", "asleep", "unloaded"}  # states in which a request is answered; the last two wait for a start
 
@@ -94,6 +95,7 @@ def bare_app(
     app.add_exception_handler(Exception, _fault)
     app.router.routes.extend(page_routes(page))
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         return {"status": "alive"}
@@ -160,6 +162,7 @@ def endpoint_app(
     async def described() -> dict[str, Any]:
         return describe(host)
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz")
     async def readyz(response: Response) -> dict[str, str]:
         response.status_code = 200 if _state(host) in SERVING else 503

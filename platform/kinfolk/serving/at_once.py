@@ -1,6 +1,6 @@
 """Tasks that give something for each row of a batch in one go, called for rows of many requests together."""
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 import torch
 from torch import Tensor
@@ -30,14 +30,14 @@ def together(job: Job) -> Hashable:
     return job.request.together
 
 
-def results(share: Share, device: torch.device | str) -> Iterator[tuple[Job, int, Tensor]]:
+def results(share: Share, device: torch.device | str) -> list[tuple[Job, int, Tensor]]:
     """One call of a task for the next rows of each request: whose, which of its rows, and what it got.
 
-    Raises whatever the task does, before anything is told.
+    Raises whatever the task does, and a ValueError where it gives more or fewer rows than it was given.
     """
     parts = [_next_rows(job, rows) for job, rows in share.items()]
     labels = [part.label for part in parts if part.label is not None]
     batch = Batch(torch.cat([part.x for part in parts]), torch.cat(labels) if labels else None)
     out = parts[0].task(batch.to(device), torch.cat([part.seeds for part in parts])).cpu()
     owners = [(job, row) for job, rows in share.items() for row in range(job.started, job.started + rows)]
-    return ((job, row, value) for (job, row), value in zip(owners, out, strict=True))
+    return [(job, row, value) for (job, row), value in zip(owners, out, strict=True)]

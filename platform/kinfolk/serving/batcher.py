@@ -109,6 +109,7 @@ class Batcher:
             RequestError: the request alone is above the limit, or the model lacks the task.
             OverloadError: the requests already taken leave no room, or would not let this one end within ``within_s``
                 seconds; or the batcher is closing.
+            SamplingError: the model failed when it was asked what such a row takes.
         """
         price, loop = self._price(request, task), asyncio.get_running_loop()
         job = Job(request, task, len(request.seeds) * price, loop, loop.create_future(), price)
@@ -143,7 +144,10 @@ class Batcher:
 
     def _price(self, request: SampleRequest | RowRequest, task: str) -> int:
         """What a row is counted as; one row of a task that is done in one go always may: its time is learned by it."""
-        price = self._engine.prices.of(request, task)
+        try:
+            price = self._engine.prices.of(request, task)
+        except Exception as error:
+            raise self._engine.fault(error, 1) from None
         return min(price, self.limits.max_evaluations) if isinstance(request, RowRequest) else price
 
     def _admit(self, job: Job, within_s: float | None) -> None:

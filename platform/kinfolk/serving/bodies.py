@@ -1,6 +1,7 @@
 """Bodies of requests as the settings in them: JSON, a form with files, or one file with settings in the address."""
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
@@ -11,12 +12,13 @@ from starlette.requests import Request
 
 from kinfolk.contract import RequestError
 from kinfolk.errors import SHOWN
-from kinfolk.serving.guard import RefusalError
 from kinfolk.serving.media import JSON, NPY
+from kinfolk.serving.refusals import RefusalError
 from kinfolk.serving.schema import parse_json
 
 FORM = "multipart/form-data"
 FILES = ("image/png", "image/jpeg", "image/webp", NPY)
+_LENGTH = re.compile(r"[0-9]{1,18}", re.ASCII)  # in digits that Python reads
 _FIELDS = 100  # of a form
 _FILE_FIELDS = ("x", "mask")
 
@@ -36,7 +38,7 @@ async def read_body(request: Request, max_bytes: int, within_s: float) -> bytes:
 
 async def _whole(request: Request, max_bytes: int) -> bytes:
     parts, size, length = [], 0, request.headers.get("content-length", "0")
-    if not length.isdecimal():
+    if not _LENGTH.fullmatch(length):
         raise RequestError("body", f"Content-Length is {length[:SHOWN]!r}: send the number of bytes.")
     if int(length) <= max_bytes:
         async for part in request.stream():
@@ -100,7 +102,7 @@ async def _form(headers: Headers, body: bytes, max_files: int) -> dict[str, Any]
         form = await MultiPartParser(
             headers, whole(), max_files=max_files, max_fields=_FIELDS, max_part_size=len(body)
         ).parse()
-    except (MultiPartException, KeyError, UnicodeDecodeError) as error:
+    except (MultiPartException, KeyError, UnicodeError) as error:
         raise RequestError("body", f"The body is no readable form: {error}.") from None
     values: dict[str, Any] = {}
     for name, value in form.multi_items():

@@ -1,6 +1,5 @@
 """The root of what is served: the list of models, the images API and the registry's messages, without Ray."""
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -17,12 +16,13 @@ from kinfolk.serving.access import Access
 from kinfolk.serving.app import SERVING, bare_app, describe, endpoint_app
 from kinfolk.serving.bodies import json_in, read_body
 from kinfolk.serving.config import MODELS, Limits
-from kinfolk.serving.endpoint import Endpoint, refused, timeout_in
-from kinfolk.serving.guard import RefusalError, refusal
+from kinfolk.serving.deadlines import Deadline, timeout_in
+from kinfolk.serving.endpoint import Endpoint
 from kinfolk.serving.host import ModelHost
 from kinfolk.serving.leaving import UntilLeft
 from kinfolk.serving.media import JSON
 from kinfolk.serving.page import page_files
+from kinfolk.serving.refusals import RefusalError, refusal, refused
 from kinfolk.serving.request_ids import RequestIds
 from kinfolk.serving.webhook import Inbox
 
@@ -55,9 +55,9 @@ def _route(model: Mapping[str, Any]) -> str:
 
 
 async def images_of(
-    held: AbstractAsyncContextManager[ModelHost], values: Mapping[str, Any], deadline: float
+    held: AbstractAsyncContextManager[ModelHost], values: Mapping[str, Any], deadline: Deadline
 ) -> ImagesAnswer:
-    """What OpenAI's images API answers for the model whose host is entered, by ``deadline``, of the loop's clock."""
+    """What OpenAI's images API answers for the model whose host is entered."""
     try:
         asked = images_api.parse(values)
         async with held as host:
@@ -115,6 +115,7 @@ def directory_app(
 
     add_models(app, listing, MODELS)
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz")
     async def readyz(response: Response) -> dict[str, str]:
         ready = all(model["state"] in SERVING for model in await listing())
@@ -142,8 +143,8 @@ def build_app(hosts: Sequence[ModelHost], access: Sequence[Access] = (), origins
 
     def images(name: str, values: Mapping[str, Any], headers: Headers) -> Awaitable[ImagesAnswer]:
         host = by_route[name]
-        timeout_s = timeout_in(headers, host.served.limits.request_timeout_s)
-        return images_of(nullcontext(host), values, asyncio.get_running_loop().time() + timeout_s)
+        most_s = host.served.limits.request_timeout_s
+        return images_of(nullcontext(host), values, Deadline.after(timeout_in(headers, most_s), most_s))
 
     app.mount("", directory_app(listing, images, access, origins=origins))
     return app

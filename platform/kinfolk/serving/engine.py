@@ -232,11 +232,16 @@ class Engine:
         self._ended += self.failed(jobs, error)
 
     def failed(self, jobs: Iterable[Job], error: Exception) -> list[Ended]:
-        """The end of requests that a fault has ended; what it was is for the log, unless they asked for it."""
+        """The end of requests that a fault has ended."""
         ended = list(jobs)
-        if ended and not isinstance(error, RequestError):
-            _LOG.error("Sampling failed.", exc_info=error)
-            self.lost = self.lost or isinstance(error, torch.AcceleratorError)
-            self.counts.failures += len(ended)
-            error = SamplingError("The model failed while sampling; the server's log has the cause.")
-        return [(job, error) for job in ended]
+        told = self.fault(error, len(ended)) if ended else error
+        return [(job, told) for job in ended]
+
+    def fault(self, error: Exception, requests: int) -> Exception:
+        """What so many callers are told of what went wrong: that is for the log, unless they asked for it."""
+        if isinstance(error, RequestError):
+            return error
+        _LOG.error("Sampling failed.", exc_info=error)
+        self.lost = self.lost or isinstance(error, torch.AcceleratorError)
+        self.counts.failures += requests
+        return SamplingError("The model failed while sampling; the server's log has the cause.")

@@ -9,7 +9,7 @@ from kinfolk.errors import RegistryError
 from kinfolk.serving.batcher import OverloadError
 from kinfolk.serving.config import ServedModel
 from kinfolk.serving.host import ModelHost
-from kinfolk.serving.versions import Registry, Release, load, obtain, tell, wanted, without_folders
+from kinfolk.serving.versions import Registry, Release, load, obtain, tell, told_afar, wanted
 
 _LOG = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Follower:
             self._cannot_be_had(error)
             return
         except Exception as error:
-            refused = without_folders(str(error), self._served, self._registry)
+            refused = told_afar(error, self._served, self._registry)
         if refused is None:
             self._host.stale = None
             _LOG.info("%s is at version %s.", self._served.name, version)
@@ -95,14 +95,14 @@ class Follower:
         before = self._host.current.version
         reason = f"{self._served.name} stays at version {before}, version {version} is not served: {refused}"
         self.refused[version] = reason
-        self._say(reason)
+        self._say(reason, reason)
         await asyncio.to_thread(tell, self._served, self._registry, version, refused)
 
     def _cannot_be_had(self, error: Exception) -> None:
-        reason = without_folders(str(error), self._served, self._registry)
-        self._say(f"The version of {self._served.name} that is wanted now cannot be had: {reason}")
+        what = f"The version of {self._served.name} that is wanted now cannot be had"
+        self._say(f"{what}: {told_afar(error, self._served, self._registry)}", f"{what}: {error}")
 
-    def _say(self, reason: str) -> None:
+    def _say(self, reason: str, logged: str) -> None:
         if reason != self._host.stale:
-            _LOG.error("%s", reason)
+            _LOG.error("%s", logged)
         self._host.stale = reason

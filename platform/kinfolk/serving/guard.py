@@ -1,6 +1,5 @@
 """What stands before every route: who may ask, and no stack trace ever leaving."""
 
-import json
 import logging
 from collections.abc import Collection
 
@@ -10,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kinfolk.errors import SHOWN
 from kinfolk.serving.access import Access, Gate
 from kinfolk.serving.origins import stranger
+from kinfolk.serving.refusals import fault, refusal
 from kinfolk.serving.request_ids import request_id
 
 _LOG = logging.getLogger(__name__)
@@ -21,25 +21,6 @@ _NO_ADMIN = (
     "This takes a token of the role admin, and the server has no tokens: "
     "set api_tokens: [{name: NAME, token: TOKEN, role: admin}] in its settings. Everyone else will then need one too."
 )
-
-
-class RefusalError(Exception):
-    """A request that is answered with an error; ``field`` names the part of it that must change."""
-
-    def __init__(self, status: int, field: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.field = status, field
-
-
-def refusal(status: int, message: str, field: str | None = None, headers: dict[str, str] | None = None) -> Response:
-    """An error as every endpoint answers it: ``{"error": {"field", "message"}}``."""
-    body = json.dumps({"error": {"field": field, "message": message}}).encode()
-    return Response(body, status, headers, "application/json")
-
-
-def fault() -> Response:
-    """The answer to a request on which the server failed."""
-    return refusal(500, "The server failed on this request; its log has the cause.")
 
 
 def path_in_app(scope: Scope) -> str:

@@ -14,6 +14,7 @@ from kinfolk.abilities import Ability
 from kinfolk.contract import DataSpec
 from kinfolk.pictures import draw, has_levels, picturable
 
+INLINE_ELEMENTS = 65_536  # larger answers are encoded on another thread, so that they hold up nobody
 PNG, NPY, JSON, EVENTS = "image/png", "application/x-npy", "application/json", "text/event-stream"
 
 

@@ -18,7 +18,7 @@ class Meters:
 
     def __init__(self, host: ModelHost) -> None:
         self._host = host
-        self._told: dict[str, dict[str, float]] = {}  # totals that were told, by version
+        self._told: dict[int, tuple[Version, dict[str, float]]] = {}  # totals that were told, by the version's identity
         self._gauges = {
             "rows": Gauge("kinfolk_rows_in_flight", "Rows that were started and are not done.", _TAGS),
             "requests": Gauge("kinfolk_requests", "Requests that run or wait.", _TAGS),
@@ -46,11 +46,28 @@ class Meters:
         self._computed.observe(outcome.computed_ms / 1e3, tags)
 
     async def run(self) -> None:
-        """Tell how things stand, every second."""
-        while True:
-            for version in self._host.versions:
-                self._tell(version)
-            await asyncio.sleep(_EVERY_S)
+        """Tell how things stand, every second, and once more of a version that is gone."""
+        try:
+            while True:
+                self._tell_all()
+                await asyncio.sleep(_EVERY_S)
+        finally:
+            for version, _ in list(self._told.values()):
+                self._tell_last(version)
+
+    def _tell_all(self) -> None:
+        held = self._host.held
+        for version in held:
+            self._tell(version)
+        for version, _ in list(self._told.values()):
+            if all(version is not each for each in held):
+                self._tell_last(version)
+
+    def _tell_last(self, version: Version) -> None:
+        self._tell(version)
+        for gauge in self._gauges.values():
+            gauge.set(0.0, self._tags(version))
+        del self._told[id(version)]
 
     def _tell(self, version: Version) -> None:
         tags, batcher, counts = self._tags(version), version.batcher, version.batcher.counts
@@ -63,11 +80,11 @@ class Meters:
         for name, value in now.items():
             self._gauges[name].set(value, tags)
         totals = {name: float(getattr(counts, name)) for name in (*self._counters, "rows")}
-        before = self._told.get(version.version, dict.fromkeys(totals, 0.0))
+        _, before = self._told.get(id(version), (version, dict.fromkeys(totals, 0.0)))
         grown = {name: max(total - before[name], 0.0) for name, total in totals.items()}
         for name, counter in self._counters.items():
             if grown[name]:
                 counter.inc(grown[name], tags)
         if grown["calls"]:
             self._gauges["fill"].set(grown["rows"] / grown["calls"] / batcher.limits.max_rows, tags)
-        self._told[version.version] = totals
+        self._told[id(version)] = version, totals

@@ -12,7 +12,8 @@ import torch
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
 from starlette.datastructures import Headers
 
 from kinfolk.memory import keep_freed_memory
@@ -21,8 +22,8 @@ from kinfolk.serving.access import Access
 from kinfolk.serving.app import describe, endpoint_app
 from kinfolk.serving.autoscaling import WorkMeter
 from kinfolk.serving.config import ServedModel, Shared
+from kinfolk.serving.deadlines import Deadline, timeout_in
 from kinfolk.serving.directory import ImagesAnswer, directory_app, images_of
-from kinfolk.serving.endpoint import timeout_in
 from kinfolk.serving.follower import Follower
 from kinfolk.serving.host import ModelHost
 from kinfolk.serving.logs import log_as_serve
@@ -45,19 +46,34 @@ def _metered(host: ModelHost) -> Running:
     return meters.run
 
 
+class _Handles:
+    """Handles of applications; Serve's controller, which may be away, is asked for each once and on another thread."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, DeploymentHandle] = {}
+
+    async def of(self, application: str) -> DeploymentHandle:
+        """The handle of an application; raises as ``serve.get_app_handle`` does."""
+        if application not in self._known:
+            self._known[application] = await asyncio.to_thread(serve.get_app_handle, application)
+        return self._known[application]
+
+
 class _Ear:
     """Hears from the root when an alias of one model may have moved, and tells the others through it."""
 
     def __init__(self, name: str, registry: Registry | None) -> None:
         self._name, self._registry, self._moves = name, registry, 0
+        self._handles = _Handles()
 
     async def wait(self, seconds: float) -> None:
         """Until an alias of the model may have moved, if anyone says so; for ``seconds`` at most."""
         until = time.monotonic() + seconds
         if self._registry is not None:
             try:
-                moves = serve.get_app_handle(DIRECTORY).moves.remote(self._name, self._moves, seconds)
-                before, self._moves = self._moves, await asyncio.wait_for(moves, seconds + _ANSWER_TIMEOUT_S)
+                async with asyncio.timeout(seconds + _ANSWER_TIMEOUT_S):
+                    root = await self._handles.of(DIRECTORY)
+                    before, self._moves = self._moves, await root.moves.remote(self._name, self._moves, seconds)
                 if before != self._moves:
                     return
             except Exception as error:  # the root is being replaced
@@ -68,7 +84,8 @@ class _Ear:
         """Let every replica of the model look; where the root cannot be had, they look when they would have."""
         if self._registry is not None:
             try:
-                await asyncio.wait_for(serve.get_app_handle(DIRECTORY).move.remote(self._name), _ANSWER_TIMEOUT_S)
+                async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                    await (await self._handles.of(DIRECTORY)).move.remote(self._name)
             except Exception as error:
                 _LOG.warning("No other replica of %s is told to look: %r", self._name, error)
 
@@ -116,7 +133,8 @@ class SamplingReplica:
 
     async def images(self, values: dict[str, Any], timeout_s: float) -> ImagesAnswer:
         """The answer of OpenAI's images API."""
-        return await images_of(nullcontext(self._host), values, asyncio.get_running_loop().time() + timeout_s)
+        deadline = Deadline.after(timeout_s, self._host.served.limits.request_timeout_s)
+        return await images_of(nullcontext(self._host), values, deadline)
 
     async def describe(self) -> dict[str, Any]:
         """What the list of models shows of this one."""
@@ -139,13 +157,14 @@ class SharedReplica:
         torch.set_num_threads(shared.threads)
         self._pool = SharedModels(shared, models, registry, lambda name: _Ear(name, registry).wait, _metered)
         self._access, self._origins = access, origins
+        self._handles = _Handles()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return shared_app(self._pool, self._listing, self._access, self._origins)
 
     async def _listing(self) -> list[dict[str, Any]]:
         """The root's, as the address of the list leads here."""
-        listed: list[dict[str, Any]] = await serve.get_app_handle(DIRECTORY).listing.remote()
+        listed: list[dict[str, Any]] = await (await self._handles.of(DIRECTORY)).listing.remote()
         return listed
 
     async def check_health(self) -> None:
@@ -155,8 +174,8 @@ class SharedReplica:
 
     async def images(self, values: dict[str, Any], timeout_s: float, name: str) -> ImagesAnswer:
         """The answer of OpenAI's images API for one of the models."""
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        return await images_of(self._pool.lease(name, deadline), values, deadline)
+        deadline = Deadline.after(timeout_s, self._pool.hosts[name].served.limits.request_timeout_s)
+        return await images_of(self._pool.lease(name, deadline.at), values, deadline)
 
     async def describe(self, name: str) -> dict[str, Any]:
         """What the list of models shows of one."""
@@ -181,6 +200,7 @@ class DirectoryReplica:
         self._listed: list[dict[str, Any]] = []
         self._listed_at = -math.inf
         self._listing_lock = asyncio.Lock()
+        self._handles = _Handles()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return directory_app(self.listing, self._images, self._access, self._inbox, self._origins)
@@ -199,12 +219,12 @@ class DirectoryReplica:
         timeout_s = timeout_in(headers, served.limits.request_timeout_s)
         answered: ImagesAnswer
         try:
-            handle = serve.get_app_handle(application_name(served))
-            asking = handle.images.remote(dict(values), timeout_s, *_whose(served))
-            answered = await asyncio.wait_for(asking, timeout_s + _ANSWER_TIMEOUT_S)
+            async with asyncio.timeout(timeout_s + _ANSWER_TIMEOUT_S):
+                handle = await self._handles.of(application_name(served))
+                answered = await handle.images.remote(dict(values), timeout_s, *_whose(served))
         except TimeoutError:
             return 504, images_api.error("Not done in time: ask for less, or later.", 504), {}
-        except (BackPressureError, RayActorError):
+        except (BackPressureError, DeploymentUnavailableError, RayActorError):
             text = f"{served.name} cannot take this now: try again in 1 s."
             return 503, images_api.error(text, 503), {"Retry-After": "1"}
         return answered
@@ -227,10 +247,9 @@ class DirectoryReplica:
             state = "failed" if app is None else _STATES.get(app.status, "failed")
             return facts | {"state": "asleep" if state == "ready" else state}
         try:
-            handle = serve.get_app_handle(application_name(served))
-            described: dict[str, Any] = await asyncio.wait_for(
-                handle.describe.remote(*_whose(served)), _ANSWER_TIMEOUT_S
-            )
+            async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                handle = await self._handles.of(application_name(served))
+                described: dict[str, Any] = await handle.describe.remote(*_whose(served))
         except Exception as error:  # a replica that dies meanwhile must not hide the others
             _LOG.warning("%s did not say what it serves: %r", served.name, error)
             return facts | {"state": "busy"}

@@ -17,7 +17,7 @@ from kinfolk.serving.batcher import OverloadError
 from kinfolk.serving.config import ServedModel, Shared
 from kinfolk.serving.follower import Follower, Waiting
 from kinfolk.serving.host import ModelHost
-from kinfolk.serving.versions import Registry, Release, load, obtain, wanted, without_folders
+from kinfolk.serving.versions import Registry, Release, load, obtain, told_afar, wanted
 
 _LOG = logging.getLogger(__name__)
 _MB = 10**6
@@ -167,9 +167,9 @@ class SharedModels:
             raise
         except Exception as error:
             served = place.host.served
-            reason = without_folders(str(error), served, self._registry)
-            place.host.stale = f"{served.name} could not be loaded as it is wanted now: {reason}"
-            _LOG.error("%s", place.host.stale)
+            what = f"{served.name} could not be loaded as it is wanted now"
+            place.host.stale = f"{what}: {told_afar(error, served, self._registry)}"
+            _LOG.error("%s: %s", what, error)
             if place.had is None:
                 raise
             await self._hold(place, place.had)

@@ -10,10 +10,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kinfolk.serving.access import Access
 from kinfolk.serving.app import Guarded, bare_app, endpoint_app
 from kinfolk.serving.bodies import read_body
+from kinfolk.serving.deadlines import DEADLINE, deadline_of
 from kinfolk.serving.directory import Listing, add_models
-from kinfolk.serving.endpoint import DEADLINE, deadline_of, no_task, refused
 from kinfolk.serving.guard import ADMIN, HEALTH, path_in_app
 from kinfolk.serving.host import ModelHost
+from kinfolk.serving.refusals import no_task, refused
 from kinfolk.serving.shared import SharedModels
 
 _LOOK, _SCHEMA = f"{ADMIN}look", "/openapi.json"  # what a model must be loaded for, beside its tasks
@@ -62,10 +63,10 @@ class _ByModel:
                 if _takes_model(host, scope["method"], path_in_app(scope)):
                     limits = host.served.limits
                     scope[DEADLINE] = deadline = deadline_of(Request(scope), limits.request_timeout_s)
-                    async with asyncio.timeout_at(deadline):  # who sends slowly keeps no model in memory meanwhile
+                    async with asyncio.timeout_at(deadline.at):  # who sends slowly keeps no model in memory meanwhile
                         body = await read_body(Request(scope, receive), limits.max_body_bytes, limits.body_timeout_s)
                     receive = _after(body, receive)
-                    await held.enter_async_context(self._pool.lease(name, deadline))
+                    await held.enter_async_context(self._pool.lease(name, deadline.at))
             except Exception as error:
                 await refused(error)(scope, receive, send)
                 return

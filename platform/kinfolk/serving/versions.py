@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from kinfolk.abilities import abilities
 from kinfolk.bundle import load_bundle
 from kinfolk.contract import Model
-from kinfolk.errors import ConfigError, KinfolkError
+from kinfolk.errors import ConfigError, KinfolkError, RegistryDownError
 from kinfolk.manifest import MANIFEST, sha256_of
 from kinfolk.reference import strangeness
 from kinfolk.serving.config import ServedModel
@@ -54,8 +54,11 @@ def load_function(dotted: str) -> Callable[..., Any]:
     return function
 
 
-def without_folders(reason: str, served: ServedModel, registry: Registry | None) -> str:
-    """The same for those far away, who have no use for folders of this machine."""
+def told_afar(error: Exception, served: ServedModel, registry: Registry | None) -> str:
+    """What went wrong, for those far away, who are told neither folders of this machine nor where its registry is."""
+    if isinstance(error, RegistryDownError):
+        return "the registry does not answer as it should; the log has the cause."
+    reason = str(error)
     folders = [registry and registry.cache, served.bundle and served.bundle.parent]
     for folder in filter(None, folders):
         reason = reason.replace(f"{folder}/", "")

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from kinfolk.contract import RequestError
-from kinfolk.serving.guard import RefusalError
+from kinfolk.serving.refusals import RefusalError
 from kinfolk.serving.schema import parse_json
 
 ADDRESS = "/v1/registry/events"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit
 
-from kinfolk.errors import ConfigError, RegistryError
+from kinfolk.errors import ConfigError, RegistryDownError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -59,7 +59,7 @@ def reach(tracking_uri: str, timeout_s: float = REACH_TIMEOUT_S) -> None:
 
     Raises:
         ConfigError: the address is of a kind that MLflow 3 does not keep runs under.
-        RegistryError: nothing answers there, or something else does.
+        RegistryDownError: nothing answers there, or something else does.
     """
     parts = urlsplit(tracking_uri)
     dialect = parts.scheme.partition("+")[0]
@@ -73,7 +73,7 @@ def reach(tracking_uri: str, timeout_s: float = REACH_TIMEOUT_S) -> None:
         else:
             raise ConfigError(f"The tracking address {shown(tracking_uri)!r} cannot be used: give {_ALLOWED}.")
     except (OSError, http.client.HTTPException, sqlite3.Error, ValueError) as error:
-        raise RegistryError(
+        raise RegistryDownError(
             f"MLflow is out of reach at {shown(tracking_uri)}: {error}. Start it, or give another tracking address."
         ) from error
 
@@ -99,7 +99,7 @@ def connect(tracking_uri: str) -> "MlflowClient":
     """A client bound to the address alone; the first use of a SQLite file creates its schema.
 
     Raises:
-        ConfigError, RegistryError: as ``reach``.
+        ConfigError, RegistryDownError: as ``reach``.
     """
     reach(tracking_uri)
     import logging
@@ -113,7 +113,7 @@ def connect(tracking_uri: str) -> "MlflowClient":
 
 @contextmanager
 def registry_errors(tracking_uri: str, action: str) -> Iterator[None]:
-    """Turn what MLflow raises inside the block into a RegistryError that says which ``action`` failed and why."""
+    """Turn what MLflow raises inside the block into a RegistryDownError that says which ``action`` failed and why."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -121,4 +121,4 @@ def registry_errors(tracking_uri: str, action: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError) as error:
         reason = str(error).strip().partition("\n")[0][:300]
-        raise RegistryError(f"MLflow at {shown(tracking_uri)} could not {action}: {reason}") from error
+        raise RegistryDownError(f"MLflow at {shown(tracking_uri)} could not {action}: {reason}") from error
