@@ -73,6 +73,9 @@ def test_an_answer_is_counted_with_its_times_in_seconds(kept, make_host, walk):
 def test_a_version_that_is_gone_is_told_once_more_and_stands_at_nothing(kept, make_host, make_walk, monkeypatch):
     monkeypatch.setattr(module, "_EVERY_S", 0.001)
 
+    def last(name):
+        return {version: value for value, version in kept[name].told}
+
     async def scenario():
         host, new = make_host(make_walk()), make_walk()
         host.served = host.served.model_copy(update={"rollout": Rollout(trial_s=0)})
@@ -88,7 +91,8 @@ def test_a_version_that_is_gone_is_told_once_more_and_stands_at_nothing(kept, ma
         await host.retired()
         while kept["kinfolk_requests"].told[-1][1] != "4" or kept["kinfolk_evaluations_total"].total < 20:
             await asyncio.sleep(0.001)
-        await asyncio.sleep(0.01)
+        while last("kinfolk_rows_in_flight")["3"] or last("kinfolk_evaluations_per_second")["3"]:
+            await asyncio.sleep(0.001)
         metering.cancel()
         await asyncio.gather(metering, return_exceptions=True)
         await host.close()
@@ -96,8 +100,7 @@ def test_a_version_that_is_gone_is_told_once_more_and_stands_at_nothing(kept, ma
     asyncio.run(asyncio.wait_for(scenario(), 20))
     assert kept["kinfolk_evaluations_total"].total == 20
     for name in ("kinfolk_rows_in_flight", "kinfolk_evaluations_per_second"):
-        last = {version: value for value, version in kept[name].told}
-        assert last == {"3": 0.0, "4": 0.0}
+        assert last(name) == {"3": 0.0, "4": 0.0}
 
 
 def test_a_version_that_is_loaded_again_is_counted_from_its_own_start(kept, make_host, walk):

@@ -554,15 +554,14 @@ def test_a_body_that_is_too_large_or_too_slow_has_no_model_loaded(over_http, sto
 def test_a_body_is_waited_for_no_longer_than_its_caller_waits(over_http, store):
     async def body():
         yield b'{"n": 5, "seed"'
-        await asyncio.sleep(0.5)
-        yield b": 7}"
+        await asyncio.Event().wait()
 
     async def scenario(client, pool):
         store.loaded.clear()
         headers = {"Content-Type": "application/json", "Kinfolk-Timeout": "0.05"}
         return (await client.post("/a/sample", content=body(), headers=headers)).status_code
 
-    assert over_http(scenario) == 504
+    assert over_http(scenario, limits=Limits(body_timeout_s=1)) == 504  # and not 408, a second later
     assert not store.loaded
 
 
