@@ -30,12 +30,15 @@ _COUNT = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 def etag_of(name: str, version: Version, task: str, kind: str, values: Mapping[str, Any]) -> str:
     """A digest of everything that decides an answer."""
-    told = json.dumps([name, version.version, task, kind, values], sort_keys=True, default=_digest)
+    told = _CANONICAL.encode([name, version.version, task, kind, values])
     return f'"{hashlib.sha256(told.encode()).hexdigest()[:32]}"'
 
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, default=_digest)
 
 
 @cache
