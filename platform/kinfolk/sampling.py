@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,7 +31,7 @@ def row_seeds(seed: int, n: int) -> Tensor:
         RequestError: ``seed`` is outside [0, 2^62).
     """
     _check_seed("seed", seed)
-    return torch.arange(seed, seed + n, dtype=torch.int64)
+    return torch.from_numpy(np.arange(seed, seed + n))  # torch's own lets go of the interpreter, which servers wait for
 
 
 def resolve_options(family: Family, tasks: Tasks, given: Mapping[str, Any], task: str = "sample") -> Any:

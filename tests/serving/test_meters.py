@@ -61,13 +61,17 @@ def test_what_was_done_is_told_once_and_how_things_stand_each_time(kept, make_ho
 def test_an_answer_is_counted_with_its_times_in_seconds(kept, make_host, walk):
     async def scenario():
         host = make_host(walk)
-        Meters(host).answered(host.current, "sample", Outcome(None, 3, 3, queued_ms=250.0, computed_ms=1500.0))
+        meters = Meters(host)
+        for task in ("sample", "sample", "inpaint"):
+            meters.answered(host.current, task, Outcome(None, 3, 3, queued_ms=250.0, computed_ms=1500.0))
+        for _ in range(2):
+            meters._tell(host.current)
         await host.close()
 
     asyncio.run(scenario())
-    assert kept["kinfolk_queue_seconds"].told == [(0.25, "3")]
-    assert kept["kinfolk_compute_seconds"].told == [(1.5, "3")]
-    assert kept["kinfolk_answers_total"].told == [(1.0, "3")]
+    assert kept["kinfolk_queue_seconds"].told == [(0.25, "3")] * 3
+    assert kept["kinfolk_compute_seconds"].told == [(1.5, "3")] * 3
+    assert kept["kinfolk_answers_total"].told == [(2, "3"), (1, "3")]
 
 
 def test_a_version_that_is_gone_is_told_once_more_and_stands_at_nothing(kept, make_host, make_walk, monkeypatch):

@@ -58,6 +58,7 @@ class Batcher:
         self._jobs: dict[Job, None] = {}  # not ended, in order of arrival; guarded by _changed, as is _closing
         self._changed = threading.Condition()
         self._closing = False
+        self._waker: asyncio.AbstractEventLoop | None = None  # is about to wake the worker; guarded by _changed too
         self._worker = threading.Thread(target=self._run, name="kinfolk-batcher", daemon=True)
         self._worker.start()
 
@@ -165,7 +166,9 @@ class Batcher:
                 wait_s = retry_after_s(excess, speed)
                 raise OverloadError(f"Too much is queued for this model: try again in {wait_s} s.", wait_s)
             self._jobs[job] = None
-        job.loop.call_soon(self._wake)  # after all that has come meanwhile, so that it shares the first call
+            wakes, self._waker = self._waker is not job.loop, job.loop
+        if wakes:
+            job.loop.call_soon(self._wake)  # after all that has come meanwhile, so that it shares the first call
 
     def _until_done_s(self, job: Job) -> float:
         """Seconds before a request that comes now is done."""
@@ -209,6 +212,7 @@ class Batcher:
             while not self._jobs and not self._closing:
                 self._engine.clear()
                 self._changed.wait()
+            self._waker = None
             return list(self._jobs)
 
     def _tell(self, ended: Sequence[Ended]) -> None:

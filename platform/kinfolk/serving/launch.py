@@ -77,6 +77,16 @@ def _logging(file: ServeFile) -> LoggingConfig:
     return LoggingConfig(encoding="JSON", enable_access_log=file.access_log)
 
 
+def _replicas_logging(file: ServeFile) -> LoggingConfig:
+    """The same. Below WARNING a replica of Serve's says little else than what it was asked.
+
+    It makes that line up for each request even where nobody wants it. What the platform says is logged in any case.
+    """
+    return LoggingConfig(
+        encoding="JSON", enable_access_log=file.access_log, log_level="INFO" if file.access_log else "WARNING"
+    )
+
+
 def _deployment(
     replica: type, settings: ServedModel | Shared, file: ServeFile, scaling: AutoscalingConfig | None = None
 ) -> serve.Deployment:
@@ -89,7 +99,7 @@ def _deployment(
         max_surge_percent=100,  # a new replica answers before the old one goes
         graceful_shutdown_timeout_s=settings.drain_timeout_s,
         health_check_period_s=_HEALTH_CHECK_S,
-        logging_config=_logging(file),
+        logging_config=_replicas_logging(file),
     )
 
 
@@ -124,7 +134,7 @@ def _directory(file: ServeFile, registry: Registry | None, access: Sequence[Acce
         serve.ingress()(DirectoryReplica),
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=_ROOT_REQUESTS,
-        logging_config=_logging(file),
+        logging_config=_replicas_logging(file),
     ).bind(file.models, registry, access, file.cors_origins)
 
 

@@ -1,6 +1,7 @@
 """What a replica tells Prometheus of itself, through the metrics of Ray: each machine's agent is scraped for them."""
 
 import asyncio
+import collections
 from collections.abc import Mapping
 
 from ray.util.metrics import Counter, Gauge, Histogram
@@ -31,6 +32,7 @@ class Meters:
             "evaluations": Counter("kinfolk_evaluations_total", "Network evaluations.", _TAGS),
             "failures": Counter("kinfolk_failures_total", "Requests that ended because the model failed.", _TAGS),
         }
+        self._answered: collections.Counter[tuple[int, str]] = collections.Counter()  # to be told, by version and task
         self._answers = Counter("kinfolk_answers_total", "Requests that got what they asked for.", (*_TAGS, "task"))
         self._queued = Histogram("kinfolk_queue_seconds", "From being taken to the first call.", _SECONDS, _TAGS)
         self._computed = Histogram("kinfolk_compute_seconds", "From the first call to the last.", _SECONDS, _TAGS)
@@ -41,7 +43,7 @@ class Meters:
     def answered(self, version: Version, task: str, outcome: Outcome) -> None:
         """A request got what it asked for."""
         tags = self._tags(version)
-        self._answers.inc(tags={**tags, "task": task})
+        self._answered[id(version), task] += 1
         self._queued.observe(outcome.queued_ms / 1e3, tags)
         self._computed.observe(outcome.computed_ms / 1e3, tags)
 
@@ -77,6 +79,8 @@ class Meters:
             "queued": batcher.evaluations,
             "speed": batcher.evaluations_per_s,
         }
+        for task in [task for known, task in self._answered if known == id(version)]:
+            self._answers.inc(self._answered.pop((id(version), task)), {**tags, "task": task})
         for name, value in now.items():
             self._gauges[name].set(value, tags)
         totals = {name: float(getattr(counts, name)) for name in (*self._counters, "rows")}
