@@ -3,6 +3,7 @@
 import asyncio
 import collections
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
@@ -14,12 +15,21 @@ _SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]  # 
 _TAGS = ("model", "version")
 
 
+@dataclass(slots=True)
+class _Told:
+    """What Prometheus knows of a version, and what it is to know next."""
+
+    version: Version
+    totals: Mapping[str, float] = field(default_factory=dict)  # as they were told last
+    answers: collections.Counter[str] = field(default_factory=collections.Counter)  # since then, by task
+
+
 class Meters:
     """Gauges and counters of one replica; versions have figures of their own."""
 
     def __init__(self, host: ModelHost) -> None:
         self._host = host
-        self._told: dict[int, tuple[Version, dict[str, float]]] = {}  # totals that were told, by the version's identity
+        self._told: dict[int, _Told] = {}  # by the version's identity
         self._gauges = {
             "rows": Gauge("kinfolk_rows_in_flight", "Rows that were started and are not done.", _TAGS),
             "requests": Gauge("kinfolk_requests", "Requests that run or wait.", _TAGS),
@@ -32,7 +42,6 @@ class Meters:
             "evaluations": Counter("kinfolk_evaluations_total", "Network evaluations.", _TAGS),
             "failures": Counter("kinfolk_failures_total", "Requests that ended because the model failed.", _TAGS),
         }
-        self._answered: collections.Counter[tuple[int, str]] = collections.Counter()  # to be told, by version and task
         self._answers = Counter("kinfolk_answers_total", "Requests that got what they asked for.", (*_TAGS, "task"))
         self._queued = Histogram("kinfolk_queue_seconds", "From being taken to the first call.", _SECONDS, _TAGS)
         self._computed = Histogram("kinfolk_compute_seconds", "From the first call to the last.", _SECONDS, _TAGS)
@@ -40,10 +49,13 @@ class Meters:
     def _tags(self, version: Version) -> dict[str, str]:
         return {"model": self._host.served.name, "version": version.version}
 
+    def _of(self, version: Version) -> _Told:
+        return self._told.setdefault(id(version), _Told(version))
+
     def answered(self, version: Version, task: str, outcome: Outcome) -> None:
         """A request got what it asked for."""
         tags = self._tags(version)
-        self._answered[id(version), task] += 1
+        self._of(version).answers[task] += 1
         self._queued.observe(outcome.queued_ms / 1e3, tags)
         self._computed.observe(outcome.computed_ms / 1e3, tags)
 
@@ -54,16 +66,16 @@ class Meters:
                 self._tell_all()
                 await asyncio.sleep(_EVERY_S)
         finally:
-            for version, _ in list(self._told.values()):
-                self._tell_last(version)
+            for told in list(self._told.values()):
+                self._tell_last(told.version)
 
     def _tell_all(self) -> None:
         held = self._host.held
         for version in held:
             self._tell(version)
-        for version, _ in list(self._told.values()):
-            if all(version is not each for each in held):
-                self._tell_last(version)
+        for told in list(self._told.values()):
+            if all(told.version is not each for each in held):
+                self._tell_last(told.version)
 
     def _tell_last(self, version: Version) -> None:
         self._tell(version)
@@ -79,16 +91,17 @@ class Meters:
             "queued": batcher.evaluations,
             "speed": batcher.evaluations_per_s,
         }
-        for task in [task for known, task in self._answered if known == id(version)]:
-            self._answers.inc(self._answered.pop((id(version), task)), {**tags, "task": task})
+        told = self._of(version)
+        for task, answers in told.answers.items():
+            self._answers.inc(answers, {**tags, "task": task})
+        told.answers.clear()
         for name, value in now.items():
             self._gauges[name].set(value, tags)
         totals = {name: float(getattr(counts, name)) for name in (*self._counters, "rows")}
-        _, before = self._told.get(id(version), (version, dict.fromkeys(totals, 0.0)))
-        grown = {name: max(total - before[name], 0.0) for name, total in totals.items()}
+        grown = {name: total - told.totals.get(name, 0.0) for name, total in totals.items()}
+        told.totals = totals
         for name, counter in self._counters.items():
             if grown[name]:
                 counter.inc(grown[name], tags)
         if grown["calls"]:
             self._gauges["fill"].set(grown["rows"] / grown["calls"] / batcher.limits.max_rows, tags)
-        self._told[id(version)] = version, totals
