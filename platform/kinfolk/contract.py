@@ -132,11 +132,12 @@ class DataSpec(Config):
 
     def to_uint8(self, x: Tensor) -> Tensor:
         """Pictures for a screen: [-1, 1] -> uint8 in [0, 255], clamped. (B, *) -> (B, *)"""
+        x = x.detach().float()
         if x.device.type != "cpu":
             return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         # A server draws one small picture after the other beside a thread that samples. Five calls of torch, each of
         # which lets go of the interpreter and waits for it again, take four times as long there as NumPy does.
-        return torch.from_numpy(((x.detach().float().numpy().clip(-1, 1) + 1) * 127.5).round().astype("uint8"))
+        return torch.from_numpy(((x.numpy().clip(-1, 1) + 1) * 127.5).round().astype("uint8"))
 
 
 @dataclass(frozen=True, slots=True)

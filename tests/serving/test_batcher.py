@@ -168,6 +168,19 @@ def test_a_caller_who_leaves_frees_the_rows_before_the_next_call(walk):
     assert (queued, left) == (5, 0)
 
 
+def test_after_one_who_leaves_before_anything_is_done_others_are_served(walk):
+    async def scenario():
+        batcher = batcher_of(walk)
+        await drawn(batcher, make_request(walk, n=1))
+        for _ in range(3):
+            batcher.leave(batcher.take(make_request(walk, n=1)))
+            await asyncio.sleep(0.05)
+            await asyncio.wait_for(drawn(batcher, make_request(walk, n=1)), 10)
+        await batcher.close()
+
+    asyncio.run(scenario())
+
+
 def test_limits_count_network_evaluations_of_rows_calls_and_cost(walk):
     watch = walk.module.watch
 

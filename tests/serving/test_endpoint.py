@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from starlette.requests import ClientDisconnect
 
 from kinfolk.abilities import abilities
 from kinfolk.sampling import completing, draw, interpolating, make_request
@@ -375,6 +376,30 @@ def test_a_slow_reader_misses_previews_which_are_kept_nowhere(make_host, walk, m
     names = [each.split()[1] for each in sent]
     assert names[-1] == "done"
     assert len(names) < 10
+
+
+def test_a_stream_that_cannot_begin_frees_its_rows(make_host, walk):
+    async def scenario():
+        host = make_host(walk)
+        messages = iter([{"type": "http.request", "body": b'{"steps": 900, "seed": 1}', "more_body": False}])
+
+        async def receive():
+            return next(messages, None) or await asyncio.Event().wait()
+
+        async def send(message):
+            raise OSError("the connection is gone")
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/models/walk/sample", "root_path": "", "scheme": "http"}
+        headers = [(b"accept", b"text/event-stream"), (b"content-type", b"application/json")]
+        more = {"query_string": b"", "http_version": "1.1", "asgi": {"spec_version": "2.4"}}
+        with pytest.raises((OSError, ClientDisconnect)):
+            await build_app([host])({**scope, **more, "headers": headers}, receive, send)
+        requests = host.current.batcher.requests
+        await host.close()
+        return requests
+
+    walk.module.watch.on_call = lambda: time.sleep(0.002)
+    assert asyncio.run(scenario()) == 0
 
 
 def test_a_stream_whose_reader_has_stopped_ends_after_its_deadline(make_host, walk, monkeypatch):

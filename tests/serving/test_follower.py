@@ -187,6 +187,8 @@ def test_where_the_registry_is_stays_in_the_log(alias, following, caplog):
         alias.fault = RegistryDownError("MLflow is out of reach at sqlite:////a/folder/mlflow.db")
         await until(lambda: host.stale)
         assert host.stale.endswith("cannot be had: the registry does not answer as it should; the log has the cause.")
+        alias.fault = RegistryDownError("MLflow has no disk left")
+        await until(lambda: "no disk left" in caplog.text)
 
     with caplog.at_level(logging.ERROR):
         following(scenario)

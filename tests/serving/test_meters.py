@@ -65,7 +65,7 @@ def test_an_answer_is_counted_with_its_times_in_seconds(kept, make_host, walk):
         for task in ("sample", "sample", "inpaint"):
             meters.answered(host.current, task, Outcome(None, 3, 3, queued_ms=250.0, computed_ms=1500.0))
         for _ in range(2):
-            meters._tell(host.current)
+            meters._tell_all()
         await host.close()
 
     asyncio.run(scenario())
@@ -105,6 +105,56 @@ def test_a_version_that_is_gone_is_told_once_more_and_stands_at_nothing(kept, ma
     assert kept["kinfolk_evaluations_total"].total == 20
     for name in ("kinfolk_rows_in_flight", "kinfolk_evaluations_per_second"):
         assert last(name) == {"3": 0.0, "4": 0.0}
+
+
+def test_an_answer_that_is_read_after_its_version_is_gone_is_counted_alone(kept, make_host, make_walk):
+    async def scenario():
+        host = make_host(make_walk())
+        host.served = host.served.model_copy(update={"rollout": Rollout(trial_s=0)})
+        meters, old = Meters(host), host.current
+        outcome = await old.batcher.run(make_request(old.model, n=2, options={"steps": 5}))
+        meters._tell_all()
+        await host.roll_out(make_walk(), "4")
+        await host.retired()
+        meters._tell_all()
+        meters.answered(old, "sample", outcome)
+        meters._tell_all()
+        await host.close()
+
+    asyncio.run(scenario())
+    assert kept["kinfolk_evaluations_total"].total == 10
+    assert kept["kinfolk_answers_total"].told == [(1, "3")]
+
+
+def test_of_two_versions_of_one_number_the_one_in_service_is_seen(kept, make_host, make_walk):
+    async def scenario():
+        host = make_host(make_walk())
+        host.served = host.served.model_copy(update={"rollout": Rollout(trial_s=0)})
+        meters = Meters(host)
+        meters._tell_all()
+        old = host.current.model.module
+        old.watch.gate.clear()
+        ending = asyncio.create_task(host.current.batcher.run(make_request(host.current.model, n=1)))
+        while not old.watch.entered.is_set():
+            await asyncio.sleep(0.001)
+        new = make_walk()
+        await host.roll_out(new, "3")
+        new.module.watch.gate.clear()
+        asking = [asyncio.create_task(host.current.batcher.run(make_request(new, n=1))) for _ in range(2)]
+        await asyncio.sleep(0)
+        meters._tell_all()
+        both = kept["kinfolk_requests"].told[-1]
+        old.watch.gate.set()
+        await ending
+        await host.retired()
+        meters._tell_all()
+        new.module.watch.gate.set()
+        await asyncio.gather(*asking)
+        await host.close()
+        return both
+
+    assert asyncio.run(scenario()) == (2, "3")
+    assert kept["kinfolk_requests"].told[-1] == (2, "3")
 
 
 def test_a_version_that_is_loaded_again_is_counted_from_its_own_start(kept, make_host, walk):

@@ -126,21 +126,26 @@ def test_an_admin_makes_every_replica_of_the_model_look(save, monkeypatch):
 def test_while_serves_controller_is_away_a_replica_goes_on(save, monkeypatch):
     back = threading.Event()
 
-    def get_app_handle(_):
+    asked = []
+
+    def get_app_handle(name):
+        asked.append(name)
         back.wait(10)
         raise RuntimeError("there is no controller")
 
     async def scenario():
         monkeypatch.setattr("ray.serve.get_app_handle", get_app_handle)
-        hearing = asyncio.create_task(_Ear("toy", Registry("unused", "unused")).wait(0.0))
-        for _ in range(5):
-            await asyncio.sleep(0.01)
-        waiting = not hearing.done()
+        monkeypatch.setattr("kinfolk.serving.replica._ANSWER_TIMEOUT_S", 0.02)
+        ear = _Ear("toy", Registry("unused", "unused"))
+        for _ in range(3):  # each is given up
+            await asyncio.wait_for(ear.wait(0.0), 5)
+        before = len(asked)
         back.set()
-        await hearing
-        return waiting
+        await until(lambda: ear._handles._asked["directory"].done())
+        await ear.wait(0.0)
+        return before, len(asked)
 
-    assert asyncio.run(scenario())
+    assert asyncio.run(scenario()) == (1, 2)
 
 
 def test_a_shared_replica_answers_for_each_model_and_is_replaced_when_one_has_died(save):

@@ -325,7 +325,7 @@ def test_where_the_wanted_version_cannot_be_had_the_one_before_is_loaded(store, 
     assert ("no answer" if fault else "altered") in stale
 
 
-def test_why_the_wanted_version_is_not_loaded_is_said_told_afar_of_this_machine(store):
+def test_why_the_wanted_version_is_not_loaded_is_said_without_folders_of_this_machine(store):
     store.faults = {"a-2": KinfolkError(f"{store.folder}/a-2/model.safetensors was altered")}
 
     async def scenario():

@@ -58,7 +58,7 @@ class Batcher:
         self._jobs: dict[Job, None] = {}  # not ended, in order of arrival; guarded by _changed, as is _closing
         self._changed = threading.Condition()
         self._closing = False
-        self._waker: asyncio.AbstractEventLoop | None = None  # is about to wake the worker; guarded by _changed too
+        self._waker: asyncio.AbstractEventLoop | None = None  # has a call of _wake before it; guarded by _changed too
         self._worker = threading.Thread(target=self._run, name="kinfolk-batcher", daemon=True)
         self._worker.start()
 
@@ -180,6 +180,7 @@ class Batcher:
 
     def _wake(self) -> None:
         with self._changed:
+            self._waker = None
             self._changed.notify()
 
     def _forget(self, jobs: Collection[Job]) -> None:
@@ -212,7 +213,6 @@ class Batcher:
             while not self._jobs and not self._closing:
                 self._engine.clear()
                 self._changed.wait()
-            self._waker = None
             return list(self._jobs)
 
     def _tell(self, ended: Sequence[Ended]) -> None:

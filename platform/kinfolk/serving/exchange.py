@@ -1,6 +1,7 @@
 """A checked request with the version that answers it, from being taken to what its answer says of itself."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -39,14 +40,18 @@ class Exchange:
         try:
             outcome = await self.version.batcher.finished(job)
         except asyncio.CancelledError:
-            self.given_up()
+            self.given_up(job)
             raise
         self.host.answered(self.version, self.service.ability.name, outcome)
         return outcome
 
-    def given_up(self) -> None:
-        """Nobody waits any more; the version is late where one has waited as long as the serve file allows."""
-        if self.deadline.whole and self.deadline.left_s <= 0:
+    def given_up(self, job: Job) -> None:
+        """Nobody waits any more; the version is late where one has waited as long as the serve file allows.
+
+        What comes to it when half of that time is over, as bodies that are sent slowly do, says nothing of it.
+        """
+        had_s, most_s = time.perf_counter() - job.taken_at, self.host.served.limits.request_timeout_s
+        if self.deadline.whole and self.deadline.left_s <= 0 and had_s >= most_s / 2:
             self.host.late(self.version)
 
     def facts(self, outcome: Outcome) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class Follower:
         self._host, self._registry, self._wait, self._load = host, registry, wait, load
         self._wanted = ""  # the version that the alias means, as it was looked up last
         self.refused: dict[str, str] = {}  # that version, and why it is not tried again while it is wanted
+        self._logged = ""  # of what is said of the host last
         self._rollout: asyncio.Task[None] | None = None
         self._looking = asyncio.Lock()  # an answer of the registry is never laid over a later one
 
@@ -103,6 +104,6 @@ class Follower:
         self._say(f"{what}: {told_afar(error, self._served, self._registry)}", f"{what}: {error}")
 
     def _say(self, reason: str, logged: str) -> None:
-        if reason != self._host.stale:
+        if (reason, logged) != (self._host.stale, self._logged):
             _LOG.error("%s", logged)
-        self._host.stale = reason
+        self._host.stale, self._logged = reason, logged

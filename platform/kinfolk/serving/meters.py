@@ -17,11 +17,10 @@ _TAGS = ("model", "version")
 
 @dataclass(slots=True)
 class _Told:
-    """What Prometheus knows of a version, and what it is to know next."""
+    """What Prometheus knows of a version."""
 
     version: Version
     totals: Mapping[str, float] = field(default_factory=dict)  # as they were told last
-    answers: collections.Counter[str] = field(default_factory=collections.Counter)  # since then, by task
 
 
 class Meters:
@@ -30,6 +29,7 @@ class Meters:
     def __init__(self, host: ModelHost) -> None:
         self._host = host
         self._told: dict[int, _Told] = {}  # by the version's identity
+        self._answered: collections.Counter[tuple[str, str]] = collections.Counter()  # to be told, by version and task
         self._gauges = {
             "rows": Gauge("kinfolk_rows_in_flight", "Rows that were started and are not done.", _TAGS),
             "requests": Gauge("kinfolk_requests", "Requests that run or wait.", _TAGS),
@@ -49,13 +49,10 @@ class Meters:
     def _tags(self, version: Version) -> dict[str, str]:
         return {"model": self._host.served.name, "version": version.version}
 
-    def _of(self, version: Version) -> _Told:
-        return self._told.setdefault(id(version), _Told(version))
-
     def answered(self, version: Version, task: str, outcome: Outcome) -> None:
         """A request got what it asked for."""
         tags = self._tags(version)
-        self._of(version).answers[task] += 1
+        self._answered[version.version, task] += 1
         self._queued.observe(outcome.queued_ms / 1e3, tags)
         self._computed.observe(outcome.computed_ms / 1e3, tags)
 
@@ -68,14 +65,21 @@ class Meters:
         finally:
             for told in list(self._told.values()):
                 self._tell_last(told.version)
+            self._tell_answers()
 
     def _tell_all(self) -> None:
         held = self._host.held
-        for version in held:
-            self._tell(version)
         for told in list(self._told.values()):
             if all(told.version is not each for each in held):
                 self._tell_last(told.version)
+        for version in reversed(held):  # those that retire first, as one in service may have the same number
+            self._tell(version)
+        self._tell_answers()
+
+    def _tell_answers(self) -> None:
+        for (version, task), answers in self._answered.items():
+            self._answers.inc(answers, {"model": self._host.served.name, "version": version, "task": task})
+        self._answered.clear()
 
     def _tell_last(self, version: Version) -> None:
         self._tell(version)
@@ -91,10 +95,7 @@ class Meters:
             "queued": batcher.evaluations,
             "speed": batcher.evaluations_per_s,
         }
-        told = self._of(version)
-        for task, answers in told.answers.items():
-            self._answers.inc(answers, {**tags, "task": task})
-        told.answers.clear()
+        told = self._told.setdefault(id(version), _Told(version))
         for name, value in now.items():
             self._gauges[name].set(value, tags)
         totals = {name: float(getattr(counts, name)) for name in (*self._counters, "rows")}

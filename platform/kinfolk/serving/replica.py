@@ -50,13 +50,15 @@ class _Handles:
     """Handles of applications; Serve's controller, which may be away, is asked for each once and on another thread."""
 
     def __init__(self) -> None:
-        self._known: dict[str, DeploymentHandle] = {}
+        self._asked: dict[str, asyncio.Task[DeploymentHandle]] = {}
 
     async def of(self, application: str) -> DeploymentHandle:
         """The handle of an application; raises as ``serve.get_app_handle`` does."""
-        if application not in self._known:
-            self._known[application] = await asyncio.to_thread(serve.get_app_handle, application)
-        return self._known[application]
+        asked = self._asked.get(application)
+        if asked is None or (asked.done() and asked.exception() is not None):
+            asked = asyncio.create_task(asyncio.to_thread(serve.get_app_handle, application))
+            self._asked[application] = asked
+        return await asyncio.shield(asked)  # one who leaves, in vain, leaves no thread behind for each time
 
 
 class _Ear:

@@ -32,14 +32,18 @@ class _Begun:
 class _Bounded(StreamingResponse):
     """A stream that ends at a time, also where its client has stopped to read."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None], until: float) -> None:
+    def __init__(self, begun: _Begun, events: AsyncGenerator[bytes, None]) -> None:
         super().__init__(events, headers={"Cache-Control": "no-store"}, media_type=EVENTS)
-        self._events, self._until = events, until
+        self._begun, self._events = begun, events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with suppress(TimeoutError):  # the connection is closed without an end
-            async with asyncio.timeout_at(self._until), aclosing(self._events):
-                await super().__call__(scope, receive, send)
+        exchange = self._begun.exchange
+        try:
+            with suppress(TimeoutError):  # the connection is closed without an end
+                async with asyncio.timeout_at(exchange.deadline.at + _READ_S), aclosing(self._events):
+                    await super().__call__(scope, receive, send)
+        finally:
+            exchange.version.batcher.leave(self._begun.job)  # also where no event was asked for
 
 
 def stream(exchange: Exchange, again: Callable[[], Exchange]) -> Response:
@@ -53,7 +57,7 @@ def stream(exchange: Exchange, again: Callable[[], Exchange]) -> Response:
         if not exchange.host.blame(exchange.version, error):
             raise
         begun = _begin(again())
-    return _Bounded(_events(begun, again), exchange.deadline.at + _READ_S)
+    return _Bounded(begun, _events(begun, again))
 
 
 def _begin(exchange: Exchange) -> _Begun:
@@ -105,7 +109,7 @@ async def _next_preview(begun: _Begun) -> Preview | None:
         async with asyncio.timeout_at(begun.exchange.deadline.at):
             return await begun.previews.get()
     except TimeoutError:
-        begun.exchange.given_up()
+        begun.exchange.given_up(begun.job)
         raise
 
 
