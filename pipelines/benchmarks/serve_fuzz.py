@@ -76,16 +76,20 @@ def ask(operation: Any, base: str, mode: GenerationMode, cases: int) -> tuple[Co
     return statuses, faults
 
 
+def _takes_a_body(operation: Any) -> bool:
+    return "requestBody" in operation.definition.raw
+
+
 def measure(server: Server, paths: list[str], cases: int) -> tuple[int, Counter[str]]:
     """Ask every operation; how many requests, and the faults."""
     found = list(operations(server, paths))
-    each = -(-cases // (2 * sum("POST" in name for name, _ in found)))
+    each = -(-cases // (2 * sum(_takes_a_body(operation) for _, operation in found)))
     total, faults = 0, Counter[str]()
     for name, operation in found:
         base = f"http://127.0.0.1:{server.port}{name.split(' ')[1].removesuffix(operation.path)}"
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
             try:
-                statuses, wrong_ = ask(operation, base, mode, each if "POST" in name else 5)
+                statuses, wrong_ = ask(operation, base, mode, each if _takes_a_body(operation) else 5)
             except Exception as error:  # nothing can be made against the schema of what takes nothing
                 print(f"| {name} | {mode.value} | 0 | {type(error).__name__} | |")
                 continue
