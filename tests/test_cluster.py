@@ -28,11 +28,12 @@ def ray(monkeypatch, environment):
     asked = []
 
     def init(**given):
-        seen = {key: value for key, value in os.environ.items() if key.startswith(("RAY_AUTH", "EXTRA"))}
+        seen = {key: value for key, value in os.environ.items() if key.startswith(("RAY_A", "EXTRA"))}
         asked.append((given, seen))
         if given["address"].startswith("silent"):
             raise ConnectionError("no answer")
-        return SimpleNamespace(dashboard_url="127.0.0.1:8265" if given.get("include_dashboard") else "")
+        url = f"127.0.0.1:{given['dashboard_port']}" if given.get("include_dashboard") else ""
+        return SimpleNamespace(dashboard_url=url)
 
     standing_in = SimpleNamespace(init=init, is_initialized=lambda: False, asked=asked)
     monkeypatch.setitem(sys.modules, "ray", standing_in)
@@ -60,8 +61,9 @@ def test_of_two_commands_that_write_the_token_the_first_wins(tmp_path, monkeypat
 
 
 def test_a_local_cluster_listens_here_alone_and_asks_for_the_token(ray, tmp_path):
-    assert connect(None, tmp_path, cpus=3, environment={"EXTRA": "1"}) == "http://127.0.0.1:8265"
+    url = connect(None, tmp_path, cpus=3, environment={"EXTRA": "1"})
     ((given, seen),) = ray.asked
+    assert url == f"http://127.0.0.1:{given['dashboard_port']}" == seen["RAY_API_SERVER_ADDRESS"]
     assert given["address"] == "local"
     assert given["num_cpus"] == 3
     assert given["dashboard_host"] == "127.0.0.1"
@@ -152,6 +154,15 @@ def test_a_port_is_free_until_somebody_listens():
         taken.listen()
         with pytest.raises(ConfigError, match=f"Nothing can listen on 127.0.0.1:{port}.*give another --port"):
             check_port("127.0.0.1", port)
+
+
+def test_a_preferred_port_is_taken_unless_somebody_listens_there():
+    port = free_port()
+    assert free_port(port) == port
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        assert free_port(port) != port
 
 
 def test_a_port_just_given_up_can_be_listened_on_again():

@@ -11,8 +11,7 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Console
 
-from kinfolk.cluster import check_port, connect, free_port
-from kinfolk.errors import ConfigError
+from kinfolk.cluster import connect, free_port
 from kinfolk.serving.config import Autoscaling, ServedModel, ServeFile
 from kinfolk.serving.haproxy import haproxy_environment
 from kinfolk.tracking.promotion import promote
@@ -84,16 +83,7 @@ def _serve_file(compared: Sequence[Compared]) -> ServeFile:
         ServedModel(name=each.trained.version.name, num_cpus=share, autoscaling=Autoscaling(max_replicas=2))
         for each in compared
     ]
-    return ServeFile(port=_free(_PORT), models=models)
-
-
-def _free(port: int) -> int:
-    """``port`` if nothing listens there, else one that is free."""
-    try:
-        check_port("127.0.0.1", port)
-    except ConfigError:
-        return free_port()
-    return port
+    return ServeFile(port=free_port(_PORT), models=models)
 
 
 def _draw_over_http(settings: Settings, address: str, path: Path) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from kinfolk.errors import ConfigError
 
 _CONNECT_TIMEOUT_S = 5.0
+_LOOPBACK = "127.0.0.1"
+_DASHBOARD_PORT = 8265  # Ray's own choice
 
 
 def write_token(path: Path) -> None:
@@ -40,10 +42,14 @@ def local_environment(token: Path) -> dict[str, str]:
     }
 
 
-def free_port() -> int:
-    """A TCP port of the loopback interface that was free just now."""
+def free_port(preferred: int | None = None) -> int:
+    """``preferred`` if it can be listened on just now, else a TCP port of the loopback interface that is free."""
+    if preferred is not None:
+        with suppress(ConfigError):
+            check_port(_LOOPBACK, preferred)
+            return preferred
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((_LOOPBACK, 0))
         return int(probe.getsockname()[1])
 
 
@@ -111,11 +117,16 @@ def connect(
         if address is not None:
             context = ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         else:
+            port = free_port(_DASHBOARD_PORT)
+            # Ray Train asks the state API for its controller. Without an address it asks whichever cluster was noted on
+            # this machine last, waits where that one has gone, and takes placement groups away where it knows no such.
+            os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{_LOOPBACK}:{port}"
             context = ray.init(
                 address="local",
                 num_cpus=cpus,
                 include_dashboard=True,
-                dashboard_host="127.0.0.1",
+                dashboard_host=_LOOPBACK,
+                dashboard_port=port,
                 log_to_driver=False,
                 logging_level="ERROR",
             )

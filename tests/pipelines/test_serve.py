@@ -12,11 +12,9 @@ from PIL import Image
 from rich.console import Console
 
 import kinfolk.serving.launch
-from kinfolk.cluster import free_port
-from kinfolk.errors import ConfigError
 from kinfolk.serving.config import ServedModel, ServeFile
 from kinfolk_pipelines import demo, serve
-from kinfolk_pipelines.demo import _draw_over_http, _free, _promote_all, _serve_file, wait
+from kinfolk_pipelines.demo import _draw_over_http, _promote_all, _serve_file, wait
 from kinfolk_pipelines.serve import serve_file, serve_until_interrupted, start_serving
 from kinfolk_pipelines.settings import Settings
 
@@ -96,12 +94,6 @@ def test_a_signal_takes_everything_down(played, tmp_path, monkeypatch, number):
         "POST http://127.0.0.1:8123/v1/models/way/sample",
     ]
     assert "http://127.0.0.1:8123/v1/models\nplayground http://127.0.0.1:8123/\n" in said[2]
-
-
-def test_the_demo_takes_another_port_only_if_its_own_is_taken(monkeypatch):
-    assert _free(port := free_port()) == port
-    monkeypatch.setattr(demo, "check_port", lambda *_: (_ for _ in ()).throw(ConfigError("taken")))
-    assert _free(port) != port
 
 
 def compared(name, number=2):
