@@ -159,7 +159,7 @@ def test_an_adapter_samples_as_its_base_but_for_what_it_asks():
     assert adapted(base).module.config.likelihood == likelihood
     asked = low_rank(sampler={"solver": "heun", "steps": 18, "guidance": 1.0}, likelihood={"method": "rk4"})
     model = adapted(base, adapter=asked)
-    assert model.tasks.options == Options(solver="heun", steps=18, guidance=1.0, clamp=True)
+    assert model.tasks.options == Options(solver="heun", steps=18, eta=1.0, guidance=1.0, clamp=True)
     assert model.module.config.likelihood == LikelihoodConfig(method="rk4", steps=9)
     finer = adapted(base, adapter=low_rank(likelihood={"tolerance": 1e-6})).module.config.likelihood
     assert finer == likelihood.model_copy(update={"tolerance": 1e-6})
@@ -225,7 +225,11 @@ def test_an_adapter_that_does_not_fit_its_base_is_refused(spec, config, named):
     [
         ({"preconditioning": DdpmConfig(timesteps=50)}, {"sampler": {"steps": 60}}, r"base: sampler\.steps=60 is more"),
         ({}, {"sampler": {"step": 60}}, r"adapter\.sampler\.step is no setting\. Use some of solver, steps"),
-        ({}, {"sampler": {"eta": 0.5}}, r"adapter\.sampler: eta=0\.5 would have no effect: it is for solver=ddim"),
+        (
+            {},
+            {"sampler": {"variance": "large"}},
+            r"adapter\.sampler: variance=large would have no effect",
+        ),
         ({}, {"likelihood": {"tolerance": 0.1}}, r"adapter\.likelihood: tolerance=0\.1 would have no effect"),
         ({"label_dropout": 0.0}, {"label_dropout": 0.3}, r"adapter\.label_dropout=0\.3: the base always knew"),
         ({"label_dropout": 0.0}, {"sampler": {"guidance": 2.0}}, "base: sampler.guidance other than 1 needs"),

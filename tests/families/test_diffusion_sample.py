@@ -68,6 +68,7 @@ def test_rows_of_all_solvers_share_a_state_and_do_not_notice(conditioner):
         request([3], 1, solver="heun", steps=9, churn=3.0, churn_low=0.1, churn_noise=1.01),
         request([4, 5], 2, solver="dpmpp_2m", steps=11),
         request([11], 2, solver="dpmpp_2m", steps=9, eta=1.0),
+        request([12], 1, solver="heun", steps=6, eta=0.8),
         request([6], 0, solver="ddim", steps=7, eta=0.5, guidance=0.0),
         request([10], 0, solver="heun", steps=8, guidance=4.0, guidance_low=0.1, guidance_high=3.0),
         request([7, 8], 1, solver="ddpm", steps=12, variance="large"),
@@ -201,7 +202,12 @@ def model_of(spec=VECTOR, **config):
         ({"conditional": True, "label_dropout": 0.0}, {"guidance": 2.0}, "guidance", "with and without labels"),
         ({}, {"guidance": 2.0}, "guidance", "with and without labels"),
         ({"preconditioning": DdpmConfig(timesteps=20)}, {"steps": 21}, "steps", "Use 1 to 20"),
-        ({}, {"eta": 0.5}, "eta", "eta=0.5 would have no effect: it is for solver=ddim or dpmpp_2m"),
+        (
+            {},
+            {"solver": "ddpm", "eta": 0.5},
+            "eta",
+            "eta=0.5 would have no effect: it is for solver=ddim or heun or dpm",
+        ),
         ({}, {"solver": "ddim", "churn": 40}, "churn", "it is for solver=heun"),
         ({"conditional": True}, {"guidance_low": 0.5}, "guidance_low", "it is for guidance other than 1"),
         ({}, {"solver": "dpmpp_2m", "variance": "large"}, "variance", "it is for solver=ddpm"),
@@ -222,7 +228,9 @@ def test_a_solver_may_be_changed_where_the_recipe_has_settings_of_its_own():
     assert sampling.resolve_options(FAMILY, tasks, {"solver": "ddim", "eta": 0.5}).eta == 0.5
 
 
-@pytest.mark.parametrize("given", [{"eta": 0.5}, {"solver": "ddim", "churn": 40}, {"variance": "large"}])
+@pytest.mark.parametrize(
+    "given", [{"solver": "ddpm", "eta": 0.5}, {"solver": "ddim", "churn": 40}, {"variance": "large"}]
+)
 def test_a_recipe_with_settings_of_another_solver_is_refused(given):
     with pytest.raises(ValidationError, match="would have no effect: it is for solver="):
         DiffusionConfig(sampler=Options(**given))

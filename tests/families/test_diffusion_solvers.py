@@ -189,6 +189,22 @@ def test_heun_is_algorithm_2_of_edm(churn):
     assert torch.allclose(finished(gaussian, FINE, solver="heun", steps=steps, **churn), x, rtol=1e-9)
 
 
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_heun_with_eta_goes_below_each_level_and_comes_back_with_as_much_noise_as_ddim_adds(eta):
+    steps = 9
+    sigma = FINE.level(torch.arange(steps + 1), torch.tensor(steps), torch.tensor(True), FAR)
+    x = sigma[0] * drawn(0)
+    for i in range(steps):
+        new = ddim(at(math.inf, sigma[i : i + 1], sigma[i + 1 : i + 2], eta=eta)).noise
+        below = (sigma[i + 1] ** 2 - new**2).sqrt()
+        slope = (x - gaussian(x, sigma[i].expand(4), None)) / sigma[i]
+        euler = x + (below - sigma[i]) * slope
+        if i < steps - 1:
+            slope = (slope + (euler - gaussian(euler, below.expand(4), None)) / below) / 2
+        x = x + (below - sigma[i]) * slope + (new * drawn(2 * i + 2) if i < steps - 1 else 0)
+    assert torch.allclose(finished(gaussian, FINE, solver="heun", steps=steps, eta=eta), x, rtol=1e-9)
+
+
 def test_ddim_with_eta_one_is_ancestral_sampling():
     ancestral = finished(gaussian, DDPM, solver="ddpm", steps=30)
     assert torch.allclose(finished(gaussian, DDPM, solver="ddim", eta=1.0, steps=30), ancestral, rtol=1e-9)
@@ -232,8 +248,10 @@ def test_small_variance_becomes_right_as_steps_grow():
         {"solver": "ddpm", "variance": "large", "steps": 10},
         {"solver": "dpmpp_2m", "eta": 1.0, "steps": 60},
         {"solver": "dpmpp_2m", "eta": 0.5, "steps": 60},
+        {"solver": "heun", "eta": 1.0, "steps": 60},
+        {"solver": "heun", "eta": 0.5, "churn": 10.0, "steps": 60},
     ],
-    ids=["ddpm", "sde", "halfway"],
+    ids=["ddpm", "sde", "halfway", "heun", "heun-churned"],
 )
 def test_samples_with_noise_have_the_moments_of_the_data(options):
     """200 rows of 100 values, to 3 standard errors."""
@@ -277,11 +295,11 @@ def test_ddim_is_eulers_method_on_the_velocity_of_flow_matching():
     assert torch.allclose(finished(gaussian, FLOW, solver="ddim", steps=steps), state, rtol=1e-9)
 
 
-def walked(solver, steps, resample, churn=0.0):
+def walked(solver, steps, resample, **more):
     """The stage of every call of a run that takes each step but the last ``resample`` times."""
     calls = SOLVERS[solver].calls(steps, resample)
-    numbers = {"solver": CODES[solver], "steps": steps, "resample": resample, "churn": churn, "churn_noise": 1.0}
-    numbers |= {"top": math.inf, "churn_high": math.inf}
+    numbers = {"solver": CODES[solver], "steps": steps, "resample": resample, "churn_noise": 1.0}
+    numbers |= {"top": math.inf, "churn_high": math.inf, **more}
     double = torch.float64
     columns = {name: torch.full((calls,), value, dtype=double) for name, value in numbers.items()}
     zeros = torch.zeros(calls, dtype=torch.int64)
@@ -292,9 +310,10 @@ def walked(solver, steps, resample, churn=0.0):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("resample", [1, 3])
-def test_a_step_taken_again_goes_back_to_where_it_started(solver, resample):
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_step_taken_again_goes_back_to_where_it_started(solver, resample, eta):
     """Variance: what a call ends at plus what is put back is where the next call stands, from first call to last."""
-    at = walked(solver, 5, resample, churn=1.5)
+    at = walked(solver, 5, resample, churn=1.5, eta=eta)
     per_step = SOLVERS[solver].calls_per_step
     ends = torch.arange(len(at.sigma) - 1) % per_step == per_step - 1
     reached = torch.where(ends, (at.after.square() + at.lift.square()).sqrt()[:-1], at.after[:-1])

@@ -10,7 +10,7 @@ from kinfolk_families._shared.network_config import Network, TransformerConfig, 
 
 SolverName = Literal["ddpm", "ddim", "heun", "dpmpp_2m"]
 SOLVERS_OF: dict[str, tuple[SolverName, ...]] = {  # options that some solvers read
-    "eta": ("ddim", "dpmpp_2m"),
+    "eta": ("ddim", "heun", "dpmpp_2m"),
     "variance": ("ddpm",),
     "churn": ("heun",),
 }
@@ -31,7 +31,7 @@ class Options(SamplerOptions):
     guidance_low: float = Field(0.0, ge=0, description="noise level at and below which nothing is guided")
     guidance_high: float | None = Field(None, gt=0, description="noise level above which nothing is guided")
     clamp: bool = Field(False, description="keep each denoised estimate within the data's range")
-    eta: float = Field(0.0, ge=0, le=1, description="ddim, dpmpp_2m: 0 adds no noise, 1 as much as ddpm")
+    eta: float = Field(0.0, ge=0, le=1, description="ddim, heun, dpmpp_2m: 0 adds no noise, 1 as much as ddpm")
     variance: Literal["small", "large"] = Field("small", description="ddpm: variance of a step, least or largest")
     churn: float = Field(0.0, ge=0, description="heun: S_churn, noise put back over all steps; 0 is deterministic")
     churn_low: float = Field(0.0, ge=0, description="heun: S_tmin, noise level below which nothing is churned")

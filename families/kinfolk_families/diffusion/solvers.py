@@ -40,8 +40,8 @@ class Stage(NamedTuple):
 
     before: Tensor  # noise level where the step before started; infinite in the first step and in a repeated one
     sigma: Tensor  # where this step starts, churn included
-    after: Tensor  # where it ends; 0 in the last step
-    lift: Tensor  # standard deviation of the noise put back once the step has ended, by churn or to take it again
+    after: Tensor  # where it ends, before ``lift``; 0 in the last step
+    lift: Tensor  # standard deviation of the noise put back once the step has ended: eta of heun, churn, a step again
     correcting: Tensor  # bool: x_t stands at ``after`` already, and its slope there is what the call measures
     eta: Tensor
     large: Tensor
@@ -92,16 +92,22 @@ def ddim(at: Stage) -> Update:
 
 
 def _kept(at: Stage) -> tuple[Tensor, Tensor]:
-    """How much of x_t's noise a step keeps, and the noise it adds, eta times as much as ancestral sampling does."""
-    noise = at.eta * at.after * (1 - (at.after / at.sigma).square()).sqrt()
-    return (at.after.square() - noise.square()).sqrt() / at.sigma, noise
+    """How much of x_t's noise a step keeps, and the noise it adds."""
+    old, new = _old_and_new(at.sigma, at.after, at.eta)
+    return old / at.sigma, new
+
+
+def _old_and_new(sigma: Tensor, after: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
+    """The noise of level ``after`` in two parts: what was there, and eta times as much as ancestral sampling adds."""
+    new = eta * after * (1 - (after / sigma).square()).sqrt()
+    return (after.square() - new.square()).sqrt(), new
 
 
 def heun(at: Stage) -> Update:
     """EDM algorithm 2: an Euler step, then in a second call its correction by half the change of slope.
 
     The slope (x_t - denoised) / sigma is the same at both ends of an Euler step, so after it both slopes follow from
-    x_t, the denoised estimate there and the one before.
+    x_t, the denoised estimate there and the one before. With eta the step ends lower, and noise lifts x_t to its level.
     """
     euler = towards(at.after / at.sigma, torch.zeros_like(at.sigma))
     half = (at.after - at.sigma) / (2 * at.after)
@@ -162,15 +168,18 @@ def stage(row: Settings, call: Tensor, level: Callable[[Tensor, Tensor, Tensor, 
     """
     per_step, smooth = _of_solver(row.solver)
     step, within = call // (per_step * row.resample), call % (per_step * row.resample)
-    start, after = (level(at, row.steps, smooth, row.top) for at in (step, step + 1))
+    start, end = (level(at, row.steps, smooth, row.top) for at in (step, step + 1))
+    sigma = start * (1 + _gamma(row, start))
+    old, _ = _old_and_new(sigma, end, row.eta)
+    after = torch.where((row.solver == CODES["heun"]) & (row.eta > 0), old, end)
     ends = within % per_step == per_step - 1
     again = (within + per_step < per_step * row.resample) & (step < row.steps - 1)
-    back = torch.where(again, start, after)  # the level that the next step starts from, before churn
+    back = torch.where(again, start, end)  # the level that the next step starts from, before churn
     churned = back.square() * ((1 + _gamma(row, back)).square() - 1) * row.churn_noise.square()
     first = (step > 0) & (within < per_step)
     return Stage(
         before=torch.where(first, level(step - 1, row.steps, smooth, row.top), math.inf),
-        sigma=start * (1 + _gamma(row, start)),
+        sigma=sigma,
         after=after,
         lift=torch.where(ends, (back.square() - after.square() + churned).sqrt(), 0.0),
         correcting=within % per_step == 1,
