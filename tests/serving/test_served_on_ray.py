@@ -22,7 +22,7 @@ from kinfolk.errors import ConfigError
 from kinfolk.rng import seeded_initialisation
 from kinfolk.sampling import sample
 from kinfolk.serving.access import Access, holders
-from kinfolk.serving.config import Autoscaling, ServedModel, ServeFile, Shared
+from kinfolk.serving.config import Autoscaling, Rollout, ServedModel, ServeFile, Shared
 from kinfolk.serving.launch import Registry, serve_models, stop_serving
 from kinfolk.serving.shared import bytes_of
 from kinfolk.serving.webhook import ADDRESS
@@ -49,7 +49,9 @@ def served(ray_cluster, toy_folder, tmp_path_factory):
     bundle = tmp_path_factory.mktemp("served") / "bundle"
     save_bundle(model := _model(kinfolk_toy.FAMILY, 0), bundle)
     port = free_port()
-    entry = ServedModel(name="toy", bundle=bundle, num_cpus=0.5, alias_poll_s=0.5, drain_timeout_s=5)
+    entry = ServedModel(
+        name="toy", bundle=bundle, num_cpus=0.5, alias_poll_s=0.5, drain_timeout_s=5, rollout=Rollout(trial_s=1)
+    )
     two = Autoscaling(min_replicas=2, max_replicas=2)
     told = entry.model_copy(update={"name": "told", "alias_poll_s": 600.0, "autoscaling": two})  # look when told to
     registry = Registry("unused", str(bundle.parent), secret=SecretStr("between them"))
