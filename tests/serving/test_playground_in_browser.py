@@ -518,7 +518,7 @@ def forget_refusal(page, status):
     page.errors.clear()
 
 
-@pytest.mark.parametrize(("name", "value"), [("n", "0"), ("steps", "2000"), ("eta", "0.5")])
+@pytest.mark.parametrize(("name", "value"), [("n", "0"), ("steps", "2000"), ("guidance_low", "0.5")])
 def test_an_error_is_shown_at_its_field(open_page, server, name, value):
     page = open_page(server, "#try/digits-edm/sample")
     panel = ready(page, "digits-edm", "sample")
@@ -535,7 +535,7 @@ def test_an_error_is_shown_at_its_field(open_page, server, name, value):
     focused = f"document.activeElement.closest('[data-setting={name}]') && document.activeElement.ariaInvalid"
     assert page.evaluate(focused) == "true"
     forget_refusal(page, 422)
-    page.fill(f"[data-setting={name}] input[type=number]", {"n": "1", "steps": "2", "eta": "0"}[name])
+    page.fill(f"[data-setting={name}] input[type=number]", {"n": "1", "steps": "2", "guidance_low": "0"}[name])
     page.click(f"{panel} .main")
     answered(page)
     assert not page.evaluate(f"document.querySelector('[data-setting={name}] .error').checkVisibility()")
