@@ -72,6 +72,23 @@ def test_a_local_cluster_listens_here_alone_and_asks_for_the_token(ray, tmp_path
     assert (tmp_path / "ray_token").is_file()
 
 
+def test_a_dashboard_port_taken_while_ray_starts_is_not_insisted_on(ray, tmp_path, monkeypatch):
+    start, left = ray.init, [1]
+
+    def init(**given):
+        if left and left.pop():
+            raise ValueError("Failed to bind")
+        return start(**given)
+
+    monkeypatch.setattr(ray, "init", init)
+    url = connect(None, tmp_path)
+    ((_, seen),) = ray.asked
+    assert url == seen["RAY_API_SERVER_ADDRESS"]
+    left += [1, 1]
+    with pytest.raises(ConfigError, match=r"Ray found 127\.0\.0\.1:\d+ taken"):
+        connect(None, tmp_path)
+
+
 def test_tokens_are_on_from_the_import_of_ray(ray, tmp_path, monkeypatch, environment):
     environment.pop("RAY_AUTH_MODE", None)
     connect(None, tmp_path)

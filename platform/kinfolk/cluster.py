@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from kinfolk.errors import ConfigError
 
@@ -117,11 +118,23 @@ def connect(
         if address is not None:
             context = ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         else:
-            port = free_port(_DASHBOARD_PORT)
-            # Ray Train asks the state API for its controller. Without an address it asks whichever cluster was noted on
-            # this machine last, waits where that one has gone, and takes placement groups away where it knows no such.
-            os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{_LOOPBACK}:{port}"
-            context = ray.init(
+            context = _started(ray, cpus)
+    except ConnectionError as error:
+        raise _no_cluster(address or "this machine", error) from None
+    url = context.dashboard_url
+    return f"http://{url}" if url else None
+
+
+def _started(ray: Any, cpus: int | None) -> Any:
+    """The context of a new cluster on this machine; another port where somebody took the dashboard's meanwhile.
+
+    Ray Train asks the state API for its controller. Without an address it asks whichever cluster was noted on this
+    machine last, waits where that one has gone, and takes placement groups away where it knows no such controller.
+    """
+    for port in (free_port(_DASHBOARD_PORT), free_port()):
+        os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{_LOOPBACK}:{port}"
+        with suppress(ValueError):
+            return ray.init(
                 address="local",
                 num_cpus=cpus,
                 include_dashboard=True,
@@ -130,10 +143,7 @@ def connect(
                 log_to_driver=False,
                 logging_level="ERROR",
             )
-    except ConnectionError as error:
-        raise _no_cluster(address or "this machine", error) from None
-    url = context.dashboard_url
-    return f"http://{url}" if url else None
+    raise ConfigError(f"Ray found {_LOOPBACK}:{port} taken, its dashboard's port. Try again.")
 
 
 def export(given: Mapping[str, str]) -> None:

@@ -137,7 +137,7 @@ class DataSpec(Config):
             return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         # A server draws one small picture after the other beside a thread that samples. Five calls of torch, each of
         # which lets go of the interpreter and waits for it again, take four times as long there as NumPy does.
-        import numpy as np  # a machine that only trains may have none
+        import numpy as np  # families and the training loop do without
 
         with np.errstate(invalid="ignore"):  # what is not a number is some level, as with torch
             return torch.from_numpy(((x.numpy().clip(-1, 1) + 1) * 127.5).round().astype(np.uint8))

@@ -224,7 +224,8 @@ def test_what_a_model_cannot_do_is_refused_by_name(config, options, field, named
 
 def test_a_solver_may_be_changed_where_the_recipe_has_settings_of_its_own():
     tasks = model_of(sampler=Options(solver="ddim", eta=1.0)).tasks
-    assert sampling.resolve_options(FAMILY, tasks, {"solver": "heun", "eta": 0}).solver == "heun"
+    assert sampling.resolve_options(FAMILY, tasks, {"solver": "ddpm"}).solver == "ddpm"
+    assert sampling.resolve_options(FAMILY, tasks, {"solver": "heun", "eta": 0}).eta == 0
     assert sampling.resolve_options(FAMILY, tasks, {"solver": "ddim", "eta": 0.5}).eta == 0.5
 
 

@@ -197,12 +197,24 @@ def test_heun_with_eta_goes_below_each_level_and_comes_back_with_as_much_noise_a
     for i in range(steps):
         new = ddim(at(math.inf, sigma[i : i + 1], sigma[i + 1 : i + 2], eta=eta)).noise
         below = (sigma[i + 1] ** 2 - new**2).sqrt()
+        if 0 < i + 1 < steps:
+            below = below.maximum(sigma[steps - 1])
+            new = (sigma[i + 1] ** 2 - below**2).sqrt()
         slope = (x - gaussian(x, sigma[i].expand(4), None)) / sigma[i]
         euler = x + (below - sigma[i]) * slope
         if i < steps - 1:
             slope = (slope + (euler - gaussian(euler, below.expand(4), None)) / below) / 2
         x = x + (below - sigma[i]) * slope + (new * drawn(2 * i + 2) if i < steps - 1 else 0)
     assert torch.allclose(finished(gaussian, FINE, solver="heun", steps=steps, eta=eta), x, rtol=1e-9)
+
+
+@pytest.mark.parametrize("conditioner", [Edm(EdmConfig(), 1.0), DDPM, FLOW], ids=["edm", "ddpm", "flow"])
+@pytest.mark.parametrize("steps", [1, 2, 18])
+def test_heun_with_eta_calls_the_network_at_no_level_below_the_lowest(conditioner, steps):
+    levels = conditioner.level(torch.arange(steps + 1), torch.tensor(steps), torch.tensor(True), FAR)
+    visited = walked("heun", steps, 1, eta=1.0, level=conditioner.level).evaluated
+    assert visited.min() >= levels[-2]
+    assert visited.max() == levels[0]
 
 
 def test_ddim_with_eta_one_is_ancestral_sampling():
@@ -295,7 +307,7 @@ def test_ddim_is_eulers_method_on_the_velocity_of_flow_matching():
     assert torch.allclose(finished(gaussian, FLOW, solver="ddim", steps=steps), state, rtol=1e-9)
 
 
-def walked(solver, steps, resample, **more):
+def walked(solver, steps, resample, level=FINE.level, **more):
     """The stage of every call of a run that takes each step but the last ``resample`` times."""
     calls = SOLVERS[solver].calls(steps, resample)
     numbers = {"solver": CODES[solver], "steps": steps, "resample": resample, "churn_noise": 1.0}
@@ -305,7 +317,7 @@ def walked(solver, steps, resample, **more):
     zeros = torch.zeros(calls, dtype=torch.int64)
     row = Settings(*(columns.get(name, zeros) for name in Settings._fields))
     row = row._replace(solver=row.solver.long(), steps=row.steps.long(), resample=row.resample.long())
-    return stage(row, torch.arange(calls), FINE.level)
+    return stage(row, torch.arange(calls), level)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

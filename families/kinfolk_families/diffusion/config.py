@@ -31,9 +31,14 @@ class Options(SamplerOptions):
     guidance_low: float = Field(0.0, ge=0, description="noise level at and below which nothing is guided")
     guidance_high: float | None = Field(None, gt=0, description="noise level above which nothing is guided")
     clamp: bool = Field(False, description="keep each denoised estimate within the data's range")
-    eta: float = Field(0.0, ge=0, le=1, description="ddim, heun, dpmpp_2m: 0 adds no noise, 1 as much as ddpm")
+    eta: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="ddim, heun, dpmpp_2m: 0 adds no noise, 1 as much as ddpm; heun wants 18 steps then",
+    )
     variance: Literal["small", "large"] = Field("small", description="ddpm: variance of a step, least or largest")
-    churn: float = Field(0.0, ge=0, description="heun: S_churn, noise put back over all steps; 0 is deterministic")
+    churn: float = Field(0.0, ge=0, description="heun: S_churn, noise put back over all steps; 0: none")
     churn_low: float = Field(0.0, ge=0, description="heun: S_tmin, noise level below which nothing is churned")
     churn_high: float | None = Field(None, gt=0, description="heun: S_tmax, noise level above which nothing is churned")
     churn_noise: float = Field(1.0, ge=0.9, le=1.1, description="heun: S_noise, standard deviation of churn's noise")

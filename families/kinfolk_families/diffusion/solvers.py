@@ -98,7 +98,10 @@ def _kept(at: Stage) -> tuple[Tensor, Tensor]:
 
 
 def _old_and_new(sigma: Tensor, after: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
-    """The noise of level ``after`` in two parts: what was there, and eta times as much as ancestral sampling adds."""
+    """The noise of level ``after`` in two parts: what was there, and eta times as much as ancestral sampling adds.
+
+    Source: DDIM eq. 16, in terms of sigma.
+    """
     new = eta * after * (1 - (after / sigma).square()).sqrt()
     return (after.square() - new.square()).sqrt(), new
 
@@ -107,7 +110,10 @@ def heun(at: Stage) -> Update:
     """EDM algorithm 2: an Euler step, then in a second call its correction by half the change of slope.
 
     The slope (x_t - denoised) / sigma is the same at both ends of an Euler step, so after it both slopes follow from
-    x_t, the denoised estimate there and the one before. With eta the step ends lower, and noise lifts x_t to its level.
+    x_t, the denoised estimate there and the one before.
+
+    With eta the step ends below its level and noise lifts x_t there. It is about twice as long then: of Gaussian data
+    18 steps make the standard deviation 16 % too large, 35 steps 4 %.
     """
     euler = towards(at.after / at.sigma, torch.zeros_like(at.sigma))
     half = (at.after - at.sigma) / (2 * at.after)
@@ -170,8 +176,10 @@ def stage(row: Settings, call: Tensor, level: Callable[[Tensor, Tensor, Tensor, 
     step, within = call // (per_step * row.resample), call % (per_step * row.resample)
     start, end = (level(at, row.steps, smooth, row.top) for at in (step, step + 1))
     sigma = start * (1 + _gamma(row, start))
+    lowers = (row.solver == CODES["heun"]) & (row.eta > 0) & (end > 0)
     old, _ = _old_and_new(sigma, end, row.eta)
-    after = torch.where((row.solver == CODES["heun"]) & (row.eta > 0), old, end)
+    lowest = level(row.steps - 1, row.steps, smooth, row.top)  # below it the network was not trained
+    after = torch.where(lowers, old.maximum(lowest), end)
     ends = within % per_step == per_step - 1
     again = (within + per_step < per_step * row.resample) & (step < row.steps - 1)
     back = torch.where(again, start, end)  # the level that the next step starts from, before churn
