@@ -131,9 +131,10 @@ def _started(ray: Any, cpus: int | None) -> Any:
     Ray Train asks the state API for its controller. Without an address it asks whichever cluster was noted on this
     machine last, waits where that one has gone, and takes placement groups away where it knows no such controller.
     """
+    reason: ValueError | None = None
     for port in (free_port(_DASHBOARD_PORT), free_port()):
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{_LOOPBACK}:{port}"
-        with suppress(ValueError):
+        try:
             return ray.init(
                 address="local",
                 num_cpus=cpus,
@@ -143,7 +144,9 @@ def _started(ray: Any, cpus: int | None) -> Any:
                 log_to_driver=False,
                 logging_level="ERROR",
             )
-    raise ConfigError(f"Ray found {_LOOPBACK}:{port} taken, its dashboard's port. Try again.")
+        except ValueError as error:  # Ray's word for a port that is taken
+            reason = error
+    raise ConfigError(f"Ray does not start on this machine: {reason}") from reason
 
 
 def export(given: Mapping[str, str]) -> None:

@@ -176,10 +176,11 @@ def stage(row: Settings, call: Tensor, level: Callable[[Tensor, Tensor, Tensor, 
     step, within = call // (per_step * row.resample), call % (per_step * row.resample)
     start, end = (level(at, row.steps, smooth, row.top) for at in (step, step + 1))
     sigma = start * (1 + _gamma(row, start))
-    lowers = (row.solver == CODES["heun"]) & (row.eta > 0) & (end > 0)
-    old, _ = _old_and_new(sigma, end, row.eta)
-    lowest = level(row.steps - 1, row.steps, smooth, row.top)  # below it the network was not trained
-    after = torch.where(lowers, old.maximum(lowest), end)
+    after, lowers = end, (row.solver == CODES["heun"]) & (row.eta > 0) & (end > 0)
+    if lowers.any():
+        old, _ = _old_and_new(sigma, end, row.eta)
+        lowest = level(row.steps - 1, row.steps, smooth, row.top)  # below it the network was not trained
+        after = torch.where(lowers, old.maximum(lowest), end)
     ends = within % per_step == per_step - 1
     again = (within + per_step < per_step * row.resample) & (step < row.steps - 1)
     back = torch.where(again, start, end)  # the level that the next step starts from, before churn
