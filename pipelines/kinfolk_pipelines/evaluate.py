@@ -1,6 +1,6 @@
 """Measure a registered model and write its figures to the version."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from kinfolk.errors import ConfigError, DataError, RegistryError
 from kinfolk.tracking import registry
 from kinfolk.tracking.lineage import Version
 from kinfolk_pipelines.datasets import Dataset, open_dataset
-from kinfolk_pipelines.figures import Figures, measure
+from kinfolk_pipelines.figures import Figures, learned_classes, measure
 from kinfolk_pipelines.figures_on_modes import rule
 from kinfolk_pipelines.models import Loaded, feature_name, judge_of, load_model
 from kinfolk_pipelines.settings import Settings
@@ -45,9 +45,11 @@ def _check_data(version: Version, data: Dataset) -> None:
         )
 
 
-def _basis(loaded: Loaded, data: Dataset, evaluation: Evaluation, metrics: Mapping[str, float]) -> dict[str, str]:
+def _basis(
+    loaded: Loaded, data: Dataset, evaluation: Evaluation, metrics: Mapping[str, float], learned: Sequence[int]
+) -> dict[str, str]:
     """What the figures rest on, in words: only of those that were measured, for others keep theirs."""
-    basis = {"data": f"{data.name} {data.digest}"}
+    basis = {"data": f"{data.name} {data.digest}", "classes": learned_classes(learned)}
     if "nfe" in metrics:
         basis["samples"] = str(evaluation.samples)
         basis["options"] = ", ".join(f"{key}={value}" for key, value in evaluation.options.items()) or "the model's own"
@@ -81,17 +83,17 @@ def evaluate(settings: Settings, reference: str, **given: Any) -> Evaluated:
     _check_data(loaded.version, data)
     against = open_dataset(settings, evaluation.against) if evaluation.against else None
     features, about = _features(settings, loaded.model, data)
-    modes = data.prepared.record.modes
+    modes, learned = data.prepared.record.modes, loaded.recipe.get("keep_labels", ())
     measured = measure(
         loaded.model,
         data.prepared,
         evaluation,
         features,
-        learned=loaded.recipe.get("keep_labels", ()),
+        learned=learned,
         against=against.prepared.source("test") if against else None,
         modes=modes,
     )
-    basis = _basis(loaded, data, evaluation, measured.metrics)
+    basis = _basis(loaded, data, evaluation, measured.metrics, learned)
     if against is not None:
         basis["against"] = f"{against.name} {against.digest}"
     if features is not None:

@@ -87,8 +87,7 @@ def capabilities(model: Model) -> dict[str, Any]:
     tasks = model.tasks
     calls = 0
     if "sample" in tasks.starts:
-        state = sampling.start(tasks, sampling.make_request(model, 1))
-        calls = int((state.calls * state.cost).sum())
+        calls = sampling.evaluations(tasks, sampling.make_request(model, 1))
     likelihood = f"{tasks.log_prob.kind} of {tasks.log_prob.of}" if tasks.log_prob else ""
     return {
         "network_calls": calls,

@@ -93,6 +93,11 @@ def check(model: Model, evaluation: Evaluation) -> None:
         raise ConfigError(f"This {name} model draws no samples: leave evaluation.options (--set) out.")
 
 
+def learned_classes(learned: Sequence[int]) -> str:
+    """The classes of ``keep_labels``, which figures are measured against, in words."""
+    return ", ".join(map(str, sorted(learned))) or "all"
+
+
 def even_labels(model: Model, n: int, learned: Sequence[int] = ()) -> list[int] | None:
     """As many samples of each class it learned as the count allows, for a model that can be asked."""
     if "label" not in model.tasks.conditions:

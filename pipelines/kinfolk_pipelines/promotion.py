@@ -4,7 +4,7 @@ from kinfolk.tracking.promotion import Promotion, PromotionRule, promote
 from kinfolk_pipelines.models import version_number
 from kinfolk_pipelines.settings import Settings
 
-RULE = PromotionRule(metric="fd_local", better="lower", rests_on=("samples", "options", "features"))
+RULE = PromotionRule(metric="fd_local", better="lower", rests_on=("classes", "samples", "options", "features"))
 
 
 def promote_version(settings: Settings, name: str, version: str, force_because: str | None = None) -> Promotion:

@@ -31,7 +31,9 @@ td.meaning, th.meaning { text-align: left; white-space: normal; color: var(--sof
 """
 
 
+_COSTS = ("nfe", "samples_per_second")  # figures of the model alone, whatever it learned
 _RESTS_ON = {  # entries of the basis that may differ between models
+    "classes": "Classes learned, and measured against; figures compare where they are the same.",
     "options": "How samples were drawn.",
     "likelihood": "What log-probabilities and evidence bounds rest on; compared where it is the same.",
     "importance_bound": "What the tighter bound rests on; compared where it is the same.",
@@ -64,18 +66,21 @@ def best(entries: Sequence[Entry], metric: str) -> float | None:
     """The best value of a column, or None where they do not compare or there is one alone; NaN is none."""
     having = [entry for entry in entries if not math.isnan(entry.metrics.get(metric, math.nan))]
     values, better = [entry.metrics[metric] for entry in having], MEANING[metric].better
-    alike = len({entry.basis.get(basis_of(metric)) for entry in having}) == 1
+    bases = [name for name in ("classes", basis_of(metric)) if name and metric not in _COSTS]
+    alike = len({tuple(entry.basis.get(name) for name in bases) for entry in having}) == 1
     if better is None or len(values) < 2 or not alike:
         return None
     return min(values) if better == "lower" else max(values)
 
 
 def basis_of(metric: str) -> str:
-    """The entry of the basis that says which models compare in a figure; there is none for most figures."""
+    """The entry of the basis that says which models of the same classes compare in a figure; most have none."""
     if metric in ("modes", "high_quality", "mode_spread", "kl_to_uniform"):
         return "mode_rule"
     if metric.startswith("importance_bound"):
         return "importance_bound"
+    if metric == "auroc_against":
+        return "against"
     return "likelihood" if metric.startswith(("elbo", "log_prob", "ode_log_prob")) else ""
 
 

@@ -16,6 +16,7 @@ from kinfolk.tuning.best import best, median_of_finished
 from kinfolk.tuning.ledger import ENDED, REPEAT, Ledger, Trial, commonest_error
 from kinfolk.tuning.searchers import Searcher, make_searcher
 from kinfolk.tuning.sweep import Unscheduled
+from kinfolk_pipelines.figures import learned_classes
 from kinfolk_pipelines.settings import Settings
 from kinfolk_pipelines.sweep_display import display
 from kinfolk_pipelines.sweep_plan import SweepPlan, folder_of, trial_plan
@@ -224,6 +225,7 @@ def _taken(search: _Search, leader: Trial) -> Version:
     version = register_trained(settings, as_trained, name, leader.run_id, model, figures, tuple(leader.alarms))
     basis = {
         "data": f"{planned.base.data.name} {planned.base.data.digest}",
+        "classes": learned_classes(planned.base.recipe.keep_labels),
         "samples": str(planned.sweep.evaluation_samples),
     }
     registry.log_model_metrics(settings.tracking, version, {}, basis=basis)

@@ -277,7 +277,7 @@ class SamplerState:
     seed: Tensor  # (R,) int64
     call: Tensor  # (R,) int64, calls of ``advance`` so far
     calls: Tensor  # (R,) int64, calls until the row is done
-    cost: Tensor  # (R,) int64, network evaluations one call of this row takes
+    cost: Tensor  # (R,) int64, network evaluations the next call of this row takes
     carry: Mapping[str, Tensor]  # (R, *) each; all rows of a model carry the same keys
 
     @classmethod
@@ -365,6 +365,8 @@ class Tasks:
     starts: Mapping[str, Callable[[SampleRequest], SamplerState]] = field(default_factory=dict)
     advance: Callable[[SamplerState], SamplerState] | None = None  # one call for all rows; consumes its argument
     render: Callable[[SamplerState], Tensor] | None = None  # (R, *shape): the picture so far
+    evaluations: Callable[[SamplerState], Tensor] | None = None
+    """Network evaluations that fresh rows take in all, (R,) int64 on the CPU; None: ``calls * cost``."""
     conditions: frozenset[Literal["label", "caption"]] = frozenset()  # what its tasks may be told
     log_prob: Likelihood | None = field(default=None, metadata=_of_rows(gives="numbers"))
     importance_bound: Callable[[Batch, Tensor, int], Tensor] | None = None  # as ``log_prob``, of so many draws: (B,)

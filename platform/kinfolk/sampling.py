@@ -238,6 +238,7 @@ def joined(requests: Sequence[SampleRequest]) -> SampleRequest:
 
 
 def evaluations(tasks: Tasks, request: SampleRequest, task: str = "sample") -> int:
-    """Network evaluations that the rows of ``request`` take in all, call by call; they are drawn to find out."""
-    *calls, _ = trajectory(tasks, request, task)
-    return sum(int(state.cost.sum()) for state in calls)
+    """Network evaluations that the rows of ``request`` will take in all."""
+    fresh = start(tasks, request, task)
+    each = fresh.calls * fresh.cost if tasks.evaluations is None else tasks.evaluations(fresh)
+    return int(each.sum())

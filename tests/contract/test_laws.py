@@ -24,7 +24,7 @@ from kinfolk.errors import ConfigError, RequestError
 from kinfolk.families import family_names, find_family
 from kinfolk.serving.batcher import Batcher, BatchLimits
 from kinfolk.serving.schema import ask, body_model, check_values
-from kinfolk.step import World, trainable, turn
+from kinfolk.step import NonFiniteError, World, trainable, turn
 from kinfolk.training.loop import take_step
 from kinfolk.training.state import build, prepare
 from kinfolk_pipelines.families import untrained
@@ -150,6 +150,17 @@ def test_steps_leave_nothing_behind(case, digits):
     assert alive[1] < alive[0] + 4  # a phase that is not due at every step may have its first gradients now
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_step_of_broken_weights_says_that_it_is_not_finite(case, digits, value):
+    """Training rolls back on this error and on no other."""
+    state = prepare(again(case), plan_of())
+    with torch.no_grad():
+        for parameter in state.model.module.parameters():
+            parameter.fill_(value)
+    with pytest.raises(NonFiniteError):
+        take_step(state, learned(case, digits), plan_of(), 5, World())
+
+
 def test_training_is_a_function_of_the_seed(case, digits):
     first, second, other = (trained(case, digits, seed=seed) for seed in (5, 5, 6))
     assert equal(weights(first), weights(second))
@@ -192,11 +203,13 @@ def test_another_class_gives_another_sample(case):
     assert not torch.allclose(*of_each, atol=1e-3)
 
 
-def test_a_row_takes_the_calls_it_says(case):
+def test_a_row_takes_the_calls_and_evaluations_it_says(case):
     tasks = samplers(case)
-    states = list(sampling.trajectory(tasks, sampling.make_request(case, 2, 3, None, fewer_calls(case))))
+    request = sampling.make_request(case, 2, 3, None, fewer_calls(case))
+    states = list(sampling.trajectory(tasks, request))
     assert len(states) == 1 + int(states[0].calls[0])
     assert [int(state.call[0]) for state in states] == list(range(len(states)))
+    assert sampling.evaluations(tasks, request) == sum(int(state.cost.sum()) for state in states[:-1])
 
 
 def test_rows_of_different_requests_stand_in_one_state(case):

@@ -113,6 +113,13 @@ def test_at_the_exact_posterior_the_doubly_reparameterised_gradient_alone_is_fre
     assert noise["doubly_reparameterised"] < 1e-5 < 1e-2 < noise["standard"]
 
 
+def test_a_bound_that_is_not_finite_is_no_error_of_the_draw():
+    model = model_of(IwaeConfig(draws=6, backward_draws=2))
+    with torch.no_grad():
+        next(model.module.encoder.parameters()).fill_(math.nan)
+    assert loss_of(model, Batch(X)).value.isnan()
+
+
 def test_the_few_draws_leave_gradients_under_autocast():
     model = model_of(IwaeConfig(draws=6, backward_draws=2))
     with torch.autocast("cpu", torch.bfloat16):

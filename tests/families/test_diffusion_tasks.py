@@ -333,3 +333,16 @@ def test_a_request_that_lacks_what_its_task_needs_is_refused(task, changes, fiel
     with pytest.raises(RequestError) as caught:
         model.tasks.starts[task](request)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("start", ["sample", "inpaint", "denoise"])
+def test_a_row_guided_in_an_interval_makes_the_evaluations_it_promised(start):
+    options = Options(steps=6, guidance=2.0, guidance_low=0.5, guidance_high=20.0, noise_level=40.0, resample=2)
+    given = SampleRequest(
+        torch.arange(2), options, torch.tensor([2, 0]), x=torch.ones(2, 2), mask=torch.tensor([[1.0, 0.0]] * 2)
+    )
+    tasks = model_of(conditional=True).tasks
+    *calls, _ = sampling.trajectory(tasks, given, start)
+    made = [int(state.cost.sum()) for state in calls]
+    assert sampling.evaluations(tasks, given, start) == sum(made)
+    assert set(made) == {2, 4}

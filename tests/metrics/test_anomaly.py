@@ -17,6 +17,12 @@ def test_two_shifted_gaussians_give_the_closed_form():
     assert auroc(x[0], x[1] + 1) == pytest.approx(expected, abs=0.005)
 
 
+def test_an_impossible_sample_is_the_strangest():
+    normal, strange = torch.tensor([0.0, 2.0]), torch.tensor([1.0, float("inf")])
+    assert auroc(normal, strange) == 0.75
+    assert auroc(-strange, -normal) == 0.75
+
+
 @pytest.mark.parametrize(
     ("normal", "strange", "said"),
     [(torch.ones(0), torch.ones(2), "normal"), (torch.ones(2), torch.tensor([float("nan")]), "strange")],

@@ -98,6 +98,15 @@ def test_a_lower_distance_promotes_and_a_higher_one_does_not(settings, add):
     assert promote_version(settings, "blob", "2", "a customer wants it").forced
 
 
+def test_a_version_of_other_classes_is_no_rival(settings, add):
+    for seed, classes in enumerate(["all", "2, 5"]):
+        _, version = add(seed=seed, fd_local=2.0 - seed)
+        registry.log_model_metrics(settings.tracking, version, {}, basis={"classes": classes})
+    outcomes = [promote_version(settings, "blob", version).decision for version in ("1", "2")]
+    assert [outcome.promote for outcome in outcomes] == [True, False]
+    assert "classes: 2, 5, the champion's on all" in outcomes[1].reason
+
+
 @pytest.fixture
 def measured(monkeypatch):
     """What ``measure`` is asked; its own numbers are tested with the figures."""
@@ -149,6 +158,7 @@ def test_what_figures_rest_on_is_told(settings, add, measured):
     assert basis["likelihood"] == "the first 30 test samples, given their classes"
     assert basis["importance_bound"] == "5 draws a sample, the first 30 test samples, given their classes"
     assert basis["options"] == "steps=2, temperature=0.5"
+    assert basis["classes"] == "2, 5"
     assert basis["against"] == f"ring {digest}"
     assert kept_basis(settings) == {key: said for key, said in basis.items() if key != "features"}
     later = evaluate(settings, "blob", options={"steps": 1}) and kept_basis(settings)
@@ -161,7 +171,7 @@ def test_what_figures_rest_on_is_told(settings, add, measured):
 def test_a_model_that_draws_nothing_rests_on_no_samples(settings, add, monkeypatch):
     add(digest=open_dataset(settings, "ring").digest)
     monkeypatch.setattr(evaluation, "measure", lambda *_, **__: Figures({"reconstruction_mse": 0.1}, None))
-    assert evaluate(settings, "blob").figures.basis.keys() == {"data", "features"}
+    assert evaluate(settings, "blob").figures.basis.keys() == {"data", "classes", "features"}
 
 
 def test_figures_on_features_rest_on_the_classifier_of_the_same_data(settings, add, measured):

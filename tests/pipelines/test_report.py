@@ -113,6 +113,19 @@ def test_a_tighter_bound_is_best_among_those_of_as_many_draws():
     assert best(pair, "importance_bound_nats") is None
 
 
+def test_models_of_other_classes_compare_in_what_they_cost_alone():
+    pair = [entry(f"r{at}", basis={"classes": str(at)}, fd_local=1.0 + at, nfe=1.0 + at) for at in (0, 8)]
+    assert best(pair, "fd_local") is None
+    assert best(pair, "nfe") == 1.0
+    assert [text for text, _ in rows(pair)["classes"]][:2] == ["0", "8"]
+
+
+def test_strangeness_compares_against_the_same_data_alone():
+    pair = [entry(said, basis={"against": said}, auroc_against=share) for said, share in (("a", 0.9), ("b", 0.8))]
+    assert best(pair, "auroc_against") is None
+    assert best([pair[0], pair[0]], "auroc_against") == 0.9
+
+
 def test_what_a_figure_is_says_which_way_is_better():
     assert meaning("fd_local") == f"{MEANING['fd_local'].text} Lower is better."
     assert meaning("recall") == f"{MEANING['recall'].text} Higher is better."

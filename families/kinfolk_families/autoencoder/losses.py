@@ -216,7 +216,8 @@ def _bound_through_few(
         log_px = module.distribution.log_prob(passed.outputs, seen.x)
         log_w = log_weights(log_px, passed.z, passed.posterior)
         weights = log_w.softmax(0)
-        taken = torch.multinomial(weights.T, few, replacement=True, generator=generator).T  # (few, B)
+        chances = weights.nan_to_num(1.0).T  # a bound that is not finite is for the step to find, not for the draw
+        taken = torch.multinomial(chances, few, replacement=True, generator=generator).T  # (few, B)
     places = taken.view(*taken.shape, *[1] * (noise.ndim - 2)).expand(-1, -1, *noise.shape[2:])
     (posterior, z, _), log_px = _terms(module, seen, noise.gather(0, places))
     density = still(z, posterior, weights.gather(0, taken)) if doubly else posterior

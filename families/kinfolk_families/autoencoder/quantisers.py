@@ -167,7 +167,7 @@ def _far_outputs(z: Tensor, codes: Tensor, count: int, generator: torch.Generato
 
     Source: Arthur and Vassilvitskii, 2007 (k-means++): equal outputs, such as those of blank patches, are taken once.
     """
-    distance = (z - codes).square().sum(1)  # (N,)
+    distance = (z - codes).square().sum(1).nan_to_num(0.0, posinf=0.0)  # (N,); the step finds what is not finite
     return torch.multinomial(distance + 1e-12, count, replacement=True, generator=generator)  # all may be zero
 
 
@@ -195,7 +195,8 @@ class FiniteScalar(Quantiser):
 
     def assign(self, z: Tensor) -> Tensor:
         """(N, Z) -> (N,) int64"""
-        return ((self.bound(z).round().long() + self.sizes // 2) * self.strides).sum(-1)
+        bounded = self.bound(z).nan_to_num()  # NaN would be a token below zero; the step finds it in the loss
+        return ((bounded.round().long() + self.sizes // 2) * self.strides).sum(-1)
 
     def lookup(self, tokens: Tensor) -> Tensor:
         """Codes in [-1, 1]. (*) int64 -> (*, Z)"""

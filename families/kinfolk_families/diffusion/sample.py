@@ -90,6 +90,14 @@ class Sampler:
         """Network evaluations of a call at ``sigma``: two where it is guided. -> (R,) int64"""
         return 1 + _guidance(carry).active(sigma.to(self.device)).long().cpu()
 
+    def evaluations(self, state: SamplerState) -> Tensor:
+        """Network evaluations of fresh rows over all their calls, of which those in the interval are guided. -> (R,)"""
+        row = torch.arange(len(state)).repeat_interleave(state.calls)
+        call = torch.cat([torch.arange(calls) for calls in state.calls.tolist()])
+        each = {name: value[row.to(value.device)] for name, value in state.carry.items() if value.dim() == 1}
+        at = stage(_settings(each), call, self.preconditioner.level)
+        return torch.zeros_like(state.calls).index_add(0, row, self._cost(each, at.evaluated))
+
     def advance(self, state: SamplerState) -> SamplerState:
         """One call of the denoiser for all rows, whatever their call and options."""
         carry, settings = state.carry, _settings(state.carry)

@@ -60,6 +60,7 @@ def tasks(module: Diffusion | Adapted) -> Tasks:
         },
         advance=sampler.advance,
         render=sampler.render,
+        evaluations=sampler.evaluations,
         conditions=frozenset({"label"} if module.classes else ()),
     )
     return common if module.first_stage else _on_samples(module, sampler, common)

@@ -1,5 +1,6 @@
 """How well a score tells strange samples from normal ones."""
 
+import torch
 from torch import Tensor
 
 from kinfolk.errors import DataError
@@ -20,4 +21,5 @@ def auroc(normal: Tensor, strange: Tensor) -> float:
     from sklearn.metrics import roc_auc_score
 
     truth = [0] * len(normal) + [1] * len(strange)
-    return float(roc_auc_score(truth, [*normal.tolist(), *strange.tolist()]))
+    _, rank = torch.cat([normal, strange]).unique(return_inverse=True)  # sklearn refuses infinity, the strangest score
+    return float(roc_auc_score(truth, rank.tolist()))

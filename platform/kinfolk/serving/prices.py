@@ -3,7 +3,7 @@
 import torch
 
 from kinfolk.contract import SampleRequest, Tasks
-from kinfolk.sampling import kind_of, rows_of, start
+from kinfolk.sampling import evaluations, kind_of, rows_of
 from kinfolk.serving.rows import RowRequest
 from kinfolk.serving.scheduling import Speed
 
@@ -45,5 +45,4 @@ class Prices:
 
     @torch.no_grad()
     def _sampling(self, request: SampleRequest, task: str) -> int:
-        first = start(self._tasks, rows_of(request, slice(1)), task)
-        return int(first.calls * first.cost)
+        return evaluations(self._tasks, rows_of(request, slice(1)), task)
