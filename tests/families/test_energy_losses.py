@@ -211,6 +211,25 @@ def test_a_class_conditional_loss_takes_chains_of_the_samples_own_classes():
     assert written.sort().values.tolist() == [0, 1, 2, 2]
 
 
+class Wells(nn.Module):
+    """E(x, c) = (x - c)^2 / 2. (B, 1) -> (B, 3)"""
+
+    def forward(self, x):
+        return (x - torch.arange(3.0)).square() / 2
+
+
+def test_data_and_chains_have_the_energy_of_their_own_class_and_chains_go_down_it():
+    """A step of 1 takes a chain to the bottom of its well."""
+    langevin = LangevinConfig(steps=1, step_size=1.0, noise=0.0, gradient_limit=None)
+    system = NetworkConfig(buffer=BufferConfig(size=30), langevin=langevin, input_noise=0.0, conditional=True)
+    module = module_of(system, LINE.model_copy(update={"classes": 3}))
+    module.network = Wells()
+    label = torch.tensor([2, 0, 1, 2, 0])
+    loss = loss_of(module, Batch(label[:, None] + 1.0, label))
+    assert float(loss.logs["energy_chains"]) == pytest.approx(0, abs=1e-10)
+    assert float(loss.logs["energy_data"]) == pytest.approx(0.5)
+
+
 def test_turns_keep_the_spectral_norm_up_with_the_weights():
     torch.manual_seed(0)
     module = module_of(NetworkConfig(buffer=BufferConfig(size=16), spectral_norm=True))

@@ -123,6 +123,11 @@ def test_images_begin_uniform_and_stay_in_range_and_a_call_costs_a_pass_each_way
     assert float(tasks.advance(state).x.abs().max()) == 1
 
 
+def test_vectors_begin_as_noise_of_the_datas_deviation():
+    state = network(LINE.model_copy(update={"data_std": 3.0})).tasks.starts["sample"](request(2000))
+    assert float(state.x.std()) == pytest.approx(3.0, rel=0.05)
+
+
 @pytest.mark.parametrize("model", [network(), transformer()], ids=["network", "transformer"])
 def test_what_is_given_stays_and_the_rest_is_made(model):
     x = torch.rand(3, *IMAGE.shape) * 2 - 1
@@ -187,15 +192,18 @@ def test_denoising_of_much_noise_ends_with_its_steps():
     assert expected > 0.7  # the end of the way is at 1 / 81
 
 
-def test_denoising_without_a_class_is_by_the_free_energy_of_its_own_temperature():
+@pytest.mark.parametrize("label", [None, torch.tensor([2, 0])], ids=["free", "told"])
+def test_denoising_is_by_the_energy_of_the_class_told_or_by_the_free_energy_of_its_own_temperature(label):
     """One step of size 1 from x_t, of which a temperature of 1 and sigma 1 keep a half."""
     own = {"denoising": DenoisingConfig(steps=1, nats=1 / IMAGE.dims), "langevin": LangevinConfig(gradient_limit=None)}
     model = network(conditional=True, network=MlpConfig(width=64, depth=1), **own)
     for parameter in model.module.parameters():
         parameter.data *= 3
     x_t = torch.rand(2, *IMAGE.shape, requires_grad=True)
-    (slope,) = torch.autograd.grad(-(-model.module.energies(x_t)).logsumexp(1).sum(), x_t)
-    assert torch.allclose(denoise(model.module, x_t, torch.ones(2), None), (x_t - slope / 2).clamp(-1, 1), atol=1e-6)
+    energies = model.module.energies(x_t)
+    energy = -(-energies).logsumexp(1) if label is None else energies[torch.arange(2), label]
+    (slope,) = torch.autograd.grad(energy.sum(), x_t)
+    assert torch.allclose(denoise(model.module, x_t, torch.ones(2), label), (x_t - slope / 2).clamp(-1, 1), atol=1e-6)
 
 
 def test_denoising_without_noise_returns_its_input():
@@ -451,6 +459,17 @@ def test_what_is_drawn_stays_and_the_rest_is_a_preview():
         fixed = module.pixels(turn < done)
         assert torch.equal(x[fixed], seen[-1][fixed])
     assert set(seen[-1].unique().tolist()) == {-1.0, 1.0}
+
+
+def test_a_patch_is_hidden_until_it_is_drawn_and_seen_from_then_on():
+    model, heard = transformer(), []
+    model.module.register_forward_pre_hook(lambda _, given: heard.append(given[1]))
+    state = model.tasks.starts["sample"](request(3, steps=4))
+    finish(model.tasks, state)
+    assert len(heard) == 4
+    for call, hidden in enumerate(heard):
+        drawn = drawn_after(*(torch.full((3,), count) for count in (call, 4, 16)))
+        assert torch.equal(hidden, state.carry["turn"] >= drawn[:, None])
 
 
 def test_one_call_at_temperature_0_is_the_networks_own_completion():

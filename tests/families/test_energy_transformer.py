@@ -9,6 +9,7 @@ from kinfolk.config import Training
 from kinfolk.contract import ConfigError, DataSpec, OptimizerConfig
 from kinfolk.training.loop import train
 from kinfolk.training.state import build, prepare
+from kinfolk_families._shared.transformer import patchify
 from kinfolk_families.energy import FAMILY
 from kinfolk_families.energy.config import EnergyConfig, TransformerConfig
 from kinfolk_families.energy.transformer import EnergyAttention, EnergyBlock, EnergyNorm, HopfieldMemory
@@ -153,6 +154,12 @@ def test_what_is_hidden_does_not_reach_the_network_and_the_rest_does(spec):
     assert torch.equal(module(x, hidden), module(other, hidden))
     shown = torch.where(module.pixels(~hidden), 7.0, x)
     assert not torch.allclose(module(x, hidden), module(shown, hidden))
+
+
+def test_equal_patches_differ_by_their_place():
+    module, nothing = transformer(), torch.zeros(1, 16, dtype=torch.bool)
+    made = module(torch.full((1, *IMAGE.shape), 0.3, dtype=torch.float64), nothing)
+    assert float(torch.pdist(patchify(made, 2)[0]).min()) > 1e-3
 
 
 def test_a_patchs_value_covers_its_pixels_and_no_others():

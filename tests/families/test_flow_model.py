@@ -174,6 +174,12 @@ def test_levels_decode_from_their_own_noise(spec, config):
     assert torch.equal(model.tasks.decode(Batch(z), seeds(32)), x)
 
 
+def test_levels_are_encoded_from_the_middle_of_their_bins():
+    model, levels = model_of(FEW, 0.1, flow=REALNVP), torch.tensor([[0, 3], [2, 1]])
+    middle, _ = model.module.bijection((levels + 0.5) / 4)
+    assert torch.equal(model.tasks.encode(Batch(FEW.from_levels(levels)), seeds(2)), middle)
+
+
 def test_continuous_data_decodes_from_its_own_noise():
     model = model_of(PLANE, 0.2, conditional=True, **PLANAR)
     x, label = torch.randn(32, 2, generator=generator()), torch.arange(32) % 3
