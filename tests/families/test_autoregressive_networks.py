@@ -180,6 +180,28 @@ def test_a_gated_layer_adds_to_what_it_reads():
     assert torch.equal(layer.horizontal(h, scan), h)
 
 
+def test_a_class_adds_to_each_stack_of_a_gated_layer_before_its_gate():
+    """The second of two classes; nothing else reaches the gates."""
+    layer, scan = CASES["gated"]().requires_grad_(False).layers[1], Whole(torch.tensor([1]))
+    for silent in (layer.down, layer.right, layer.link):
+        torch.nn.init.zeros_(silent.weight)
+        torch.nn.init.zeros_(silent.bias)
+    below, right = (bias.table.weight[1, :, None, None] for bias in (layer.down_class, layer.right_class))
+    v, h = torch.randn(2, 1, 8, 4, 4)
+    torch.testing.assert_close(layer.vertical(v, scan), gated(below[None]).expand(1, 8, 4, 4))
+    torch.testing.assert_close(layer.horizontal(h, scan), h + layer.out(gated(right[None])))
+
+
+def test_the_head_of_pixelcnn_pp_reads_the_elu_of_the_horizontal_stack():
+    network, heard = CASES["plus"]().requires_grad_(False), []
+    network.right.register_forward_hook(lambda *args: heard.append(args[2]))
+    network.head.register_forward_pre_hook(lambda _, given: heard.append(given[0]))
+    network(*draws(network, 1))
+    made, read = heard
+    assert float(made.min()) < 0
+    torch.testing.assert_close(read, torch.where(made > 0, made, made.expm1()))
+
+
 def test_a_block_adds_a_signal_times_the_sigmoid_of_its_gate():
     block = GatedBlock(2, 0, 0, 0, 0.0, 0)
     torch.nn.init.zeros_(block.second.weight)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from kinfolk.bundle import load_bundle, save_bundle
 from kinfolk.config import Training
@@ -131,6 +132,15 @@ def test_a_step_is_bit_equal_when_taken_again_and_leaves_the_global_generator_al
             take_step(state, source, plan, 5, World())
         found.append(state.snapshot().tensors)
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("kind", ["ect", "distillation"])
+def test_layers_of_a_teacher_that_draw_from_the_global_generator_rest_in_its_student(kind):
+    teacher = teacher_of()
+    teacher.module.noise_embedding = nn.Sequential(teacher.module.noise_embedding, nn.Dropout())
+    model, before = student_of(kind, 0.4, teacher=teacher), torch.get_rng_state()
+    turn(model)
     assert torch.equal(torch.get_rng_state(), before)
 
 
