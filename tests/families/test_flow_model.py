@@ -306,6 +306,7 @@ def test_a_gaussian_of_two_dimensions_is_learnt_to_its_entropy():
         (PLANE, {"flow": REALNVP}, "data is continuous. Use kind: none"),
         (PLANE, {**PLANAR, "preprocessing": LOGIT}, "continuous. Leave it out"),
         (PLANE, {**PLANAR, "flow": {**REALNVP, "levels": 2}}, "vectors have one scale. Use levels: 1"),
+        (PLANE, {**PLANAR, "flow": {**GLOW, "squeeze": 4}}, "squeeze=4 would have no effect: it is for images"),
         (DataSpec(kind="vector", shape=(1,)), PLANAR, "two elements or more"),
         (FEW, {"flow": REALNVP, "conditional": True}, "Use conditional: false"),
         (

@@ -7,6 +7,9 @@ from kinfolk.errors import ConfigError
 from kinfolk.families import find_family
 
 ECT = {"kind": "ect"}
+GIVEN = {"kind": "composed", "weights": {"first": 1.0}}
+NUMBERS = ("input_noise", "energy_l2", "energy_limit", "gap_limit")
+TRAINED = {"buffer": {"size": 9}, "loss": "difference", **dict.fromkeys(NUMBERS, 9)}
 CASES = [
     ("autoencoder", {"objective": {"kind": "iwae", "draws": 1, "growth_samples": 9}}, "objective.draws", 2),
     ("autoencoder", {"objective": {"kind": "denoising"}, "sampler": {"temperature": 0.5}}, "objective.kind", "elbo"),
@@ -14,6 +17,8 @@ CASES = [
     ("gan", {"augmentation": {"ramp_samples": 9}}, "augmentation.target", 0.6),
     ("gan", {"path_length": {}}, "generator", {"kind": "stylegan2"}),
     ("consistency", {"objective": {**ECT, "k": 0, "b": 2}}, "objective.k", 1),
+    ("consistency", {"objective": {**ECT, "stages": 1, "stage_samples": 9}}, "objective.stages", 2),
+    *(("energy", {"system": {**GIVEN, name: TRAINED[name]}}, "system.learn_weights", True) for name in TRAINED),
     ("autoencoder", {"optimizer": {"final_lr": 1e-5}}, "optimizer.decay_samples", 100),
     ("flow", {"optimizer": {"kind": "sgd", "eps": 1e-6}}, "optimizer.kind", "adam"),
 ]

@@ -347,7 +347,8 @@ def test_a_composition_of_given_weights_goes_through_one_step_and_is_what_the_re
     """Nothing trains and nothing is averaged; what is stored is served like any model."""
     path = Path(__file__).parents[2] / "pipelines/recipes/digits/energy-composed.yaml"
     few = ["training.samples=64", "training.preview_rows=2", "training.ema_halflife_samples=9", "model.sampler.steps=3"]
-    recipe = load_recipe(path, ["model.system.learn_weights=false", "model.system.weights.second=2", *few])
+    given = ["model.system.learn_weights=false", "model.system.buffer={}", "model.system.weights.second=2"]
+    recipe = load_recipe(path, [*given, *few])
     job = Job(recipe, digits.path, parents=untrained(path, digits.spec).parents)
     train.report = lambda metrics, checkpoint: shutil.copytree(checkpoint, tmp_path / "stored")
     ended, told = work(job)

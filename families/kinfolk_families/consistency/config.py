@@ -44,8 +44,9 @@ class EasyTuningConfig(Config):
     dropout: float = Field(0.0, ge=0, lt=1)  # of the student, whatever its teacher's was; 0.2 in run_ecm.sh there
 
     def idle(self) -> dict[str, str]:
-        """How fast k wears off where there is none."""
-        return {} if self.k else {"b": "k above 0"}
+        """How fast k wears off where there is none, and how long a stage is that has no next."""
+        without_k = {} if self.k else {"b": "k above 0"}
+        return without_k if self.stages > 1 else {**without_k, "stage_samples": "stages above 1"}
 
     @model_validator(mode="after")
     def _levels_differ(self) -> "EasyTuningConfig":

@@ -110,6 +110,11 @@ class ComposedConfig(ContrastiveConfig):
     weights: dict[Role, float] = Field({"first": 1.0, "second": 1.0}, min_length=1)  # one for each parent, by role
     learn_weights: bool = False
 
+    def idle(self) -> dict[str, str]:
+        """What contrastive divergence alone reads, where nothing trains."""
+        trained = ("buffer", "loss", "input_noise", "energy_l2", "energy_limit", "gap_limit")
+        return {} if self.learn_weights else dict.fromkeys(trained, "learn_weights=true")
+
     @model_validator(mode="after")
     def _weights_are_positive(self) -> "ComposedConfig":
         for role, weight in self.weights.items():

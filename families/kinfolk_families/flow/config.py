@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kinfolk.contract import Config, ConfigError, DataSpec, OptimizerConfig, SamplerOptions
+from kinfolk.contract import Config, ConfigError, DataSpec, OptimizerConfig, SamplerOptions, no_effect
 
 
 class Options(SamplerOptions):
@@ -104,7 +104,7 @@ def check(config: FlowConfig, spec: DataSpec) -> None:
         side = config.flow.squeeze if isinstance(config.flow, GlowConfig) else 2
         _check_levels(config.flow.levels, side, *spec.shape[1:])
     else:
-        _check_vector(config.flow.levels, spec)
+        _check_vector(config.flow, spec)
 
 
 def _check_dequantisation(config: FlowConfig, spec: DataSpec) -> None:
@@ -138,8 +138,10 @@ def _check_levels(levels: int, side: int, height: int, width: int) -> None:
     )
 
 
-def _check_vector(levels: int, spec: DataSpec) -> None:
-    if levels != 1:
-        raise ConfigError(f"flow.levels={levels}, but vectors have one scale. Use levels: 1.")
+def _check_vector(flow: RealNvpConfig | GlowConfig, spec: DataSpec) -> None:
+    if flow.levels != 1:
+        raise ConfigError(f"flow.levels={flow.levels}, but vectors have one scale. Use levels: 1.")
+    if isinstance(flow, GlowConfig) and flow.squeeze != GlowConfig.model_fields["squeeze"].default:
+        raise ConfigError(f"{no_effect(f'flow.squeeze={flow.squeeze}', 'images')}.")
     if spec.dims < 2:
         raise ConfigError(f"A coupling needs two elements or more, the data has {spec.dims}. Use another family.")
