@@ -15,6 +15,7 @@ from kinfolk.training.loop import take_step
 from kinfolk.training.state import build, prepare
 from kinfolk_families.flow import FAMILY
 from kinfolk_families.flow.config import Options
+from kinfolk_families.flow.couplings import AffineCoupling
 
 PLANE = DataSpec(kind="vector", shape=(2,), classes=3)
 IMAGE = DataSpec(kind="image", shape=(1, 4, 4), levels=256, classes=3)
@@ -296,6 +297,18 @@ def test_a_gaussian_of_two_dimensions_is_learnt_to_its_entropy():
     assert -float(nats) == pytest.approx(entropy, abs=0.05)
 
 
+@pytest.mark.parametrize("spec", [PLANE, IMAGE], ids=["vector", "image"])
+@pytest.mark.parametrize("flow", [{**REALNVP, "steps": 2}, {**GLOW, "steps": 1}], ids=["realnvp", "glow"])
+def test_couplings_of_the_fewest_steps_move_every_element(spec, flow):
+    module = model_of(spec, flow=flow, dequantisation={"kind": "none" if spec is PLANE else "uniform"}).module
+    z = torch.randn(1, spec.dims, generator=generator(2))
+    before, noise = module.bijection.inverse(z), generator(3)
+    for coupling in (part for part in module.modules() if isinstance(part, AffineCoupling)):
+        for weight in coupling.parameters():
+            weight += 0.3 * torch.randn(weight.shape, generator=noise)
+    assert ((module.bijection.inverse(z) - before).abs() > 1e-5).all()
+
+
 @pytest.mark.parametrize(
     ("spec", "config", "named"),
     [
@@ -305,6 +318,7 @@ def test_a_gaussian_of_two_dimensions_is_learnt_to_its_entropy():
         (IMAGE, {"dequantisation": {"kind": "none"}}, "of 256 levels.*Use kind: uniform or variational"),
         (PLANE, {"flow": REALNVP}, "data is continuous. Use kind: none"),
         (PLANE, {**PLANAR, "preprocessing": LOGIT}, "continuous. Leave it out"),
+        (PLANE, {**PLANAR, "flow": {**REALNVP, "steps": 1}}, "the next has the opposite mask: use 2 or more"),
         (PLANE, {**PLANAR, "flow": {**REALNVP, "levels": 2}}, "vectors have one scale. Use levels: 1"),
         (PLANE, {**PLANAR, "flow": {**GLOW, "squeeze": 4}}, "squeeze=4 would have no effect: it is for images"),
         (DataSpec(kind="vector", shape=(1,)), PLANAR, "two elements or more"),

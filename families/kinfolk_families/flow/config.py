@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from kinfolk.contract import Config, ConfigError, DataSpec, OptimizerConfig, SamplerOptions, no_effect
 
@@ -18,9 +18,16 @@ class RealNvpConfig(Config):
 
     kind: Literal["realnvp"] = "realnvp"
     levels: int = Field(2, ge=1)  # scales; each halves height and width. Vectors have one
-    steps: int = Field(3, ge=1)  # couplings with each kind of mask at a level
+    steps: int = 3  # couplings with each kind of mask at a level
     width: int = Field(64, ge=1)  # hidden channels of a coupling's network
     log_scale_bound: float = Field(2.0, gt=0)  # of one coupling, in nats; keeps sampling from running away
+
+    @field_validator("steps")
+    @classmethod
+    def _every_element_moves(cls, steps: int) -> int:
+        if steps < 2:
+            raise ValueError("a coupling leaves what its mask keeps, and the next has the opposite mask: use 2 or more")
+        return steps
 
 
 class GlowConfig(Config):
