@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kinfolk import sampling
-from kinfolk.contract import SamplerOptions, Tasks
+from kinfolk.contract import DataSpec, SamplerOptions, Tasks
 from kinfolk.errors import RequestError
 from kinfolk.rng import row_between, row_normal, slerp
 from kinfolk.training.state import build
@@ -86,6 +86,42 @@ def test_what_cannot_be_completed_is_refused(model, digits, x, mask, field):
     with pytest.raises(RequestError) as caught:
         sampling.completing(sampling.make_request(model, 2), digits.spec, x, mask)
     assert caught.value.field == field
+
+
+def one_element(value):
+    """Two samples of three elements, zero but for the last, and a mask of which that is given."""
+    x = torch.zeros(2, 3)
+    x[1, 2] = value
+    return x, x != 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "named"),
+    [
+        ("vector", float("nan"), "not finite: give real numbers"),
+        ("image", float("-inf"), "not finite"),
+        ("tokens", -1, "whole numbers from 0 to 4"),
+        ("tokens", 5, "whole numbers from 0 to 4"),
+        ("tokens", 1.5, "whole numbers from 0 to 4"),
+        ("tokens", float("nan"), "whole numbers from 0 to 4"),
+    ],
+)
+def test_what_no_data_holds_is_refused_where_it_is_given_and_not_looked_at_elsewhere(model, kind, value, named):
+    request, spec = sampling.make_request(model, 2), DataSpec(kind=kind, shape=(3,), levels=5)
+    x, mask = one_element(value)
+    for asked in (lambda: sampling.given(request, spec, x), lambda: sampling.completing(request, spec, x, mask)):
+        with pytest.raises(RequestError, match=named) as caught:
+            asked()
+        assert caught.value.field == "x"
+    assert sampling.completing(request, spec, x, ~mask).x is x
+
+
+@pytest.mark.parametrize(("kind", "value"), [("vector", -7.5), ("tokens", 4)])
+def test_data_may_be_given_to_its_limits(model, kind, value):
+    request, spec = sampling.make_request(model, 2), DataSpec(kind=kind, shape=(3,), levels=5)
+    x, mask = one_element(value)
+    assert sampling.given(request, spec, x).x is x
+    assert sampling.completing(request, spec, x.long(), mask).mask.sum() == 1
 
 
 class Options(SamplerOptions):

@@ -117,30 +117,46 @@ def interpolating(request: SampleRequest, seed_to: int) -> SampleRequest:
     return replace(request, seeds=start, seed_to=torch.full_like(start, seed_to), weight=weight)
 
 
+def _check_rows(x: Tensor, wanted: tuple[int, ...]) -> None:
+    if tuple(x.shape) != wanted:
+        raise RequestError("x", f"x has shape {tuple(x.shape)}: give one sample for each row, {wanted}.")
+
+
+def _check_values(spec: DataSpec, x: Tensor) -> None:
+    if spec.kind == "tokens":
+        most = (spec.levels or 1) - 1
+        if not bool(((x >= 0) & (x <= most) & (x == x.long())).all()):
+            raise RequestError("x", f"x holds values that are no tokens here: give whole numbers from 0 to {most}.")
+    elif not bool(x.isfinite().all()):
+        raise RequestError("x", "x holds values that are not finite: give real numbers.")
+
+
 def given(request: SampleRequest, spec: DataSpec, x: Tensor) -> SampleRequest:
     """``request`` for samples that are made from ``x``. (N, *)
 
     Raises:
-        RequestError: there is not one picture for each sample.
+        RequestError: there is not one picture for each sample, or it holds values that no data has.
     """
-    wanted = (len(request.seeds), *spec.shape)
-    if tuple(x.shape) != wanted:
-        raise RequestError("x", f"x has shape {tuple(x.shape)}: give one sample for each row, {wanted}.")
+    _check_rows(x, (len(request.seeds), *spec.shape))
+    _check_values(spec, x)
     return replace(request, x=x)
 
 
 def completing(request: SampleRequest, spec: DataSpec, x: Tensor, mask: Tensor) -> SampleRequest:
-    """``request`` for samples that hold ``x`` where ``mask`` is 1. (N, *), (N, *) or (*)
+    """``request`` for samples that hold ``x`` where ``mask`` is 1; no more of it is looked at. (N, *), (N, *) or (*)
 
     Raises:
-        RequestError: there is not one picture for each sample, or a mask of another shape or with other values.
+        RequestError: there is not one picture for each sample, or what is given of it is no data, or a mask of another
+            shape or with other values.
     """
     wanted = (len(request.seeds), *spec.shape)
     if tuple(mask.shape) not in (wanted, wanted[1:]):
         raise RequestError("mask", f"mask has shape {tuple(mask.shape)}: use {wanted} or {wanted[1:]}.")
     if not bool(((mask == 0) | (mask == 1)).all()):
         raise RequestError("mask", "mask holds other values than 0 (asked for) and 1 (given).")
-    return replace(given(request, spec, x), mask=mask.to(x.dtype).expand(wanted))
+    _check_rows(x, wanted)
+    _check_values(spec, x[(mask == 1).expand(wanted)])
+    return replace(request, x=x, mask=mask.to(x.dtype).expand(wanted))
 
 
 def check_task(tasks: Tasks, task: str) -> None:
