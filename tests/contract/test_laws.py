@@ -317,6 +317,16 @@ def test_an_option_or_class_the_model_lacks_is_refused(case):
     assert ("label" in tasks.conditions) == ("class-conditional" not in str(caught.value))
 
 
+def test_a_bound_of_no_draws_is_refused(case, digits):
+    bound, batch = case.tasks.importance_bound, digits.source("test").take(0, 2)
+    if bound is None:
+        pytest.skip("this model has no bound of many draws")
+    for draws in (0, -3):
+        with pytest.raises(RequestError, match=f"draws={draws}: ") as caught:
+            bound(batch, torch.arange(2), draws)
+        assert caught.value.field == "draws"
+
+
 def test_row_tasks_depend_on_their_row_alone(case, digits):
     batch = digits.source("test").take(0, 4)
     seeds = torch.arange(4)

@@ -32,3 +32,13 @@ def given_elements(request: SampleRequest, shape: Sequence[int]) -> tuple[Tensor
     assert request.x is not None
     assert request.mask is not None
     return request.x.cpu(), request.mask.bool().cpu()
+
+
+def check_draws(draws: int) -> None:
+    """Refuse a bound of no draws.
+
+    Raises:
+        RequestError: ``field`` is draws.
+    """
+    if draws < 1:
+        raise RequestError("draws", f"draws={draws}: a bound takes 1 or more.")

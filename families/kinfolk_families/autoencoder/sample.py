@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kinfolk.contract import Batch, Likelihood, RequestError, RowTask, SampleRequest, Tasks
 from kinfolk.rng import row_normal, row_uniform
+from kinfolk_families._shared.given import check_draws
 from kinfolk_families._shared.one_call import OneCall
 from kinfolk_families.autoencoder.config import DenoisingConfig, Options
 from kinfolk_families.autoencoder.losses import log_weights, squared_error
@@ -101,7 +102,11 @@ def importance_bound(module: VariationalAutoencoder, batch: Batch, seeds: Tensor
 
     One draw estimates the ELBO; the bound tightens as draws grow.
     Source: Burda et al., 2016 (IWAE), eq. 8, https://arxiv.org/abs/1509.00519.
+
+    Raises:
+        RequestError: there are no draws.
     """
+    check_draws(draws)
     seen = replace(batch, x=_seen(module, batch, seeds))
     rows = max(1, DECODED_AT_ONCE // min(draws, DRAWS_AT_ONCE))
     starts = range(0, len(seen), rows)

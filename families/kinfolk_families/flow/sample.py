@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kinfolk.contract import Batch, DataSpec, Likelihood, SampleRequest, Tasks
 from kinfolk.rng import row_uniform
+from kinfolk_families._shared.given import check_draws
 from kinfolk_families._shared.one_call import OneCall
 from kinfolk_families.flow.config import Options
 from kinfolk_families.flow.model import Flow
@@ -29,7 +30,11 @@ def importance_bound(module: Flow, batch: Batch, seeds: Tensor, draws: int) -> T
     """log of the mean weight of ``draws`` of dequantisation noise from each row's seed, nats. -> (B,)
 
     A lower bound of log P(levels) that tightens as draws grow: Ho et al., 2019 (Flow++), section 3.1.
+
+    Raises:
+        RequestError: there are no draws.
     """
+    check_draws(draws)
     together = max(1, ROWS_AT_ONCE // len(seeds))
     parts = [
         _log_weights(module, batch, seeds, range(first, min(first + together, draws)))
