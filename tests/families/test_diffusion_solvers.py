@@ -11,7 +11,7 @@ from kinfolk.rng import row_normal
 from kinfolk_families.diffusion.config import DdpmConfig, EdmConfig, FlowConfig, Options
 from kinfolk_families.diffusion.preconditioning import Ddpm, Edm, Flow, ddpm_betas, ddpm_sigmas
 from kinfolk_families.diffusion.sample import Sampler
-from kinfolk_families.diffusion.solvers import CODES, SOLVERS, Settings, Stage, ddim, ddpm, dpmpp_2m, stage
+from kinfolk_families.diffusion.solvers import CODES, SOLVERS, Settings, Stage, ddim, ddpm, dpmpp_2m, heun, stage
 
 STD = torch.tensor([0.3, 1.0, 2.0], dtype=torch.float64)  # of Gaussian data, one axis each
 FINE = Edm(EdmConfig(sigma_min=1e-5, sigma_max=20.0), 1.0)  # so that the last step is exact to rounding
@@ -190,31 +190,51 @@ def test_heun_is_algorithm_2_of_edm(churn):
 
 
 @pytest.mark.parametrize("eta", [0.5, 1.0])
-def test_heun_with_eta_goes_below_each_level_and_comes_back_with_as_much_noise_as_ddim_adds(eta):
+def test_heun_with_eta_mends_a_step_of_ddim_by_an_estimate_that_changes_evenly_in_ln_sigma(eta):
+    """x_next = keep x_t + noise + integral of e^-(t - s) D(s) over s to t = -ln(keep), D straight between its ends."""
     steps = 9
     sigma = FINE.level(torch.arange(steps + 1), torch.tensor(steps), torch.tensor(True), FAR)
     x = sigma[0] * drawn(0)
-    for i in range(steps):
-        new = ddim(at(math.inf, sigma[i : i + 1], sigma[i + 1 : i + 2], eta=eta)).noise
-        below = (sigma[i + 1] ** 2 - new**2).sqrt()
-        if 0 < i + 1 < steps:
-            below = below.maximum(sigma[steps - 1])
-            new = (sigma[i + 1] ** 2 - below**2).sqrt()
-        slope = (x - gaussian(x, sigma[i].expand(4), None)) / sigma[i]
-        euler = x + (below - sigma[i]) * slope
-        if i < steps - 1:
-            slope = (slope + (euler - gaussian(euler, below.expand(4), None)) / below) / 2
-        x = x + (below - sigma[i]) * slope + (new * drawn(2 * i + 2) if i < steps - 1 else 0)
-    assert torch.allclose(finished(gaussian, FINE, solver="heun", steps=steps, eta=eta), x, rtol=1e-9)
+    for i in range(steps - 1):
+        rule = ddim(at(math.inf, sigma[i : i + 1], sigma[i + 1 : i + 2], eta=eta))
+        first = gaussian(x, sigma[i].expand(4), None)
+        noisy = rule.x * x + rule.noise * drawn(2 * i + 1)
+        second = gaussian(noisy + rule.denoised * first, sigma[i + 1].expand(4), None)
+        t = -rule.x.log()
+        s = t * (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
+        weights = torch.stack([1 - s / t, s / t]) * (s - t).exp() * t / 2000
+        x = noisy + weights[0].sum() * first + weights[1].sum() * second
+    x = gaussian(x, sigma[-2].expand(4), None)
+    assert torch.allclose(finished(gaussian, FINE, solver="heun", steps=steps, eta=eta), x, rtol=1e-5)
+
+
+def std_of_heun(steps, eta):
+    """Standard deviation of samples of data N(0, 1), from the factors alone."""
+    level = FINE.level(torch.arange(steps + 1), torch.tensor(steps), torch.tensor(True), FAR)
+    stage = at(math.inf, level[:-1], level[1:], eta=eta)
+    first, second = heun(stage), heun(stage._replace(correcting=torch.ones_like(stage.correcting)))
+    denoised, denoised_next = 1 / (1 + stage.sigma**2), 1 / (1 + stage.after**2)
+    scale, noise, mend = first.x + first.denoised * denoised, first.noise, 1 + second.denoised * denoised_next
+    variance = float(1 + level[0] ** 2)
+    for kept, new in zip((mend * scale + second.previous * denoised)[:-1], (mend * noise)[:-1], strict=True):
+        variance = float(kept**2 * variance + new**2)
+    return math.sqrt(variance) * float(denoised[-1])
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_the_spread_of_heun_with_eta_is_right_to_second_order(eta):
+    errors = [abs(std_of_heun(steps, eta) - 1) for steps in (40, 80, 160)]
+    assert errors[0] < 0.03
+    for coarse, fine in pairwise(errors):
+        assert math.log2(coarse / fine) == pytest.approx(2, abs=0.25)
 
 
 @pytest.mark.parametrize("conditioner", [Edm(EdmConfig(), 1.0), DDPM, FLOW], ids=["edm", "ddpm", "flow"])
 @pytest.mark.parametrize("steps", [1, 2, 18])
-def test_heun_with_eta_calls_the_network_at_no_level_below_the_lowest(conditioner, steps):
-    levels = conditioner.level(torch.arange(steps + 1), torch.tensor(steps), torch.tensor(True), FAR)
+def test_heun_with_eta_calls_the_network_at_its_own_levels_alone(conditioner, steps):
+    levels = conditioner.level(torch.arange(steps), torch.tensor(steps), torch.tensor(True), FAR)
     visited = walked("heun", steps, 1, eta=1.0, level=conditioner.level).evaluated
-    assert visited.min() >= levels[-2]
-    assert visited.max() == levels[0]
+    assert set(visited.tolist()) == set(levels.tolist())
 
 
 def test_ddim_with_eta_one_is_ancestral_sampling():
@@ -261,7 +281,7 @@ def test_small_variance_becomes_right_as_steps_grow():
         {"solver": "dpmpp_2m", "eta": 1.0, "steps": 60},
         {"solver": "dpmpp_2m", "eta": 0.5, "steps": 60},
         {"solver": "heun", "eta": 1.0, "steps": 60},
-        {"solver": "heun", "eta": 0.5, "churn": 10.0, "steps": 60},
+        {"solver": "heun", "eta": 0.5, "churn": 10.0, "steps": 90},
     ],
     ids=["ddpm", "sde", "halfway", "heun", "heun-churned"],
 )

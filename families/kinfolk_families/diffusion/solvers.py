@@ -40,8 +40,8 @@ class Stage(NamedTuple):
 
     before: Tensor  # noise level where the step before started; infinite in the first step and in a repeated one
     sigma: Tensor  # where this step starts, churn included
-    after: Tensor  # where it ends, before ``lift``; 0 in the last step
-    lift: Tensor  # standard deviation of the noise put back once the step has ended: eta of heun, churn, a step again
+    after: Tensor  # where it ends; 0 in the last step
+    lift: Tensor  # standard deviation of the noise put back once the step has ended: churn, or a step again
     correcting: Tensor  # bool: x_t stands at ``after`` already, and its slope there is what the call measures
     eta: Tensor
     large: Tensor
@@ -92,18 +92,9 @@ def ddim(at: Stage) -> Update:
 
 
 def _kept(at: Stage) -> tuple[Tensor, Tensor]:
-    """How much of x_t's noise a step keeps, and the noise it adds."""
-    old, new = _old_and_new(at.sigma, at.after, at.eta)
-    return old / at.sigma, new
-
-
-def _old_and_new(sigma: Tensor, after: Tensor, eta: Tensor) -> tuple[Tensor, Tensor]:
-    """The noise of level ``after`` in two parts: what was there, and eta times as much as ancestral sampling adds.
-
-    Source: DDIM eq. 16, in terms of sigma.
-    """
-    new = eta * after * (1 - (after / sigma).square()).sqrt()
-    return (after.square() - new.square()).sqrt(), new
+    """How much of x_t's noise a step keeps, and the noise it adds: eta times as much as ancestral sampling does."""
+    new = at.eta * at.after * (1 - (at.after / at.sigma).square()).sqrt()
+    return (at.after.square() - new.square()).sqrt() / at.sigma, new
 
 
 def heun(at: Stage) -> Update:
@@ -112,12 +103,15 @@ def heun(at: Stage) -> Update:
     The slope (x_t - denoised) / sigma is the same at both ends of an Euler step, so after it both slopes follow from
     x_t, the denoised estimate there and the one before.
 
-    With eta the step ends below its level and noise lifts x_t there. It is about twice as long then: of Gaussian data
-    18 steps make the standard deviation 16 % too large, 35 steps 4 %.
+    With eta the step is DDIM's, noise and all, and its correction that of a denoised estimate which changes evenly in
+    ln(sigma): an exponential integrator of the SDE, as in Gonzalez et al., 2023 (SEEDS),
+    https://arxiv.org/abs/2305.14267. A step is about twice as long then, too long for the trapezoid in sigma. Of
+    Gaussian data 18 steps make the standard deviation 10 % too small, 35 steps 3 %.
     """
-    euler = towards(at.after / at.sigma, torch.zeros_like(at.sigma))
-    half = (at.after - at.sigma) / (2 * at.after)
-    correction = Update(torch.ones_like(half), -half, half, torch.zeros_like(half))
+    keep, noise = _kept(at)
+    change = torch.where(at.eta > 0, 1 + (1 - keep) / keep.log(), (1 / keep - 1) / 2)
+    correction = Update(torch.ones_like(keep), change, -change, torch.zeros_like(keep))
+    euler = towards(keep, noise)
     return Update(*(torch.where(at.correcting, second, first) for first, second in zip(euler, correction, strict=True)))
 
 
@@ -175,12 +169,6 @@ def stage(row: Settings, call: Tensor, level: Callable[[Tensor, Tensor, Tensor, 
     per_step, smooth = _of_solver(row.solver)
     step, within = call // (per_step * row.resample), call % (per_step * row.resample)
     start, end = (level(at, row.steps, smooth, row.top) for at in (step, step + 1))
-    sigma = start * (1 + _gamma(row, start))
-    after, lowers = end, (row.solver == CODES["heun"]) & (row.eta > 0) & (end > 0)
-    if lowers.any():
-        old, _ = _old_and_new(sigma, end, row.eta)
-        lowest = level(row.steps - 1, row.steps, smooth, row.top)  # below it the network was not trained
-        after = torch.where(lowers, old.maximum(lowest), end)
     ends = within % per_step == per_step - 1
     again = (within + per_step < per_step * row.resample) & (step < row.steps - 1)
     back = torch.where(again, start, end)  # the level that the next step starts from, before churn
@@ -188,9 +176,9 @@ def stage(row: Settings, call: Tensor, level: Callable[[Tensor, Tensor, Tensor, 
     first = (step > 0) & (within < per_step)
     return Stage(
         before=torch.where(first, level(step - 1, row.steps, smooth, row.top), math.inf),
-        sigma=sigma,
-        after=after,
-        lift=torch.where(ends, (back.square() - after.square() + churned).sqrt(), 0.0),
+        sigma=start * (1 + _gamma(row, start)),
+        after=end,
+        lift=torch.where(ends, (back.square() - end.square() + churned).sqrt(), 0.0),
         correcting=within % per_step == 1,
         eta=row.eta,
         large=row.large,
