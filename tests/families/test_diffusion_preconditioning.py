@@ -75,11 +75,22 @@ def levels(conditioner, steps, count=None, smooth=False):
     return levels_from(math.inf, conditioner, steps, count, smooth)
 
 
-def levels_from(top, conditioner, steps, count=None, smooth=False):
-    """The same of a run that starts at ``top``."""
+def levels_from(top, conditioner, steps, count=None, smooth=False, bottom=0.0):
+    """The same of a run that starts at ``top`` and whose last step starts at ``bottom``."""
     step = torch.arange(count or steps + 1)
-    top = torch.tensor(top, dtype=torch.float64)
-    return conditioner.level(step, torch.tensor(steps), torch.tensor(smooth), top)
+    ends = (torch.tensor(value, dtype=torch.float64) for value in (top, bottom))
+    return conditioner.level(step, torch.tensor(steps), torch.tensor(smooth), *ends)
+
+
+@pytest.mark.parametrize("conditioner", [EDM, DDPM, FLOW], ids=["edm", "ddpm", "flow"])
+def test_a_smooth_run_ends_where_it_is_asked_to_but_not_below_the_lowest_level(conditioner):
+    lowest, _ = conditioner.ends
+    for bottom, last in ((0.5, 0.5), (lowest, lowest), (lowest / 2, lowest)):
+        *_, before, end = levels_from(20.0, conditioner, 10, smooth=True, bottom=bottom)
+        assert float(before) == pytest.approx(last)
+        assert end == 0
+    gaps = (levels_from(20.0, conditioner, 10, 10, True, 0.5) ** (1 / 7)).diff()
+    assert torch.allclose(gaps, gaps.mean().expand(9), rtol=1e-9)
 
 
 @pytest.mark.parametrize("smooth", [False, True])

@@ -18,6 +18,7 @@ FINE = Edm(EdmConfig(sigma_min=1e-5, sigma_max=20.0), 1.0)  # so that the last s
 DDPM = Ddpm(DdpmConfig())
 FLOW = Flow(FlowConfig(), 1.0)
 FAR = torch.tensor(math.inf, dtype=torch.float64)  # start at the highest level there is
+NEAR = torch.tensor(0.0, dtype=torch.float64)  # and end with the lowest
 COSINE = Ddpm(DdpmConfig(schedule="cosine"))
 
 
@@ -172,7 +173,7 @@ def test_heun_is_algorithm_2_of_edm(churn):
     What churn adds at the start is part of its noise, so S_noise begins with the second step.
     """
     steps, s_noise = 9, churn.get("churn_noise", 1.0)
-    sigma = FINE.level(torch.arange(steps + 1), torch.tensor(steps), torch.tensor(True), FAR)
+    sigma = FINE.level(torch.arange(steps + 1), torch.tensor(steps), torch.tensor(True), FAR, NEAR)
     most = min(churn.get("churn", 0.0) / steps, math.sqrt(2) - 1)
     gamma = [most if churn.get("churn_low", 0) <= s <= churn.get("churn_high", math.inf) else 0 for s in sigma.tolist()]
     x = states(gaussian, FINE, solver="heun", steps=steps, **churn)[0].x
@@ -193,7 +194,7 @@ def test_heun_is_algorithm_2_of_edm(churn):
 def test_heun_with_eta_mends_a_step_of_ddim_by_an_estimate_that_changes_evenly_in_ln_sigma(eta):
     """x_next = keep x_t + noise + integral of e^-(t - s) D(s) over s to t = -ln(keep), D straight between its ends."""
     steps = 9
-    sigma = FINE.level(torch.arange(steps + 1), torch.tensor(steps), torch.tensor(True), FAR)
+    sigma = FINE.level(torch.arange(steps + 1), torch.tensor(steps), torch.tensor(True), FAR, NEAR)
     x = sigma[0] * drawn(0)
     for i in range(steps - 1):
         rule = ddim(at(math.inf, sigma[i : i + 1], sigma[i + 1 : i + 2], eta=eta))
@@ -210,7 +211,7 @@ def test_heun_with_eta_mends_a_step_of_ddim_by_an_estimate_that_changes_evenly_i
 
 def std_of_heun(steps, eta):
     """Standard deviation of samples of data N(0, 1), from the factors alone."""
-    level = FINE.level(torch.arange(steps + 1), torch.tensor(steps), torch.tensor(True), FAR)
+    level = FINE.level(torch.arange(steps + 1), torch.tensor(steps), torch.tensor(True), FAR, NEAR)
     stage = at(math.inf, level[:-1], level[1:], eta=eta)
     first, second = heun(stage), heun(stage._replace(correcting=torch.ones_like(stage.correcting)))
     denoised, denoised_next = 1 / (1 + stage.sigma**2), 1 / (1 + stage.after**2)
@@ -232,9 +233,23 @@ def test_the_spread_of_heun_with_eta_is_right_to_second_order(eta):
 @pytest.mark.parametrize("conditioner", [Edm(EdmConfig(), 1.0), DDPM, FLOW], ids=["edm", "ddpm", "flow"])
 @pytest.mark.parametrize("steps", [1, 2, 18])
 def test_heun_with_eta_calls_the_network_at_its_own_levels_alone(conditioner, steps):
-    levels = conditioner.level(torch.arange(steps), torch.tensor(steps), torch.tensor(True), FAR)
+    levels = conditioner.level(torch.arange(steps), torch.tensor(steps), torch.tensor(True), FAR, NEAR)
     visited = walked("heun", steps, 1, eta=1.0, level=conditioner.level).evaluated
     assert set(visited.tolist()) == set(levels.tolist())
+
+
+@pytest.mark.parametrize("conditioner", [Edm(EdmConfig(), 1.0), DDPM, FLOW], ids=["edm", "ddpm", "flow"])
+@pytest.mark.parametrize("solver", ["heun", "dpmpp_2m"])
+def test_a_run_visits_no_level_below_the_sigma_min_asked_for(solver, conditioner):
+    visited = []
+
+    def denoise(x_t, sigma, label):
+        visited.append(float(sigma[0]))
+        return unit_gaussian(x_t, sigma, label)
+
+    finished(denoise, conditioner, solver=solver, steps=9, sigma_min=0.05)
+    assert min(visited) == pytest.approx(0.05)
+    assert len(set(visited)) == 9
 
 
 def test_ddim_with_eta_one_is_ancestral_sampling():
@@ -253,7 +268,7 @@ def test_linear_noise_hides_the_mean_whatever_the_number_of_times(timesteps):
 
 def sampled_std(steps, large):
     """Standard deviation of ancestral samples of data N(0, 1), from the factors alone."""
-    level = DDPM.level(torch.arange(steps + 1), torch.tensor(steps), torch.tensor(False), FAR)
+    level = DDPM.level(torch.arange(steps + 1), torch.tensor(steps), torch.tensor(False), FAR, NEAR)
     sigma, after = level[:-1], level[1:]
     rule = ddpm(at(math.inf, sigma, after, large=large))
     factor, variance = rule.x + rule.denoised / (1 + sigma**2), float(1 + sigma[0] ** 2)
@@ -331,7 +346,7 @@ def walked(solver, steps, resample, level=FINE.level, **more):
     """The stage of every call of a run that takes each step but the last ``resample`` times."""
     calls = SOLVERS[solver].calls(steps, resample)
     numbers = {"solver": CODES[solver], "steps": steps, "resample": resample, "churn_noise": 1.0}
-    numbers |= {"top": math.inf, "churn_high": math.inf, **more}
+    numbers |= {"top": math.inf, "bottom": 0.0, "churn_high": math.inf, **more}
     double = torch.float64
     columns = {name: torch.full((calls,), value, dtype=double) for name, value in numbers.items()}
     zeros = torch.zeros(calls, dtype=torch.int64)

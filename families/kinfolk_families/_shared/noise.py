@@ -48,7 +48,7 @@ def noise_between(seed: Tensor, seed_to: Tensor, weight: Tensor, call: Tensor, s
     return noise
 
 
-def rho_level(way: Tensor, rho: float, low: float, high: float | Tensor) -> Tensor:
+def rho_level(way: Tensor, rho: float, low: float | Tensor, high: float | Tensor) -> Tensor:
     """Sigma ``way`` from ``high`` (0) to ``low`` (1), evenly spaced in the rho-th root (EDM eq. 5). (N,) -> (N,)"""
     first, last = high ** (1 / rho), low ** (1 / rho)
     return (first + way * (last - first)) ** rho

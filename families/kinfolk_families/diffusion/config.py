@@ -13,6 +13,7 @@ SOLVERS_OF: dict[str, tuple[SolverName, ...]] = {  # options that some solvers r
     "eta": ("ddim", "heun", "dpmpp_2m"),
     "variance": ("ddpm",),
     "churn": ("heun",),
+    "sigma_min": ("heun", "dpmpp_2m"),
 }
 GUIDED = ("guidance_low", "guidance_high")
 CHURNED = ("churn_low", "churn_high", "churn_noise")
@@ -30,6 +31,9 @@ class Options(SamplerOptions):
     )
     guidance_low: float = Field(0.0, ge=0, description="noise level at and below which nothing is guided")
     guidance_high: float | None = Field(None, gt=0, description="noise level above which nothing is guided")
+    sigma_min: float | None = Field(
+        None, gt=0, description="heun, dpmpp_2m: noise level at which the last step starts; none: the model's lowest"
+    )
     clamp: bool = Field(False, description="keep each denoised estimate within the data's range")
     eta: float = Field(
         0.0,

@@ -42,11 +42,12 @@ class Preconditioner(Protocol):
     def draw(self, count: int, generator: Generator) -> Tensor:
         """Noise levels to train at. -> (count,) on the generator's device"""
 
-    def level(self, step: Tensor, steps: Tensor, smooth: Tensor, top: Tensor) -> Tensor:
+    def level(self, step: Tensor, steps: Tensor, smooth: Tensor, top: Tensor, bottom: Tensor) -> Tensor:
         """Sigma where ``step`` of ``steps`` starts: largest at 0, zero at the end. (R,), (R,) int64 -> (R,) float64
 
         A run starts at ``top`` (R,), or at the highest level there is, if that is lower. Rows that are ``smooth`` (R,)
-        bool get levels spaced for a solver of second order, where it makes a difference.
+        bool get levels spaced for a solver of second order, where it makes a difference; their last step starts at
+        ``bottom`` (R,), or at the lowest level there is, if that is higher.
         """
 
 
@@ -75,9 +76,9 @@ class Edm:
         """EDM Table 1, "Noise distribution"."""
         return log_normal(self.config.p_mean, self.config.p_std, count, generator)
 
-    def level(self, step: Tensor, steps: Tensor, smooth: Tensor, top: Tensor) -> Tensor:  # noqa: ARG002
+    def level(self, step: Tensor, steps: Tensor, smooth: Tensor, top: Tensor, bottom: Tensor) -> Tensor:  # noqa: ARG002
         """EDM eq. 5, which was made for solvers of second order and serves all."""
-        return rho_levels(step, steps, self.config, top)
+        return rho_levels(step, steps, self.config, top, bottom)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +119,11 @@ class Flow:
         time = first + (last - first) * torch.rand(count, generator=generator, device=generator.device)
         return 1 / time - 1
 
-    def level(self, step: Tensor, steps: Tensor, smooth: Tensor, top: Tensor) -> Tensor:
+    def level(self, step: Tensor, steps: Tensor, smooth: Tensor, top: Tensor, bottom: Tensor) -> Tensor:
         """Times evenly spaced, where DDIM is Euler's method on the velocity; EDM's levels where smooth."""
         first = 1 / (1 + top.clamp(max=self.config.sigma_max))
         time = first + (1 - first) * (step.double() / steps).clamp(0, 1)
-        return torch.where(smooth, rho_levels(step, steps, self.config, top), 1 / time - 1)
+        return torch.where(smooth, rho_levels(step, steps, self.config, top, bottom), 1 / time - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +163,7 @@ class Ddpm:
         time = torch.randint(1, self.config.timesteps + 1, (count,), generator=generator, device=generator.device)
         return ddpm_sigmas(self.config).to(generator.device)[time].float()
 
-    def level(self, step: Tensor, steps: Tensor, smooth: Tensor, top: Tensor) -> Tensor:
+    def level(self, step: Tensor, steps: Tensor, smooth: Tensor, top: Tensor, bottom: Tensor) -> Tensor:
         """Times evenly spaced from T down to 1, rounded (Nichol & Dhariwal, section 4); EDM's levels where smooth.
 
         Evenly spaced times end with sigma falling by large factors, which a step of second order cannot follow.
@@ -172,7 +173,7 @@ class Ddpm:
         first = torch.searchsorted(sigmas, highest)  # the first time that is at least as noisy
         time = first - _way(step, steps) * (first - 1)
         trained = torch.where(step < steps, torch.minimum(sigmas[time.round().long()], highest), 0.0)
-        return torch.where(smooth, rho_levels(step, steps, self._smooth, top), trained)
+        return torch.where(smooth, rho_levels(step, steps, self._smooth, top, bottom), trained)
 
     @property
     def _smooth(self) -> Levels:
@@ -181,9 +182,10 @@ class Ddpm:
         return edm.model_copy(update={"sigma_min": lowest, "sigma_max": highest})
 
 
-def rho_levels(step: Tensor, steps: Tensor, levels: Levels, top: Tensor) -> Tensor:
-    """Sigma evenly spaced in its rho-th root (EDM eq. 5), from ``top`` down. (R,), (R,) int64, (R,) -> (R,) float64"""
-    sigma = rho_level(_way(step, steps), levels.rho, levels.sigma_min, top.clamp(max=levels.sigma_max))
+def rho_levels(step: Tensor, steps: Tensor, levels: Levels, top: Tensor, bottom: Tensor) -> Tensor:
+    """Sigma evenly spaced in its rho-th root (EDM eq. 5), from ``top`` down to ``bottom``; all (R,) -> (R,) float64"""
+    lowest, highest = bottom.clamp(min=levels.sigma_min), top.clamp(max=levels.sigma_max)
+    sigma = rho_level(_way(step, steps), levels.rho, lowest, highest)
     return torch.where(step < steps, sigma, 0.0)
 
 

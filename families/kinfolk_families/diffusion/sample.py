@@ -156,6 +156,7 @@ def _columns(options: Options) -> Mapping[str, float | bool | int]:
         "guidance_low": options.guidance_low,
         "guidance_high": _or_infinite(options.guidance_high),
         "clamp": options.clamp,
+        "bottom": options.sigma_min or 0.0,
     }
 
 

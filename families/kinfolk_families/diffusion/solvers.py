@@ -19,6 +19,8 @@ from torch import Tensor
 from kinfolk_families._shared.noise import per_row
 from kinfolk_families.diffusion.config import SolverName
 
+Level = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]  # that of a preconditioner
+
 
 class Settings(NamedTuple):
     """What each row was asked for, for as long as it lives."""
@@ -33,6 +35,7 @@ class Settings(NamedTuple):
     large: Tensor  # bool: the larger variance of ``ddpm``
     resample: Tensor  # int64: how often each step but the last is taken
     top: Tensor  # the noise level to start at; infinite: the highest there is
+    bottom: Tensor  # the noise level at which a smooth run's last step starts; 0: the lowest there is
 
 
 class Stage(NamedTuple):
@@ -160,22 +163,22 @@ def update(solver: Tensor, at: Stage) -> Update:
     return Update(x, denoised, previous, torch.hypot(noise, at.lift))
 
 
-def stage(row: Settings, call: Tensor, level: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> Stage:
-    """Where rows stand at their ``call`` (R,) int64; ``level`` is that of their preconditioner.
+def stage(row: Settings, call: Tensor, level: Level) -> Stage:
+    """Where rows stand at their ``call`` (R,) int64.
 
     Churn lifts sigma to (1 + gamma) sigma before each step (EDM algorithm 2); here that ends the step before. A step
     that is taken again goes back to where it started, by the noise that lies between (RePaint, algorithm 1).
     """
     per_step, smooth = _of_solver(row.solver)
     step, within = call // (per_step * row.resample), call % (per_step * row.resample)
-    start, end = (level(at, row.steps, smooth, row.top) for at in (step, step + 1))
+    start, end = (level(at, row.steps, smooth, row.top, row.bottom) for at in (step, step + 1))
     ends = within % per_step == per_step - 1
     again = (within + per_step < per_step * row.resample) & (step < row.steps - 1)
     back = torch.where(again, start, end)  # the level that the next step starts from, before churn
     churned = back.square() * ((1 + _gamma(row, back)).square() - 1) * row.churn_noise.square()
     first = (step > 0) & (within < per_step)
     return Stage(
-        before=torch.where(first, level(step - 1, row.steps, smooth, row.top), math.inf),
+        before=torch.where(first, level(step - 1, row.steps, smooth, row.top, row.bottom), math.inf),
         sigma=start * (1 + _gamma(row, start)),
         after=end,
         lift=torch.where(ends, (back.square() - end.square() + churned).sqrt(), 0.0),

@@ -88,7 +88,8 @@ def _start(
 
 
 def _restore(module: Diffusion | Adapted, sampler: Sampler, request: SampleRequest) -> SamplerState:
-    level, (lowest, highest) = options_of(request).noise_level, module.preconditioner.ends
+    options, (lowest, highest) = options_of(request), module.preconditioner.ends
+    level, lowest = options.noise_level, max(lowest, options.sigma_min or 0.0)
     if not lowest < level <= highest:
         raise RequestError("noise_level", f"noise_level={level}: use more than {lowest:g} and at most {highest:g}.")
     return _start(module, sampler.restore, request, ("x",))
@@ -98,6 +99,11 @@ def _check(module: Diffusion | Adapted, request: SampleRequest) -> None:
     options, most = options_of(request), module.preconditioner.max_steps
     if most is not None and options.steps > most:
         raise RequestError("steps", f"steps={options.steps}: this model knows {most} noise levels. Use 1 to {most}.")
+    lowest, highest = module.preconditioner.ends
+    if options.sigma_min is not None and not lowest <= options.sigma_min < highest:
+        raise RequestError(
+            "sigma_min", f"sigma_min={options.sigma_min}: use {lowest:g} or more and less than {highest:g}."
+        )
     if options.guidance != 1 and not (module.classes and module.config.label_dropout):
         raise RequestError(
             "guidance", f"guidance={options.guidance}: this model was not trained with and without labels. Use 1."
