@@ -21,18 +21,23 @@ _REFERENCE_SEED = 0
 def on_features(
     features: Model, train: Source, test: Source, samples: Tensor, labels: list[int] | None
 ) -> dict[str, float]:
-    """Distances, coverage and diversity of samples (N, *), and whether they are of the classes asked for."""
+    """Distances, coverage and diversity of samples (N, *), and whether they are of the classes asked for.
+
+    In the distances each class counts as often as among the real samples, however often it was asked for.
+    """
     shown = as_shown(samples, train.spec)
-    real = encoded(features, train.batch(_REFERENCE_SEED, 0, min(len(train), _REFERENCE_ROWS)).x)
+    reference = train.batch(_REFERENCE_SEED, 0, min(len(train), _REFERENCE_ROWS))
+    weight = None if labels is None else _as_often(reference.label, torch.tensor(labels))
+    real = encoded(features, reference.x)
     held_out = encoded(features, test.take(0, min(len(test), _REFERENCE_ROWS)).x)
     drawn = encoded(features, shown)
     statistics = FeatureStatistics.of(real)
     equal = min(len(real), len(drawn))
     scores = manifold_scores(real[:equal], drawn[:equal])
     metrics = {
-        "fd_local": frechet_distance(statistics, FeatureStatistics.of(drawn)),
+        "fd_local": frechet_distance(statistics, FeatureStatistics.of(drawn, weight)),
         "fd_local_test": frechet_distance(statistics, FeatureStatistics.of(held_out)),
-        "kd_local": kernel_distance(real, drawn),
+        "kd_local": kernel_distance(real, drawn, weight),
         "precision": scores.precision,
         "recall": scores.recall,
         "density": scores.density,
@@ -43,6 +48,14 @@ def on_features(
     if labels is not None:
         metrics["distance_within_classes"] = mean_distance_within_classes(drawn, torch.tensor(labels))
     return metrics | _by_class(features, shown, labels)
+
+
+def _as_often(real: Tensor | None, asked: Tensor) -> Tensor:
+    """What each sample counts for its class to count as often as among ``real`` ones. (N,), (M,) int64 -> (M,)"""
+    assert real is not None
+    classes = int(max(real.max(), asked.max())) + 1
+    often, seldom = (torch.bincount(labels, minlength=classes) for labels in (real, asked))
+    return (often / seldom)[asked]
 
 
 def _by_class(features: Model, shown: Tensor, labels: list[int] | None) -> dict[str, float]:

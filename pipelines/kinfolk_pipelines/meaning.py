@@ -13,11 +13,17 @@ class Meaning:
 
 
 MEANING = {
-    "fd_local": Meaning("Fréchet distance to the train split on features of a local classifier; not FID.", "lower"),
+    "fd_local": Meaning(
+        "Fréchet distance to the train split on features of a local classifier, each class counted as often as there; "
+        "not FID.",
+        "lower",
+    ),
     "fd_local_test": Meaning(
         "The same distance for the real test split: what a perfect model would reach, up to sample size.", None
     ),
-    "kd_local": Meaning("Kernel distance (unbiased, cubic) to the train split on the same features.", "lower"),
+    "kd_local": Meaning(
+        "Kernel distance (unbiased, cubic) to the train split on the same features, classes counted alike.", "lower"
+    ),
     "precision": Meaning("Share of samples inside the real data's 5-neighbour balls.", "higher"),
     "recall": Meaning("Share of real data inside the samples' 5-neighbour balls.", "higher"),
     "density": Meaning("Real 5-neighbour balls a sample lies in, over 5; may exceed 1.", "higher"),

@@ -45,6 +45,35 @@ def test_statistics_are_the_unbiased_moments() -> None:
     assert fit.count == 50
 
 
+def test_a_row_of_weight_two_counts_as_two_and_one_of_none_not_at_all() -> None:
+    x = draw(20, 4, "moments")
+    weight = torch.arange(20) % 3
+    fit, again = FeatureStatistics.of(x, weight), FeatureStatistics.of(x.repeat_interleave(weight, 0))
+    assert torch.allclose(fit.mean, again.mean)
+    biased = [each.covariance * factor for each, factor in ((fit, unbiased(weight)), (again, 1 - 1 / again.count))]
+    assert torch.allclose(*biased)
+    whole = FeatureStatistics.of(x)
+    assert torch.allclose(FeatureStatistics.of(x, torch.full((20,), 7.0)).covariance, whole.covariance, rtol=1e-12)
+
+
+def unbiased(weight: Tensor) -> Tensor:
+    """What makes the covariance of independent rows free of bias: 1 less the sum of squared shares."""
+    return 1 - (weight / weight.sum()).square().sum()
+
+
+def test_the_weighted_covariance_is_right_on_average() -> None:
+    weight = torch.tensor([5.0, 1.0, 1.0, 1.0])
+    values = torch.stack([FeatureStatistics.of(draw(4, 1, str(i)), weight).covariance[0, 0] for i in range(2000)])
+    assert abs(float(values.mean()) - 1) < 3 * float(values.std()) / 2000**0.5
+    assert float(values.std()) < 3  # so that the mean is told from that of a division by N - 1, 0.75
+
+
+@pytest.mark.parametrize("weight", [torch.ones(3), torch.tensor([1.0, -1, 1, 1]), torch.tensor([0.0, 0, 0, 9])])
+def test_weights_that_are_none_are_refused(weight: Tensor) -> None:
+    with pytest.raises(DataError, match="weight must be 4 numbers of 0 or more"):
+        FeatureStatistics.of(torch.zeros(4, 2), weight)
+
+
 @pytest.mark.parametrize("rows", [200, 10])
 def test_a_set_is_at_distance_zero_from_itself(rows: int) -> None:
     x = draw(rows, 16, "self")  # ten rows leave six directions without variance

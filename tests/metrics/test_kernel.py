@@ -34,6 +34,18 @@ def test_shifted_gaussian_averages_to_the_closed_form() -> None:
     assert standard_error < 1
 
 
+def test_samples_count_their_weight() -> None:
+    """Over all pairs but those of a row with itself, as by hand."""
+    x, y, weight = normal(5, 2, "x"), normal(4, 2, "y"), torch.tensor([3.0, 0.0, 1.0, 1.0], dtype=torch.float64)
+    pairs = weight[:, None] * weight * (1 - torch.eye(4))
+    among_y = (pairs * cubic_kernel(y, y)).sum() / pairs.sum()
+    among_x = (cubic_kernel(x, x) * (1 - torch.eye(5))).sum() / 20
+    across = (cubic_kernel(x, y) * weight).sum() / (5 * weight.sum())
+    assert kernel_distance(x, y, weight) == pytest.approx(float(among_x + among_y - 2 * across), rel=1e-12)
+    with pytest.raises(DataError, match="weight must be 4"):
+        kernel_distance(x, y, weight[:3])
+
+
 def test_kernel_is_that_of_kid() -> None:
     from torchmetrics.image.kid import poly_kernel
 

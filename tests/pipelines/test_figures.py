@@ -24,6 +24,7 @@ from kinfolk.contract import (
 from kinfolk.data.modes import Mixture, Stack
 from kinfolk.data.source import TensorSource
 from kinfolk.errors import ConfigError, DataError
+from kinfolk.metrics.frechet import FeatureStatistics, frechet_distance
 from kinfolk.metrics.kernel import kernel_distance
 from kinfolk.metrics.likelihood import likelihood_figures
 from kinfolk.metrics.manifold import manifold_scores
@@ -129,6 +130,19 @@ def test_the_train_split_replayed_is_perfect(data, bank):
     assert found["fd_local"] == pytest.approx(0, abs=1e-6)
     assert found["kd_local"] == pytest.approx(kernel_distance(bank.flatten(1), bank.flatten(1)), rel=1e-4)
     assert found["fd_local_test"] == pytest.approx(16 * STEP**2, rel=1e-3)  # a shift: |difference of means|^2
+
+
+def test_a_class_counts_as_often_as_the_data_has_it_and_not_as_it_was_asked_for(data, bank):
+    """Every class is asked for as often; of the data, half is of the first."""
+    x, label = pictures(0)
+    rows = torch.cat([(label == 0).nonzero().flatten().repeat(CLASSES - 1), (label != 0).nonzero().flatten()])
+    uneven = TensorSource(SPEC, x[rows], label[rows])
+    split = SimpleNamespace(spec=SPEC, source=lambda _: uneven)
+    found = of(replaying(bank), split)
+    assert found["fd_local"] == pytest.approx(0, abs=2e-3)
+    as_learned, as_asked = bank.flatten(1)[rows], bank.flatten(1)
+    assert frechet_distance(FeatureStatistics.of(as_learned), FeatureStatistics.of(as_asked)) > 0.02
+    assert found["kd_local"] < 0.001 < 0.004 < kernel_distance(as_learned, as_asked)
 
 
 def test_one_picture_again_and_again_has_precision_and_nothing_else(data, bank):

@@ -40,6 +40,19 @@ def checked_pair(reference: Tensor, samples: Tensor, least: int = 2) -> tuple[Te
     return reference, samples
 
 
+def shares(rows: int, weight: Tensor | None) -> Tensor:
+    """What each row counts, of 1 in all; without ``weight`` (N,) every row the same. -> (N,) float64
+
+    Raises:
+        DataError: ``weight`` is of another length, holds what is no weight, or leaves less than two rows.
+    """
+    if weight is None:
+        return torch.full((rows,), 1 / rows, dtype=torch.float64)
+    if weight.shape != (rows,) or not bool((weight.isfinite() & (weight >= 0)).all()) or int((weight > 0).sum()) < 2:
+        raise DataError(f"weight must be {rows} numbers of 0 or more, two of them above 0, got {tuple(weight.shape)}.")
+    return weight.double() / weight.double().sum()
+
+
 def same_space(reference_dims: int, sample_dims: int) -> None:
     """Refuse to compare features of different networks.
 

@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from kinfolk.metrics.features import checked, same_space
+from kinfolk.metrics.features import checked, same_space, shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,20 +18,21 @@ class FeatureStatistics:
     """A Gaussian fit of features, small enough to keep for a reference set."""
 
     mean: Tensor  # (D,) float64
-    covariance: Tensor  # (D, D) float64, divided by N - 1
+    covariance: Tensor  # (D, D) float64, free of bias
     count: int  # N
 
     @classmethod
-    def of(cls, features: Tensor) -> Self:
-        """Mean and covariance of ``features``. (N, D)
+    def of(cls, features: Tensor, weight: Tensor | None = None) -> Self:
+        """Mean and covariance of ``features``, of which each row counts its ``weight``, or 1. (N, D), (N,)
 
         Raises:
-            DataError: fewer than two rows, or a value that is not finite.
+            DataError: fewer than two rows, a value that is not finite, or weights that are none.
         """
         features = checked("features", features)
-        mean = features.mean(0)
+        share = shares(len(features), weight).to(features.device)
+        mean = share @ features
         centred = features - mean
-        return cls(mean, centred.T @ centred / (len(features) - 1), len(features))
+        return cls(mean, centred.T @ (share[:, None] * centred) / (1 - share.square().sum()), len(features))
 
 
 def _root(covariance: Tensor) -> Tensor:

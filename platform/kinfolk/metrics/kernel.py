@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kinfolk.errors import ConfigError
-from kinfolk.metrics.features import BLOCK_ELEMENTS, checked_pair
+from kinfolk.metrics.features import BLOCK_ELEMENTS, checked_pair, shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,25 +28,29 @@ def cubic_kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.T / x.shape[1] + 1).pow(3)
 
 
-def _kernel_sum(x: Tensor, y: Tensor) -> Tensor:
+def _kernel_mean(x: Tensor, of_x: Tensor, y: Tensor, of_y: Tensor) -> Tensor:
+    """Mean kernel over all pairs, a row of x and one of y counting the product of their shares (N,), (M,)."""
     rows = max(1, BLOCK_ELEMENTS // len(y))
-    return torch.stack([cubic_kernel(part, y).sum() for part in x.split(rows)]).sum()
+    parts = zip(x.split(rows), of_x.split(rows), strict=True)
+    return torch.stack([share @ cubic_kernel(part, y) @ of_y for part, share in parts]).sum()
 
 
-def _off_diagonal_mean(x: Tensor) -> Tensor:
-    diagonal = (x.square().sum(1) / x.shape[1] + 1).pow(3).sum()
-    return (_kernel_sum(x, x) - diagonal) / (len(x) * (len(x) - 1))
+def _off_diagonal_mean(x: Tensor, of_x: Tensor) -> Tensor:
+    diagonal = of_x.square() @ (x.square().sum(1) / x.shape[1] + 1).pow(3)
+    return (_kernel_mean(x, of_x, x, of_x) - diagonal) / (1 - of_x.square().sum())
 
 
-def kernel_distance(reference: Tensor, samples: Tensor) -> float:
+def kernel_distance(reference: Tensor, samples: Tensor, weight: Tensor | None = None) -> float:
     """Unbiased squared MMD over all pairs; zero on average when the two agree, so it may be negative. (N, D), (M, D)
 
+    Each sample counts its ``weight`` (M,), or 1.
+
     Raises:
-        DataError: fewer than two rows, values that are not finite, or another D.
+        DataError: fewer than two rows, values that are not finite, another D, or weights that are none.
     """
     x, y = checked_pair(reference, samples)
-    across = _kernel_sum(x, y) / (len(x) * len(y))
-    return float(_off_diagonal_mean(x) + _off_diagonal_mean(y) - 2 * across)
+    of_x, of_y = shares(len(x), None).to(x.device), shares(len(y), weight).to(y.device)
+    return float(_off_diagonal_mean(x, of_x) + _off_diagonal_mean(y, of_y) - 2 * _kernel_mean(x, of_x, y, of_y))
 
 
 def kernel_distance_on_subsets(
