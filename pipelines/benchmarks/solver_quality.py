@@ -1,9 +1,9 @@
 """What each solver makes of one trained network: fd_local against network evaluations, and the ratios to expect.
 
 The ratios are those of the papers on CIFAR-10 (DDIM, Table 1; DPM-Solver++; EDM), asked of the model's own data. Every
-solver draws from the same seeds, as many samples of each class, its estimates kept within the data's range where they
-are samples and not latents.
-Sets of 1,000 samples that one solver draws from two seeds differ by a quarter in fd_local: use 5,000 or more.
+solver draws from the same seeds, as many samples of each class (which count as often as the data has them), its
+estimates kept within the data's range where they are samples and not latents.
+Small sets say little, as fd_local falls with their size and differs between seeds: use 5,000 samples or more.
 Run after training: python pipelines/benchmarks/solver_quality.py mnist-edm mnist-ddpm-unet --samples 5000
 Some rows only:     python pipelines/benchmarks/solver_quality.py mnist-edm --rows "DDIM 20" "DPM-Solver++(2M) 10"
 Networks in bfloat16, every row alike, cost half the time: --bfloat16
