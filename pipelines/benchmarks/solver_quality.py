@@ -38,6 +38,7 @@ RUNS: Mapping[str, Mapping[str, Any]] = {
     "Heun 18": {"solver": "heun", "steps": 18},
     "Heun 18, churn 4": {"solver": "heun", "steps": 18, "churn": 4.0, "churn_low": 0.05, "churn_high": 50.0},
     "Heun 18, eta 1": {"solver": "heun", "steps": 18, "eta": 1.0},
+    "Heun 18, eta 1, to 0.02": {"solver": "heun", "steps": 18, "eta": 1.0, "sigma_min": 0.02},
     "DPM-Solver++(2M) 10": {"solver": "dpmpp_2m", "steps": 10},
     "DPM-Solver++(2M) 20": {"solver": "dpmpp_2m", "steps": 20},
     "SDE-DPM-Solver++(2M) 10": {"solver": "dpmpp_2m", "steps": 10, "eta": 1.0},
@@ -50,6 +51,7 @@ BARS = (  # (a, b, largest fd_local of a over that of b)
     ("Heun 18", "DDPM 1000", 1.0),
     ("Heun 18, churn 4", "DDPM 1000", 1.0),
     ("Heun 18, eta 1", "DDPM 1000", 1.0),
+    ("Heun 18, eta 1, to 0.02", "DDPM 1000", 1.0),
 )
 
 

@@ -49,7 +49,7 @@ def _basis(
     loaded: Loaded, data: Dataset, evaluation: Evaluation, metrics: Mapping[str, float], learned: Sequence[int]
 ) -> dict[str, str]:
     """What the figures rest on, in words: only of those that were measured, for others keep theirs."""
-    basis = {"data": f"{data.name} {data.digest}", "classes": learned_classes(learned)}
+    basis = {"data": f"{data.name} {data.digest}", "classes": learned_classes(learned, loaded.model.spec.classes)}
     if "nfe" in metrics:
         basis["samples"] = str(evaluation.samples)
         basis["options"] = ", ".join(f"{key}={value}" for key, value in evaluation.options.items()) or "the model's own"

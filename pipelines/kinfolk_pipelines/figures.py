@@ -93,9 +93,10 @@ def check(model: Model, evaluation: Evaluation) -> None:
         raise ConfigError(f"This {name} model draws no samples: leave evaluation.options (--set) out.")
 
 
-def learned_classes(learned: Sequence[int]) -> str:
-    """The classes of ``keep_labels``, which figures are measured against, in words."""
-    return ", ".join(map(str, sorted(learned))) or "all"
+def learned_classes(learned: Sequence[int], classes: int | None) -> str:
+    """The classes of ``keep_labels``, which figures are measured against, of so many ``classes``, in words."""
+    some = sorted(set(learned))
+    return ", ".join(map(str, some)) if 0 < len(some) < (classes or 0) else "all"
 
 
 def even_labels(model: Model, n: int, learned: Sequence[int] = ()) -> list[int] | None:

@@ -27,7 +27,8 @@ def on_features(
     """
     shown = as_shown(samples, train.spec)
     reference = train.batch(_REFERENCE_SEED, 0, min(len(train), _REFERENCE_ROWS))
-    weight = None if labels is None else _as_often(reference.label, torch.tensor(labels))
+    asked = None if labels is None else torch.tensor(labels)
+    weight = None if asked is None else _as_often(reference.label, asked)
     real = encoded(features, reference.x)
     held_out = encoded(features, test.take(0, min(len(test), _REFERENCE_ROWS)).x)
     drawn = encoded(features, shown)
@@ -37,7 +38,7 @@ def on_features(
     metrics = {
         "fd_local": frechet_distance(statistics, FeatureStatistics.of(drawn, weight)),
         "fd_local_test": frechet_distance(statistics, FeatureStatistics.of(held_out)),
-        "kd_local": kernel_distance(real, drawn, weight),
+        "kd_local": kernel_distance(real, drawn, weight, asked),
         "precision": scores.precision,
         "recall": scores.recall,
         "density": scores.density,

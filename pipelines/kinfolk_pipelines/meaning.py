@@ -22,7 +22,7 @@ MEANING = {
         "The same distance for the real test split: what a perfect model would reach, up to sample size.", None
     ),
     "kd_local": Meaning(
-        "Kernel distance (unbiased, cubic) to the train split on the same features, classes counted alike.", "lower"
+        "Kernel distance (unbiased, cubic) to the train split on the same features and by the same count.", "lower"
     ),
     "precision": Meaning("Share of samples inside the real data's 5-neighbour balls.", "higher"),
     "recall": Meaning("Share of real data inside the samples' 5-neighbour balls.", "higher"),

@@ -37,7 +37,7 @@ _RESTS_ON = {  # entries of the basis that may differ between models
     "options": "How samples were drawn.",
     "likelihood": "What log-probabilities and evidence bounds rest on; compared where it is the same.",
     "importance_bound": "What the tighter bound rests on; compared where it is the same.",
-    "against": "The data that ought to look strange.",
+    "against": "The data that ought to look strange; compared where it is the same.",
     "mode_rule": "How modes are counted; compared where it is the same.",
 }
 

@@ -225,7 +225,7 @@ def _taken(search: _Search, leader: Trial) -> Version:
     version = register_trained(settings, as_trained, name, leader.run_id, model, figures, tuple(leader.alarms))
     basis = {
         "data": f"{planned.base.data.name} {planned.base.data.digest}",
-        "classes": learned_classes(planned.base.recipe.keep_labels),
+        "classes": learned_classes(planned.base.recipe.keep_labels, model.spec.classes),
         "samples": str(planned.sweep.evaluation_samples),
     }
     registry.log_model_metrics(settings.tracking, version, {}, basis=basis)

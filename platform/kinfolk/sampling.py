@@ -135,7 +135,7 @@ def given(request: SampleRequest, spec: DataSpec, x: Tensor) -> SampleRequest:
     """``request`` for samples that are made from ``x``. (N, *)
 
     Raises:
-        RequestError: there is not one picture for each sample, or it holds values that no data has.
+        RequestError: there is not one picture for each sample, or it holds what is not finite or no token.
     """
     _check_rows(x, (len(request.seeds), *spec.shape))
     _check_values(spec, x)
@@ -146,8 +146,8 @@ def completing(request: SampleRequest, spec: DataSpec, x: Tensor, mask: Tensor) 
     """``request`` for samples that hold ``x`` where ``mask`` is 1; no more of it is looked at. (N, *), (N, *) or (*)
 
     Raises:
-        RequestError: there is not one picture for each sample, or what is given of it is no data, or a mask of another
-            shape or with other values.
+        RequestError: there is not one picture for each sample, or what is given of it is not finite or no token, or a
+            mask is of another shape or with other values.
     """
     wanted = (len(request.seeds), *spec.shape)
     if tuple(mask.shape) not in (wanted, wanted[1:]):

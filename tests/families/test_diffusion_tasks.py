@@ -10,6 +10,8 @@ import torch
 from kinfolk import sampling
 from kinfolk.contract import Batch, DataSpec, Progress, RequestError, SampleRequest, SamplerState
 from kinfolk.rng import generator, row_between
+from kinfolk.serving.prices import Prices
+from kinfolk.serving.scheduling import Speed
 from kinfolk.training.state import build
 from kinfolk_families._shared.network_config import MlpConfig, UNetConfig
 from kinfolk_families._shared.noise import noise_between, per_row
@@ -325,7 +327,7 @@ def test_denoise_is_differentiable_in_a_trainable_copy():
         ("denoise", {"x": torch.zeros(1, 2), "options": Options(noise_level=0.002)}, "noise_level"),
         ("denoise", {"x": torch.zeros(1, 2), "options": Options(noise_level=0.5, sigma_min=0.5)}, "noise_level"),
         ("sample", {"options": Options(sigma_min=0.001)}, "sigma_min"),
-        ("sample", {"options": Options(sigma_min=80.0)}, "sigma_min"),
+        ("sample", {"options": Options(sigma_min=79.99)}, "sigma_min"),
         ("interpolate", {}, "seed_to"),
         ("interpolate", {"seed_to": torch.tensor([4])}, "weight"),
     ],
@@ -348,4 +350,5 @@ def test_a_row_guided_in_an_interval_makes_the_evaluations_it_promised(start):
     *calls, _ = sampling.trajectory(tasks, given, start)
     made = [int(state.cost.sum()) for state in calls]
     assert sampling.evaluations(tasks, given, start) == sum(made)
+    assert Prices(tasks, Speed(8)).of(given, start) == sum(made) / 2  # what admission is told of each row
     assert set(made) == {2, 4}

@@ -46,6 +46,25 @@ def test_samples_count_their_weight() -> None:
         kernel_distance(x, y, weight[:3])
 
 
+def test_samples_of_as_many_of_each_class_average_to_zero() -> None:
+    """Of classes at -3, 0 and 3 that are 1/2, 1/4 and 1/4 of the data, 4, 4 and 2 samples are drawn."""
+    asked = torch.tensor([0] * 4 + [1] * 4 + [2] * 2)
+    weight = torch.tensor([0.5 / 4, 0.25 / 4, 0.25 / 2])[asked]
+    values = []
+    for i in range(400):
+        drawn = torch.multinomial(torch.tensor([0.5, 0.25, 0.25]), 20, replacement=True, generator=generator("of", i))
+        x, y = (normal(len(of), 1, name, i) + 3.0 * (of[:, None] - 1) for name, of in (("x", drawn), ("y", asked)))
+        values.append([kernel_distance(x, y, weight, stratum) for stratum in (asked, None)])
+    mean, error = torch.tensor(values).mean(0), torch.tensor(values).std(0) / 400**0.5
+    assert abs(mean[0]) < 3 * error[0]
+    assert mean[1] < -5 * error[1]  # as if drawn independently, pairs of one class would be too few
+
+
+def test_strata_change_nothing_where_there_is_one() -> None:
+    x, y = normal(9, 2, "x"), normal(7, 2, "y")
+    assert kernel_distance(x, y, stratum=torch.zeros(7)) == pytest.approx(kernel_distance(x, y), rel=1e-9)
+
+
 def test_kernel_is_that_of_kid() -> None:
     from torchmetrics.image.kid import poly_kernel
 

@@ -29,7 +29,7 @@ from kinfolk.metrics.kernel import kernel_distance
 from kinfolk.metrics.likelihood import likelihood_figures
 from kinfolk.metrics.manifold import manifold_scores
 from kinfolk_pipelines import figures
-from kinfolk_pipelines.figures import measure
+from kinfolk_pipelines.figures import learned_classes, measure
 from kinfolk_pipelines.figures_on_modes import on_modes, rule
 from kinfolk_pipelines.meaning import MEANING
 
@@ -128,7 +128,9 @@ def test_the_train_split_replayed_is_perfect(data, bank):
     assert found["density"] == pytest.approx(1, abs=0.05)  # each ball holds 5, fewer where distances are equal
     assert found["classes_covered"] == CLASSES
     assert found["fd_local"] == pytest.approx(0, abs=1e-6)
-    assert found["kd_local"] == pytest.approx(kernel_distance(bank.flatten(1), bank.flatten(1)), rel=1e-4)
+    asked = torch.arange(ROWS) % CLASSES
+    expected = kernel_distance(bank.flatten(1), bank.flatten(1), stratum=asked)
+    assert found["kd_local"] == pytest.approx(expected, rel=1e-4)
     assert found["fd_local_test"] == pytest.approx(16 * STEP**2, rel=1e-3)  # a shift: |difference of means|^2
 
 
@@ -142,7 +144,15 @@ def test_a_class_counts_as_often_as_the_data_has_it_and_not_as_it_was_asked_for(
     assert found["fd_local"] == pytest.approx(0, abs=2e-3)
     as_learned, as_asked = bank.flatten(1)[rows], bank.flatten(1)
     assert frechet_distance(FeatureStatistics.of(as_learned), FeatureStatistics.of(as_asked)) > 0.02
-    assert found["kd_local"] < 0.001 < 0.004 < kernel_distance(as_learned, as_asked)
+    assert abs(found["kd_local"]) < 0.003 < 0.004 < kernel_distance(as_learned, as_asked)
+
+
+@pytest.mark.parametrize(
+    ("learned", "classes", "words"),
+    [((), 10, "all"), ((8, 0, 8), 10, "0, 8"), ((2, 1, 0), 3, "all"), ((), None, "all")],
+)
+def test_classes_learned_are_told_in_order_and_all_of_them_as_all(learned, classes, words):
+    assert learned_classes(learned, classes) == words
 
 
 def test_one_picture_again_and_again_has_precision_and_nothing_else(data, bank):

@@ -150,6 +150,8 @@ def test_the_best_trial_is_registered_with_its_lineage_and_figures(run, sweeps):
     from kinfolk_pipelines.models import load_model
 
     loaded = load_model(sweeps, "ring-blob")
+    assert loaded.version.basis["classes"] == "all"
+    assert loaded.version.basis["data"] == f"ring {loaded.version.lineage.data_digest}"
     assert loaded.recipe["model"]["optimizer"]["lr"] == 0.01
     assert loaded.recipe["model"]["dequantise"] == 0.1
     assert loaded.recipe["training"]["samples"] == 64

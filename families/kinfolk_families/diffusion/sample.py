@@ -156,7 +156,7 @@ def _columns(options: Options) -> Mapping[str, float | bool | int]:
         "guidance_low": options.guidance_low,
         "guidance_high": _or_infinite(options.guidance_high),
         "clamp": options.clamp,
-        "bottom": options.sigma_min or 0.0,
+        "bottom": lowest_of(options),
     }
 
 
@@ -170,6 +170,11 @@ def _settings(carry: Mapping[str, Tensor]) -> Settings:
 
 def _guidance(carry: Mapping[str, Tensor]) -> Guidance:
     return Guidance(carry["guidance"], carry["guidance_low"], carry["guidance_high"])
+
+
+def lowest_of(options: Options) -> float:
+    """The noise level at which the last step is asked to start, of a solver that reads it; 0: the model's lowest."""
+    return options.sigma_min or 0.0 if SOLVERS[options.solver].smooth else 0.0
 
 
 def options_of(request: SampleRequest) -> Options:

@@ -108,8 +108,9 @@ def heun(at: Stage) -> Update:
 
     With eta the step is DDIM's, noise and all, and its correction that of a denoised estimate which changes evenly in
     ln(sigma): an exponential integrator of the SDE, as in Gonzalez et al., 2023 (SEEDS),
-    https://arxiv.org/abs/2305.14267. A step is about twice as long then, too long for the trapezoid in sigma. Of
-    Gaussian data 18 steps make the standard deviation 10 % too small, 35 steps 3 %.
+    https://arxiv.org/abs/2305.14267. A step is about twice as long then, too long for the trapezoid in sigma. With
+    eta 1 and EDM's levels 18 steps make the standard deviation of Gaussian data of 0.3 to 2 too small by 11 to 7 %,
+    35 steps by 4 to 2 %. As eta falls to 0 the correction does not become that of algorithm 2.
     """
     keep, noise = _kept(at)
     change = torch.where(at.eta > 0, 1 + (1 - keep) / keep.log(), (1 / keep - 1) / 2)

@@ -16,9 +16,10 @@ from kinfolk_families._shared.labels import device_of
 from kinfolk_families._shared.noise import per_row
 from kinfolk_families.diffusion.likelihood import ProbabilityFlow
 from kinfolk_families.diffusion.model import Adapted, Diffusion
-from kinfolk_families.diffusion.sample import Sampler, options_of
+from kinfolk_families.diffusion.sample import Sampler, lowest_of, options_of
 
 ANOMALY_DRAWS = 16  # noise levels, the same for every row, at which it is denoised
+APART = 1.001  # ratio of a run's first level to its last, at least: solvers divide by its logarithm
 Start = Callable[[SampleRequest], SamplerState]
 
 
@@ -89,7 +90,7 @@ def _start(
 
 def _restore(module: Diffusion | Adapted, sampler: Sampler, request: SampleRequest) -> SamplerState:
     options, (lowest, highest) = options_of(request), module.preconditioner.ends
-    level, lowest = options.noise_level, max(lowest, options.sigma_min or 0.0)
+    level, lowest = options.noise_level, APART * max(lowest, lowest_of(options))
     if not lowest < level <= highest:
         raise RequestError("noise_level", f"noise_level={level}: use more than {lowest:g} and at most {highest:g}.")
     return _start(module, sampler.restore, request, ("x",))
@@ -100,9 +101,9 @@ def _check(module: Diffusion | Adapted, request: SampleRequest) -> None:
     if most is not None and options.steps > most:
         raise RequestError("steps", f"steps={options.steps}: this model knows {most} noise levels. Use 1 to {most}.")
     lowest, highest = module.preconditioner.ends
-    if options.sigma_min is not None and not lowest <= options.sigma_min < highest:
+    if options.sigma_min is not None and not lowest <= options.sigma_min < highest / APART:
         raise RequestError(
-            "sigma_min", f"sigma_min={options.sigma_min}: use {lowest:g} or more and less than {highest:g}."
+            "sigma_min", f"sigma_min={options.sigma_min}: use {lowest:g} or more and less than {highest / APART:g}."
         )
     if options.guidance != 1 and not (module.classes and module.config.label_dropout):
         raise RequestError(

@@ -49,7 +49,9 @@ def shares(rows: int, weight: Tensor | None) -> Tensor:
     if weight is None:
         return torch.full((rows,), 1 / rows, dtype=torch.float64)
     if weight.shape != (rows,) or not bool((weight.isfinite() & (weight >= 0)).all()) or int((weight > 0).sum()) < 2:
-        raise DataError(f"weight must be {rows} numbers of 0 or more, two of them above 0, got {tuple(weight.shape)}.")
+        raise DataError(
+            f"weight must be {rows} numbers of 0 or more, two of them above 0. Ask for classes of the data."
+        )
     return weight.double() / weight.double().sum()
 
 

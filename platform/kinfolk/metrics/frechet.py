@@ -18,7 +18,7 @@ class FeatureStatistics:
     """A Gaussian fit of features, small enough to keep for a reference set."""
 
     mean: Tensor  # (D,) float64
-    covariance: Tensor  # (D, D) float64, free of bias
+    covariance: Tensor  # (D, D) float64, free of bias where rows are drawn independently
     count: int  # N
 
     @classmethod

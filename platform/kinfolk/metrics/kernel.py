@@ -28,29 +28,44 @@ def cubic_kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.T / x.shape[1] + 1).pow(3)
 
 
-def _kernel_mean(x: Tensor, of_x: Tensor, y: Tensor, of_y: Tensor) -> Tensor:
-    """Mean kernel over all pairs, a row of x and one of y counting the product of their shares (N,), (M,)."""
+def _kernel_sum(x: Tensor, of_x: Tensor, y: Tensor, of_y: Tensor) -> Tensor:
+    """Kernel times shares (N,), (M,), summed over all pairs of a row of x and one of y."""
     rows = max(1, BLOCK_ELEMENTS // len(y))
     parts = zip(x.split(rows), of_x.split(rows), strict=True)
     return torch.stack([share @ cubic_kernel(part, y) @ of_y for part, share in parts]).sum()
 
 
-def _off_diagonal_mean(x: Tensor, of_x: Tensor) -> Tensor:
+def _of_other_rows(x: Tensor, of_x: Tensor) -> Tensor:
+    """Sum of kernel times shares over pairs of different rows, as large as if a row paired with itself like any."""
     diagonal = of_x.square() @ (x.square().sum(1) / x.shape[1] + 1).pow(3)
-    return (_kernel_mean(x, of_x, x, of_x) - diagonal) / (1 - of_x.square().sum())
+    whole = of_x.sum().square()
+    return (_kernel_sum(x, of_x, x, of_x) - diagonal) * whole / (whole - of_x.square().sum())
 
 
-def kernel_distance(reference: Tensor, samples: Tensor, weight: Tensor | None = None) -> float:
+def _of_strata(x: Tensor, of_x: Tensor, stratum: Tensor) -> Tensor:
+    """The same of rows that were drawn so many of each stratum: within one, pairs of different rows stand for all."""
+    total = _kernel_sum(x, of_x, x, of_x)
+    for rows in (stratum == each for each in stratum.unique()):
+        if int((of_x[rows] > 0).sum()) > 1:
+            total += _of_other_rows(x[rows], of_x[rows]) - _kernel_sum(x[rows], of_x[rows], x[rows], of_x[rows])
+    return total
+
+
+def kernel_distance(
+    reference: Tensor, samples: Tensor, weight: Tensor | None = None, stratum: Tensor | None = None
+) -> float:
     """Unbiased squared MMD over all pairs; zero on average when the two agree, so it may be negative. (N, D), (M, D)
 
-    Each sample counts its ``weight`` (M,), or 1.
+    Each sample counts its ``weight`` (M,), or 1. ``stratum`` (M,) int64 is what a number of samples was asked for each
+    of, such as a class: two samples or more of each, or the estimate is biased.
 
     Raises:
         DataError: fewer than two rows, values that are not finite, another D, or weights that are none.
     """
     x, y = checked_pair(reference, samples)
     of_x, of_y = shares(len(x), None).to(x.device), shares(len(y), weight).to(y.device)
-    return float(_off_diagonal_mean(x, of_x) + _off_diagonal_mean(y, of_y) - 2 * _kernel_mean(x, of_x, y, of_y))
+    among_y = _of_other_rows(y, of_y) if stratum is None else _of_strata(y, of_y, stratum.to(y.device))
+    return float(_of_other_rows(x, of_x) + among_y - 2 * _kernel_sum(x, of_x, y, of_y))
 
 
 def kernel_distance_on_subsets(
