@@ -40,13 +40,17 @@ RUNS: Mapping[str, Mapping[str, Any]] = {
     "Heun 18, eta 1": {"solver": "heun", "steps": 18, "eta": 1.0},
     "Heun 18, eta 1, to 0.02": {"solver": "heun", "steps": 18, "eta": 1.0, "sigma_min": 0.02},
     "DPM-Solver++(2M) 10": {"solver": "dpmpp_2m", "steps": 10},
+    "DPM-Solver++(2M) 10, to 0.02": {"solver": "dpmpp_2m", "steps": 10, "sigma_min": 0.02},
     "DPM-Solver++(2M) 20": {"solver": "dpmpp_2m", "steps": 20},
     "SDE-DPM-Solver++(2M) 10": {"solver": "dpmpp_2m", "steps": 10, "eta": 1.0},
+    "SDE-DPM-Solver++(2M) 10, to 0.02": {"solver": "dpmpp_2m", "steps": 10, "eta": 1.0, "sigma_min": 0.02},
     "SDE-DPM-Solver++(2M) 18": {"solver": "dpmpp_2m", "steps": 18, "eta": 1.0},
 }
 BARS = (  # (a, b, largest fd_local of a over that of b)
     ("DPM-Solver++(2M) 10", "DDIM 20", 1.0),
+    ("DPM-Solver++(2M) 10, to 0.02", "DDIM 20", 1.0),
     ("SDE-DPM-Solver++(2M) 10", "DDIM 20", 1.0),
+    ("SDE-DPM-Solver++(2M) 10, to 0.02", "DDIM 20", 1.0),
     ("DDIM 50", "DDPM 1000", 1.5),
     ("Heun 18", "DDPM 1000", 1.0),
     ("Heun 18, churn 4", "DDPM 1000", 1.0),
