@@ -72,12 +72,16 @@ def test_a_local_cluster_listens_here_alone_and_asks_for_the_token(ray, tmp_path
     assert (tmp_path / "ray_token").is_file()
 
 
-def test_a_dashboard_port_taken_while_ray_starts_is_not_insisted_on(ray, tmp_path, monkeypatch):
+PORT_TAKEN = [ValueError("Failed to bind"), Exception("Failed to find a valid port for dashboard after 0 retries")]
+
+
+@pytest.mark.parametrize("error", PORT_TAKEN, ids=["before", "meanwhile"])
+def test_a_dashboard_port_taken_while_ray_starts_is_not_insisted_on(ray, tmp_path, monkeypatch, error):
     start, left = ray.init, [1]
 
     def init(**given):
         if left and left.pop():
-            raise ValueError("Failed to bind")
+            raise error
         return start(**given)
 
     monkeypatch.setattr(ray, "init", init)
@@ -85,8 +89,19 @@ def test_a_dashboard_port_taken_while_ray_starts_is_not_insisted_on(ray, tmp_pat
     ((_, seen),) = ray.asked
     assert url == seen["RAY_API_SERVER_ADDRESS"]
     left += [1, 1]
-    with pytest.raises(ConfigError, match="Ray does not start on this machine: Failed to bind"):
+    with pytest.raises(ConfigError, match="Ray does not start on this machine: Failed to"):
         connect(None, tmp_path)
+
+
+def test_ray_is_not_started_again_where_something_else_is_wrong(ray, tmp_path, monkeypatch):
+    def init(**given):
+        ray.asked.append(given)
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(OSError, match="No space left"):
+        connect(None, tmp_path)
+    assert len(ray.asked) == 1
 
 
 def test_tokens_are_on_from_the_import_of_ray(ray, tmp_path, monkeypatch, environment):

@@ -15,6 +15,7 @@ from kinfolk.errors import ConfigError
 _CONNECT_TIMEOUT_S = 5.0
 _LOOPBACK = "127.0.0.1"
 _DASHBOARD_PORT = 8265  # Ray's own choice
+_NO_PORT = "Failed to find a valid port for dashboard"  # Ray's words, where somebody took it a moment ago
 
 
 def write_token(path: Path) -> None:
@@ -131,7 +132,7 @@ def _started(ray: Any, cpus: int | None) -> Any:
     Ray Train asks the state API for its controller. Without an address it asks whichever cluster was noted on this
     machine last, waits where that one has gone, and takes placement groups away where it knows no such controller.
     """
-    reason: ValueError | None = None
+    reason: Exception | None = None
     for port in (free_port(_DASHBOARD_PORT), free_port()):
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{_LOOPBACK}:{port}"
         try:
@@ -144,7 +145,9 @@ def _started(ray: Any, cpus: int | None) -> Any:
                 log_to_driver=False,
                 logging_level="ERROR",
             )
-        except ValueError as error:  # Ray's word for a port that is taken
+        except Exception as error:  # of no class of its own where the dashboard itself finds its port taken
+            if not isinstance(error, ValueError) and _NO_PORT not in str(error):
+                raise
             reason = error
     raise ConfigError(f"Ray does not start on this machine: {reason}") from reason
 
