@@ -1,7 +1,7 @@
 """What do fewer steps cost? ``fd_local`` of a consistency model in 1, 2 and 4 steps beside its teacher's Heun 18.
 
 Measured as `kinfolk evaluate` does: Fréchet distance to the train split on the features of the data set's registered
-classifier, as many samples of each class, speed in batches of 64.
+classifier, as many samples of each class (which count as often as the data has them), speed in batches of 64.
 Two steps go through the level of the student's own sampler, or another that is given.
 Run after training: python pipelines/benchmarks/consistency_quality.py mnist-ect mnist-edm [SAMPLES [SEED [LEVEL]]]
 """
